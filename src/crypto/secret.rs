@@ -45,3 +45,8 @@ impl<const N: usize> fmt::Debug for Secret<N> {
         f.write_str("[redacted]")
     }
 }
+
+/// Compares in constant time; slices of different lengths differ.
+pub fn equal(a: &[u8], b: &[u8]) -> bool {
+    a.ct_eq(b).into()
+}

