@@ -1,1 +1,6 @@
-//! To be described.
+//! Views of IP packets. Bytes in, bytes out; knows neither peers nor devices.
+
+pub mod checksum;
+pub mod ecn;
+pub mod icmp;
+pub mod ip;
