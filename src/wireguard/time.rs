@@ -26,6 +26,15 @@ impl Instant {
     }
 }
 
+/// One moment on both clocks: what the control thread is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// For ages and timers.
+    pub now: Instant,
+    /// Wall-clock time since the Unix epoch: for TAI64N ([W] §5.1) and for the operator.
+    pub unix: Duration,
+}
+
 /// Returns `duration` in nanoseconds; 584 years at most.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

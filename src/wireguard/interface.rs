@@ -1,0 +1,929 @@
+//! The interface: our key, the peers, and every rule that needs to see more than one packet ([W] §3, §5, §6).
+//!
+//! One thread, the control thread, owns the [`Interface`] and feeds it: handshake messages, peers that asked for something, the time,
+//! edits. It takes out what is to be sent ([`Interface::poll_transmit`]) and the next moment to look at the timers
+//! ([`Interface::poll_timeout`]). The data path on other threads sees a [`View`]: routes, indices and peers, of which it needs no lock.
+//!
+//! ```text
+//! TUN → UDP   view.route(destination) → peer.reserve(n) (sequential) → seal (parallel) → send (in order) → peer.sent()
+//!             no session: peer.stage(packet), and the control thread goes on with it
+//! UDP → TUN   view.session(receiver) → keypair.open() (parallel) → accept counter, peer.opened(), view.admit() (in order) → write
+//!             a handshake message: Interface::handle_handshake()
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::allowed_ips::AllowedIps;
+use super::constants::{
+    INITIATION_INTERVAL, MAX_PEERS, MAX_TIMER_HANDSHAKES, UNDER_LOAD_QUEUE, UNDER_LOAD_STICKY,
+};
+use super::dropped::{Dropped, Drops};
+use super::endpoint::Endpoint;
+use super::index::{Entry, Table};
+use super::keypair::{Keypair, Role};
+use super::messages::{COOKIE_REPLY_LEN, INITIATION_LEN, Message, RESPONSE_LEN};
+use super::noise::{self, CreatedInitiation, Static, TransportKeys};
+use super::peer::{Ask, Peer, Staged};
+use super::ratelimiter::RateLimiter;
+use super::tai64n::Timestamp;
+use super::time::{Instant, Moment};
+use super::timers::Timer;
+use super::{constants, cookie};
+use crate::config::{AllowedIpEdit, Edit, PeerEdit, PeerSnapshot, Prefix, PresharedKey, Refused, Snapshot};
+use crate::crypto::random::Random;
+use crate::crypto::secret::Secret;
+use crate::crypto::x25519::{PrivateKey, PublicKey};
+use crate::packet::{ecn, ip};
+
+/// Sources that the rate limiter remembers at most (kernel `ratelimiter.c`: eight a bucket, 8192 buckets on a machine of over 1 GiB).
+const RATE_LIMITER_ENTRIES: usize = 8 * 8192;
+
+/// A peer as the value of a prefix; two are equal if they are the same peer.
+#[derive(Clone, Debug)]
+struct Route(Arc<Peer>);
+
+impl PartialEq for Route {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// What the data path needs to know of the interface: a consistent picture that never changes.
+#[derive(Clone, Debug)]
+pub struct View {
+    routes: AllowedIps<Route>,
+    table: Arc<Table>,
+}
+
+impl View {
+    /// Returns the peer that inner packets to `destination` go to ([W] §2).
+    pub fn route(&self, destination: IpAddr) -> Option<&Arc<Peer>> {
+        self.routes.lookup(destination).map(|Route(peer)| peer)
+    }
+
+    /// Returns the session that receives under `index`, with its peer.
+    pub fn session(&self, index: u32) -> Option<Arc<Entry>> {
+        self.table.lookup(index).filter(|entry| entry.keypair().is_some())
+    }
+
+    /// Checks an opened packet from `peer`, padding included, and returns its length without the padding.
+    ///
+    /// # Errors
+    /// Says why it must not reach the TUN device.
+    pub fn admit(&self, peer: &Arc<Peer>, packet: &mut [u8], outer_ecn: u8) -> Result<usize, Dropped> {
+        // Kernel `receive.c`, `wg_packet_consume_data_done`: version, then lengths, then ECN, then the source.
+        let inner = ip::inner(packet).map_err(|_| Dropped::InnerMalformed)?;
+        // RFC 6040 §4.2.
+        ecn::decapsulate(&mut packet[..inner.len], outer_ecn);
+        // [W] §2: "the source IP … must correspond" to the peer, in the table of the whole interface.
+        match self.routes.lookup(inner.source) {
+            Some(Route(owner)) if Arc::ptr_eq(owner, peer) => Ok(inner.len),
+            Some(_) | None => Err(Dropped::NotAllowedSource),
+        }
+    }
+}
+
+/// A datagram to send.
+#[derive(Debug)]
+pub struct Transmit {
+    /// Whom it is for; a cookie reply is for nobody known.
+    pub peer: Option<Arc<Peer>>,
+    /// Where to, and from which of our addresses.
+    pub to: Endpoint,
+    /// The outer DS field.
+    pub ds: u8,
+    /// The UDP payload.
+    pub datagram: Vec<u8>,
+}
+
+enum Output {
+    Transmit(Transmit),
+    /// Everything that was staged at this moment has been handed out.
+    Release(Arc<Peer>, Instant),
+}
+
+/// The initiation we sent last and wait for, if any.
+enum Handshake {
+    Idle,
+    Initiated { index: u32, created: Box<CreatedInitiation> },
+}
+
+/// The half of a peer that only the control thread sees.
+struct Control {
+    peer: Arc<Peer>,
+    psk: PresharedKey,
+    /// `DH(S_priv, peer)`, computed when first needed; the inner `None` is a key of low order.
+    static_static: Option<Option<Secret<32>>>,
+    cookie: cookie::Generator,
+    handshake: Handshake,
+    /// The greatest timestamp that an initiation of this peer carried ([W] §5.1).
+    latest_timestamp: Option<Timestamp>,
+    last_initiation_consumed: Option<Instant>,
+    last_timestamp_sent: Option<Timestamp>,
+    last_handshake: Option<Duration>,
+    allowed_ips: BTreeSet<Prefix>,
+    /// The moment in the schedule.
+    wake_up: Option<Instant>,
+}
+
+/// A WireGuard interface.
+pub struct Interface {
+    own: Option<Own>,
+    up: bool,
+    peers: BTreeMap<u32, Control>,
+    by_key: BTreeMap<PublicKey, u32>,
+    next_id: u32,
+    routes: AllowedIps<Route>,
+    table: Arc<Table>,
+    /// Tables that grew; other threads may see them for a while.
+    retired: Vec<Weak<Table>>,
+    /// Indices in use.
+    indices: usize,
+    /// Whether the view that was handed out last is out of date.
+    changed: bool,
+    schedule: BTreeSet<(Instant, u32)>,
+    outputs: VecDeque<Output>,
+    limiter: RateLimiter,
+    last_under_load: Option<Instant>,
+    drops: Arc<Drops>,
+    random: Box<dyn Random + Send>,
+}
+
+struct Own {
+    keys: Static,
+    checker: cookie::Checker,
+}
+
+impl Interface {
+    /// Returns an interface that is down and has neither key nor peers.
+    pub fn new(drops: Arc<Drops>, mut random: Box<dyn Random + Send>) -> Self {
+        let mut seed = [0; 16];
+        random.fill(&mut seed);
+        Self {
+            own: None,
+            up: false,
+            peers: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            next_id: 0,
+            routes: AllowedIps::new(),
+            table: Arc::new(Table::new(0)),
+            retired: Vec::new(),
+            indices: 0,
+            changed: false,
+            schedule: BTreeSet::new(),
+            outputs: VecDeque::new(),
+            limiter: RateLimiter::new(seed, RATE_LIMITER_ENTRIES),
+            last_under_load: None,
+            drops,
+            random,
+        }
+    }
+
+    // ---- what happens
+
+    /// Handles a handshake message from `from`, while `queued` more wait.
+    ///
+    /// # Errors
+    /// Says why it was dropped; it left no trace then.
+    pub fn handle_handshake(
+        &mut self,
+        datagram: &mut [u8],
+        from: Endpoint,
+        queued: usize,
+        moment: Moment,
+    ) -> Result<(), Dropped> {
+        let under_load = self.under_load(queued, moment.now);
+        if !self.up {
+            return Err(Dropped::Down);
+        }
+        match Message::parse(datagram) {
+            Some(Message::Initiation(message)) => {
+                self.admit_handshake(message, from, under_load, moment.now)?;
+                self.consume_initiation(message, from, moment)
+            }
+            Some(Message::Response(message)) => {
+                self.admit_handshake(message, from, under_load, moment.now)?;
+                self.consume_response(message, from, moment)
+            }
+            Some(Message::CookieReply(message)) => self.consume_cookie_reply(message, moment.now),
+            Some(Message::Data(_)) | None => Err(Dropped::Malformed),
+        }
+    }
+
+    /// Does what a peer's flags ask for.
+    pub fn handle_asked(&mut self, peer: &Arc<Peer>, moment: Moment) {
+        let asked = peer.take_asked();
+        let id = peer.id();
+        if !self.peers.get(&id).is_some_and(|control| Arc::ptr_eq(&control.peer, peer)) {
+            // Removed meanwhile.
+            self.drops.add(Dropped::NoPeer, peer.purge_staged());
+            return;
+        }
+        if asked(Ask::Confirm) {
+            self.promote(id, moment);
+        }
+        if asked(Ask::Rekey) {
+            self.initiate(id, Attempt::First, moment);
+        }
+        if asked(Ask::Flush) {
+            self.flush(id, moment);
+        }
+        self.reschedule(id);
+    }
+
+    /// Handles every timer that is due.
+    pub fn handle_timeout(&mut self, moment: Moment) {
+        while let Some(&(due, id)) = self.schedule.first().filter(|(due, _)| *due <= moment.now) {
+            self.schedule.remove(&(due, id));
+            if let Some(control) = self.peers.get_mut(&id) {
+                control.wake_up = None;
+                let peer = Arc::clone(&control.peer);
+                while let Some(timer) = peer.timers().take_due(moment.now) {
+                    self.expired(id, timer, moment);
+                }
+                self.reschedule(id);
+            }
+        }
+    }
+
+    /// Starts work: the sockets are open and the device is up (kernel `device.c`, `wg_open`).
+    pub fn up(&mut self, moment: Moment) {
+        if std::mem::replace(&mut self.up, true) {
+            return;
+        }
+        for id in self.ids() {
+            self.flush_staged(id, moment);
+            if self.peers[&id].peer.timers().persistent_keepalive() != 0 {
+                self.send_keepalive(id, moment);
+            }
+            self.reschedule(id);
+        }
+    }
+
+    /// Stops work: sessions are wiped, timers stopped, waiting packets dropped (kernel `device.c`, `wg_stop`).
+    pub fn down(&mut self) {
+        self.up = false;
+        self.outputs.clear();
+        for id in self.ids() {
+            self.forget_sessions(id);
+            let peer = Arc::clone(&self.peers[&id].peer);
+            self.drops.add(Dropped::Down, peer.purge_staged());
+            peer.timers().stop_all();
+            peer.reset_last_sent_handshake();
+            self.reschedule(id);
+        }
+    }
+
+    /// The machine slept: sessions and handshakes are wiped (kernel `device.c`, `wg_pm_notification`).
+    pub fn suspended(&mut self) {
+        for id in self.ids() {
+            self.forget_sessions(id);
+        }
+    }
+
+    /// Forgets the local addresses that datagrams leave by: the port or the mark changed (kernel `netlink.c`, `wg_set_device`).
+    pub fn clear_sources(&self) {
+        self.peers.values().for_each(|control| control.peer.clear_source());
+    }
+
+    // ---- what is wanted
+
+    /// Applies all edits or none. [`Edit::ListenPort`] and [`Edit::Fwmark`] are the device's business and skipped.
+    ///
+    /// # Errors
+    /// [`Refused::TooManyPeers`].
+    pub fn apply(&mut self, edits: &[Edit], moment: Moment) -> Result<(), Refused> {
+        let created = edits.iter().filter(|edit| matches!(edit, Edit::Peer(peer) if !peer.remove)).count();
+        if created > MAX_PEERS - self.peers.len().min(MAX_PEERS) && self.peers_after(edits) > MAX_PEERS {
+            return Err(Refused::TooManyPeers);
+        }
+        for edit in edits {
+            match edit {
+                Edit::PrivateKey(key) => self.set_private_key(key.as_ref()),
+                Edit::ListenPort(_) | Edit::Fwmark(_) => {}
+                Edit::ClearPeers => self.ids().into_iter().for_each(|id| self.remove_peer(id)),
+                Edit::Peer(edit) => self.edit_peer(edit, moment),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns configuration and counters; port and mark are the device's to fill in.
+    pub fn snapshot(&self) -> Snapshot {
+        let peers = self.peers.values().map(Control::snapshot).collect();
+        let private_key = self.own.as_ref().map(|own| own.keys.private().clone());
+        Snapshot { private_key, listen_port: 0, fwmark: 0, peers }
+    }
+
+    // ---- what follows
+
+    /// Returns the next datagram to send. Call it until there is none, sending each before the next call.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        loop {
+            match self.outputs.pop_front()? {
+                Output::Transmit(transmit) => return Some(transmit),
+                Output::Release(peer, now) => {
+                    if !peer.release() {
+                        // Packets came while the others were sent; they queue behind them.
+                        self.flush_now(&peer, now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns when [`Interface::handle_timeout`] is next to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.schedule.first().map(|&(due, _)| due)
+    }
+
+    /// Returns what the data path is to see if that has changed since the last call.
+    pub fn poll_view(&mut self) -> Option<View> {
+        std::mem::take(&mut self.changed).then(|| self.view())
+    }
+
+    /// Returns what the data path is to see.
+    pub fn view(&self) -> View {
+        View { routes: self.routes.clone(), table: Arc::clone(&self.table) }
+    }
+
+    /// Returns our public key, if a key is set.
+    pub fn public_key(&self) -> Option<&PublicKey> {
+        self.own.as_ref().map(|own| own.keys.public())
+    }
+
+    /// Returns the peer with this key.
+    pub fn peer(&self, key: &PublicKey) -> Option<&Arc<Peer>> {
+        self.by_key.get(key).map(|id| &self.peers[id].peer)
+    }
+
+    // ---- handshake messages in
+
+    /// mac1, and under load mac2 and the rate limit ([W] §5.3, §5.4.4; kernel `receive.c`, `wg_receive_handshake_packet`).
+    fn admit_handshake(
+        &mut self,
+        message: &[u8],
+        from: Endpoint,
+        under_load: bool,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        let own = self.own.as_mut().ok_or(Dropped::NoPrivateKey)?;
+        if !own.checker.check_mac1(message) {
+            return Err(Dropped::BadMac1);
+        }
+        if !under_load {
+            return Ok(());
+        }
+        if own.checker.check_mac2(message, from.addr, now) {
+            return match self.limiter.allow(from.addr.ip(), now) {
+                true => Ok(()),
+                false => Err(Dropped::RateLimited),
+            };
+        }
+        let sender = message[4..8].try_into().map(u32::from_le_bytes).map_err(|_| Dropped::Malformed)?;
+        let reply = own.checker.reply(message, from.addr, sender, now, self.random.as_mut());
+        self.outputs.push_back(Output::Transmit(Transmit {
+            peer: None,
+            to: from,
+            ds: constants::HANDSHAKE_DS,
+            datagram: reply.to_vec(),
+        }));
+        Err(Dropped::CookieSent)
+    }
+
+    /// Kernel `receive.c`: an eighth of the queue, and for a second after that.
+    fn under_load(&mut self, queued: usize, now: Instant) -> bool {
+        if queued >= UNDER_LOAD_QUEUE {
+            self.last_under_load = Some(now);
+        }
+        let sticky = self.last_under_load.is_some_and(|last| now.since(last) < UNDER_LOAD_STICKY);
+        if !sticky {
+            self.last_under_load = None;
+        }
+        sticky
+    }
+
+    fn consume_initiation(
+        &mut self,
+        message: &[u8; INITIATION_LEN],
+        from: Endpoint,
+        moment: Moment,
+    ) -> Result<(), Dropped> {
+        let own = self.own.as_ref().ok_or(Dropped::NoPrivateKey)?;
+        let opened = noise::open_initiation(&own.keys, message).ok_or(Dropped::BadInitiation)?;
+        let id = *self.by_key.get(opened.peer()).ok_or(Dropped::BadInitiation)?;
+        let control = self.peers.get_mut(&id).ok_or(Dropped::BadInitiation)?;
+        let static_static = control.static_static(&own.keys).ok_or(Dropped::BadInitiation)?;
+        let consumed = opened.authenticate(static_static).ok_or(Dropped::BadInitiation)?;
+        // [W] §5.1: "the responder keeps track of the greatest timestamp received per peer and discards" the others.
+        if control.latest_timestamp.is_some_and(|latest| consumed.timestamp() <= latest) {
+            return Err(Dropped::StaleInitiation);
+        }
+        // Kernel `noise.c`, `wg_noise_handshake_consume_initiation`: at most INITIATIONS_PER_SECOND.
+        let flood = control
+            .last_initiation_consumed
+            .is_some_and(|last| moment.now.since(last) < INITIATION_INTERVAL && moment.now >= last);
+        if flood {
+            return Err(Dropped::InitiationFlood);
+        }
+        // Success:
+        control.latest_timestamp = Some(consumed.timestamp());
+        control.last_initiation_consumed = Some(moment.now);
+        let peer = Arc::clone(&control.peer);
+        // [W] §2.1: before the response is sent, so that it goes to where the initiation came from.
+        peer.learn_endpoint(from);
+        self.respond(id, consumed, moment.now);
+        peer.count_received(INITIATION_LEN as u64);
+        let _ = peer.authenticated_received(moment.now);
+        self.reschedule(id);
+        Ok(())
+    }
+
+    /// Sends the response and begins the session that waits for its confirmation ([W] §5.4.3, §5.4.5).
+    fn respond(&mut self, id: u32, consumed: noise::ConsumedInitiation, now: Instant) {
+        let ephemeral = PrivateKey::generate(self.random.as_mut());
+        let peer = Arc::clone(&self.peers[&id].peer);
+        // Our own initiation, if one is under way, is superseded (kernel `noise.c`: one handshake state per peer).
+        self.forget_handshake(id);
+        let index = self.new_index(&peer);
+        let remote = consumed.sender();
+        let Some(control) = self.peers.get_mut(&id) else { return };
+        let Some((keys, mut message)) = consumed.create_response(&control.psk, &ephemeral, index) else {
+            self.remove_index(index);
+            return;
+        };
+        control.cookie.add_macs(&mut message, now);
+        self.begin_session(id, &keys, Role::Responder, index, remote, now);
+        let _ = peer.authenticated_sent(now);
+        // A response counts as well, so that both sides do not begin at once (kernel `send.c`, `wg_packet_send_handshake_response`).
+        peer.handshake_sent(now);
+        self.send_handshake(&peer, &message);
+    }
+
+    fn consume_response(
+        &mut self,
+        message: &[u8; RESPONSE_LEN],
+        from: Endpoint,
+        moment: Moment,
+    ) -> Result<(), Dropped> {
+        let own = self.own.as_ref().ok_or(Dropped::NoPrivateKey)?;
+        let receiver = u32::from_le_bytes([message[8], message[9], message[10], message[11]]);
+        let entry = self.table.lookup(receiver).ok_or(Dropped::BadResponse)?;
+        let id = entry.peer().id();
+        let control = self.peers.get_mut(&id).ok_or(Dropped::BadResponse)?;
+        // One thread owns this state, so nothing can change it between the key agreement and the commit (kernel `noise.c` re-checks).
+        let Handshake::Initiated { index, created } = &control.handshake else {
+            return Err(Dropped::BadResponse);
+        };
+        if *index != receiver {
+            return Err(Dropped::BadResponse);
+        }
+        let (keys, remote) =
+            created.consume_response(&own.keys, &control.psk, message).ok_or(Dropped::BadResponse)?;
+        // Success:
+        control.handshake = Handshake::Idle;
+        let peer = Arc::clone(&control.peer);
+        peer.learn_endpoint(from);
+        peer.count_received(RESPONSE_LEN as u64);
+        let _ = peer.authenticated_received(moment.now);
+        self.begin_session(id, &keys, Role::Initiator, receiver, remote, moment.now);
+        self.handshake_complete(id, moment);
+        // [W] §5.4.5: the responder may send only once it has heard from us: staged packets, or else an empty one.
+        self.send_keepalive(id, moment);
+        self.reschedule(id);
+        Ok(())
+    }
+
+    fn consume_cookie_reply(
+        &mut self,
+        message: &[u8; COOKIE_REPLY_LEN],
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        let receiver = u32::from_le_bytes([message[4], message[5], message[6], message[7]]);
+        let entry = self.table.lookup(receiver).ok_or(Dropped::BadCookieReply)?;
+        let control = self.peers.get_mut(&entry.peer().id()).ok_or(Dropped::BadCookieReply)?;
+        // [W] §6.6: the cookie is kept for the next message; nothing is sent at once, and neither endpoint nor timers move.
+        match control.cookie.consume_reply(message, now) {
+            true => Ok(()),
+            false => Err(Dropped::BadCookieReply),
+        }
+    }
+
+    // ---- handshakes and sessions out
+
+    /// Sends an initiation if one may be sent ([W] §6.4; kernel `send.c`, `wg_packet_send_handshake_initiation`).
+    fn initiate(&mut self, id: u32, attempt: Attempt, moment: Moment) {
+        let Some(control) = self.peers.get_mut(&id) else { return };
+        let peer = Arc::clone(&control.peer);
+        if attempt == Attempt::First {
+            peer.timers().reset_attempts();
+        }
+        if !self.up || !peer.may_initiate(moment.now) {
+            return;
+        }
+        peer.handshake_sent(moment.now);
+        let Some(own) = self.own.as_ref() else { return };
+        let Some(static_static) = control.static_static(&own.keys).cloned() else { return };
+        let timestamp = Timestamp::next_after(moment.unix, control.last_timestamp_sent);
+        let ephemeral = PrivateKey::generate(self.random.as_mut());
+        self.forget_handshake(id);
+        let index = self.new_index(&peer);
+        let (Some(control), Some(own)) = (self.peers.get_mut(&id), self.own.as_ref()) else { return };
+        let public_key = *peer.public_key();
+        let created =
+            noise::create_initiation(&own.keys, &public_key, &static_static, ephemeral, timestamp, index);
+        let Some((created, mut message)) = created else {
+            // A key of low order: nothing is ever sent to it.
+            self.remove_index(index);
+            return;
+        };
+        control.handshake = Handshake::Initiated { index, created: Box::new(created) };
+        control.last_timestamp_sent = Some(timestamp);
+        control.cookie.add_macs(&mut message, moment.now);
+        let _ = peer.authenticated_sent(moment.now);
+        self.send_handshake(&peer, &message);
+        peer.timers().handshake_initiated(moment.now);
+    }
+
+    fn begin_session(
+        &mut self,
+        id: u32,
+        keys: &TransportKeys,
+        role: Role,
+        local: u32,
+        remote: u32,
+        now: Instant,
+    ) {
+        let peer = Arc::clone(&self.peers[&id].peer);
+        let keypair = Arc::new(Keypair::new(keys, role, local, remote, now));
+        // The session takes over the handshake's index (kernel `peerlookup.c`, `wg_index_hashtable_replace`).
+        self.table.set_keypair(&peer, &keypair);
+        let displaced = peer.keypairs().add(keypair);
+        displaced.into_iter().flatten().for_each(|old| self.remove_index(old.local()));
+        peer.timers().session_derived(now);
+    }
+
+    /// The first data message of the waiting session has come.
+    fn promote(&mut self, id: u32, moment: Moment) {
+        let (promoted, displaced) = self.peers[&id].peer.keypairs().promote();
+        if let Some(old) = displaced {
+            self.remove_index(old.local());
+        }
+        if promoted {
+            self.handshake_complete(id, moment);
+            self.flush_staged(id, moment);
+        }
+    }
+
+    fn handshake_complete(&mut self, id: u32, moment: Moment) {
+        if let Some(control) = self.peers.get_mut(&id) {
+            control.peer.timers().handshake_complete();
+            control.last_handshake = Some(moment.unix);
+        }
+    }
+
+    // ---- data from the control thread
+
+    /// Sends what is staged, or begins a handshake for it (kernel `send.c`, `wg_packet_send_staged_packets`).
+    fn flush(&mut self, id: u32, moment: Moment) {
+        let peer = Arc::clone(&self.peers[&id].peer);
+        if !self.up {
+            self.drops.add(Dropped::Down, peer.purge_staged());
+            return;
+        }
+        if !self.flush_now(&peer, moment.now) {
+            self.initiate(id, Attempt::First, moment);
+        }
+    }
+
+    fn flush_staged(&mut self, id: u32, moment: Moment) {
+        if self.peers[&id].peer.is_staged() {
+            self.flush(id, moment);
+        }
+    }
+
+    /// Sends the empty packet, unless something is staged that serves as well (kernel `send.c`, `wg_packet_send_keepalive`).
+    fn send_keepalive(&mut self, id: u32, moment: Moment) {
+        let peer = &self.peers[&id].peer;
+        if !peer.is_staged() {
+            peer.stage_quietly(Staged { packet: Box::default(), mtu: 0, ds: 0 });
+        }
+        self.flush(id, moment);
+    }
+
+    /// Hands out everything staged, in order, if there is a session. Returns false if there is none.
+    fn flush_now(&mut self, peer: &Arc<Peer>, now: Instant) -> bool {
+        let Some(keypair) = peer.keypairs().current() else { return false };
+        let mut data = false;
+        let mut sent = false;
+        while peer.is_staged() {
+            // [W] §6.2: a session past its limits sends nothing; what is staged stays staged.
+            let Some(counter) = keypair.reserve(1, now) else { return false };
+            let Some(staged) = peer.pop_staged() else { break };
+            let Some(endpoint) = peer.endpoint() else {
+                self.drops.count(Dropped::NoEndpoint);
+                continue;
+            };
+            let datagram = keypair.seal_to_vec(counter, &staged.packet, staged.mtu);
+            peer.count_sent(datagram.len() as u64);
+            data |= !staged.packet.is_empty();
+            sent = true;
+            let transmit = Transmit { peer: Some(Arc::clone(peer)), to: endpoint, ds: staged.ds, datagram };
+            self.outputs.push_back(Output::Transmit(transmit));
+        }
+        if sent {
+            // Every caller schedules the peer's timers; an old session is renewed by the next packet of the data path.
+            let _ = peer.note_sent(data, now);
+        }
+        self.outputs.push_back(Output::Release(Arc::clone(peer), now));
+        true
+    }
+
+    fn send_handshake(&mut self, peer: &Arc<Peer>, message: &[u8]) {
+        let Some(endpoint) = peer.endpoint() else {
+            self.drops.count(Dropped::NoEndpoint);
+            return;
+        };
+        peer.count_sent(message.len() as u64);
+        self.outputs.push_back(Output::Transmit(Transmit {
+            peer: Some(Arc::clone(peer)),
+            to: endpoint,
+            // Kernel `send.c`: HANDSHAKE_DSCP.
+            ds: constants::HANDSHAKE_DS,
+            datagram: message.to_vec(),
+        }));
+    }
+
+    // ---- timers
+
+    fn expired(&mut self, id: u32, timer: Timer, moment: Moment) {
+        let peer = Arc::clone(&self.peers[&id].peer);
+        match timer {
+            Timer::RetransmitHandshake => {
+                // [W] §6.4; kernel `timers.c`, `wg_expired_retransmit_handshake`.
+                if peer.timers().next_attempt() > MAX_TIMER_HANDSHAKES {
+                    self.drops.add(Dropped::HandshakeGivenUp, peer.purge_staged());
+                    peer.timers().handshake_given_up(moment.now);
+                } else {
+                    // The path may be what fails: let the routing table choose the source anew.
+                    peer.clear_source();
+                    self.initiate(id, Attempt::Retry, moment);
+                }
+            }
+            Timer::SendKeepalive => {
+                // [W] §6.5.
+                self.send_keepalive(id, moment);
+                peer.timers().keepalive_fired(moment.now);
+            }
+            Timer::NewHandshake => {
+                // [W] §6.5: nothing came back for KEEPALIVE-TIMEOUT + REKEY-TIMEOUT.
+                peer.clear_source();
+                self.initiate(id, Attempt::First, moment);
+            }
+            // [W] §6.3.
+            Timer::ZeroKeyMaterial => self.forget_sessions(id),
+            Timer::PersistentKeepalive => {
+                if peer.timers().persistent_keepalive() != 0 {
+                    self.send_keepalive(id, moment);
+                }
+            }
+        }
+    }
+
+    fn reschedule(&mut self, id: u32) {
+        let Some(control) = self.peers.get_mut(&id) else { return };
+        let wake_up = control.peer.timers().schedule();
+        if wake_up == control.wake_up {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut control.wake_up, wake_up) {
+            self.schedule.remove(&(old, id));
+        }
+        if let Some(new) = wake_up {
+            self.schedule.insert((new, id));
+        }
+    }
+
+    // ---- indices
+
+    fn new_index(&mut self, peer: &Arc<Peer>) -> u32 {
+        if self.indices >= self.table.capacity() {
+            let larger = Arc::new(self.table.grown(2 * self.indices));
+            let old = std::mem::replace(&mut self.table, larger);
+            // A thread that still sees the old table must not keep a key alive that is removed from the new one.
+            self.retired.retain(|table| table.strong_count() > 0);
+            self.retired.push(Arc::downgrade(&old));
+            self.changed = true;
+        }
+        self.indices += 1;
+        self.table.insert(peer, self.random.as_mut())
+    }
+
+    fn remove_index(&mut self, index: u32) {
+        if self.table.remove(index) {
+            self.indices -= 1;
+        }
+        for table in self.retired.iter().filter_map(Weak::upgrade) {
+            table.remove(index);
+        }
+    }
+
+    fn forget_handshake(&mut self, id: u32) {
+        let Some(control) = self.peers.get_mut(&id) else { return };
+        if let Handshake::Initiated { index, .. } = std::mem::replace(&mut control.handshake, Handshake::Idle)
+        {
+            self.remove_index(index);
+        }
+    }
+
+    /// Wipes handshake and sessions (kernel `noise.c`, `wg_noise_handshake_clear` and `wg_noise_keypairs_clear`).
+    fn forget_sessions(&mut self, id: u32) {
+        self.forget_handshake(id);
+        let cleared = self.peers[&id].peer.keypairs().clear();
+        cleared.into_iter().flatten().for_each(|keypair| self.remove_index(keypair.local()));
+    }
+
+    // ---- edits
+
+    fn ids(&self) -> Vec<u32> {
+        self.peers.keys().copied().collect()
+    }
+
+    /// Returns how many peers there would be after `edits`, at most.
+    fn peers_after(&self, edits: &[Edit]) -> usize {
+        let mut keys: BTreeSet<PublicKey> = self.by_key.keys().copied().collect();
+        let mut most = 0;
+        for edit in edits {
+            match edit {
+                Edit::ClearPeers => keys.clear(),
+                Edit::Peer(peer) if peer.remove => {
+                    keys.remove(&peer.public_key);
+                }
+                Edit::Peer(peer) => {
+                    keys.insert(peer.public_key);
+                }
+                Edit::PrivateKey(_) | Edit::ListenPort(_) | Edit::Fwmark(_) => {}
+            }
+            most = most.max(keys.len());
+        }
+        most
+    }
+
+    /// Kernel `netlink.c`, `wg_set_device`: the same key is no change; a new one ends every session's sending.
+    fn set_private_key(&mut self, key: Option<&PrivateKey>) {
+        if self.own.as_ref().map(|own| own.keys.private()) == key {
+            return;
+        }
+        self.own = key.map(|key| {
+            let keys = Static::new(key.clone());
+            Own { checker: cookie::Checker::new(keys.public()), keys }
+        });
+        if let Some(id) = self.public_key().and_then(|own| self.by_key.get(own)).copied() {
+            self.remove_peer(id);
+        }
+        for id in self.ids() {
+            self.forget_handshake(id);
+            if let Some(control) = self.peers.get_mut(&id) {
+                control.static_static = None;
+                control.peer.keypairs().expire();
+            }
+        }
+    }
+
+    fn edit_peer(&mut self, edit: &PeerEdit, moment: Moment) {
+        let existing = self.by_key.get(&edit.public_key).copied();
+        if edit.remove {
+            existing.into_iter().for_each(|id| self.remove_peer(id));
+            return;
+        }
+        // Kernel `netlink.c`, `set_peer`: our own key is silently ignored.
+        if self.public_key() == Some(&edit.public_key) {
+            return;
+        }
+        let id = match existing {
+            Some(id) => id,
+            None if edit.update_only => return,
+            None => self.create_peer(edit.public_key),
+        };
+        if edit.replace_allowed_ips {
+            self.clear_allowed_ips(id);
+        }
+        for change in &edit.allowed_ips {
+            self.edit_allowed_ip(id, *change);
+        }
+        let Some(control) = self.peers.get_mut(&id) else { return };
+        if let Some(psk) = &edit.preshared_key {
+            // [W] §5.2: takes effect with the next handshake.
+            control.psk = psk.clone();
+        }
+        if let Some(addr) = edit.endpoint {
+            control.peer.set_endpoint(Endpoint::new(addr));
+        }
+        let switched_on = edit.persistent_keepalive.is_some_and(|seconds| {
+            control.peer.timers().set_persistent_keepalive(seconds) == 0 && seconds != 0
+        });
+        if self.up {
+            // Kernel `netlink.c`, `set_peer`: off → on sends one at once.
+            if switched_on {
+                self.send_keepalive(id, moment);
+            }
+            self.flush_staged(id, moment);
+        }
+        self.reschedule(id);
+    }
+
+    fn create_peer(&mut self, public_key: PublicKey) -> u32 {
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let mut seed = [0; 8];
+        self.random.fill(&mut seed);
+        let control = Control {
+            peer: Arc::new(Peer::new(id, public_key, u64::from_le_bytes(seed))),
+            psk: PresharedKey::default(),
+            static_static: None,
+            cookie: cookie::Generator::new(&public_key),
+            handshake: Handshake::Idle,
+            latest_timestamp: None,
+            last_initiation_consumed: None,
+            last_timestamp_sent: None,
+            last_handshake: None,
+            allowed_ips: BTreeSet::new(),
+            wake_up: None,
+        };
+        self.peers.insert(id, control);
+        self.by_key.insert(public_key, id);
+        id
+    }
+
+    fn remove_peer(&mut self, id: u32) {
+        self.clear_allowed_ips(id);
+        self.forget_sessions(id);
+        let Some(control) = self.peers.remove(&id) else { return };
+        self.by_key.remove(control.peer.public_key());
+        if let Some(wake_up) = control.wake_up {
+            self.schedule.remove(&(wake_up, id));
+        }
+        control.peer.timers().stop_all();
+        self.drops.add(Dropped::NoPeer, control.peer.purge_staged());
+        self.changed = true;
+    }
+
+    fn clear_allowed_ips(&mut self, id: u32) {
+        let Some(control) = self.peers.get_mut(&id) else { return };
+        for prefix in std::mem::take(&mut control.allowed_ips) {
+            self.routes.remove(prefix, &Route(Arc::clone(&control.peer)));
+            self.changed = true;
+        }
+    }
+
+    fn edit_allowed_ip(&mut self, id: u32, change: AllowedIpEdit) {
+        let Some(control) = self.peers.get_mut(&id) else { return };
+        let route = Route(Arc::clone(&control.peer));
+        match change {
+            AllowedIpEdit::Add(prefix) => {
+                control.allowed_ips.insert(prefix);
+                // [W] §2: a prefix belongs to one peer; the last to be given it has it.
+                let loser = self.routes.insert(prefix, route).filter(|loser| loser.0.id() != id);
+                if let Some(loser) = loser.and_then(|loser| self.peers.get_mut(&loser.0.id())) {
+                    loser.allowed_ips.remove(&prefix);
+                }
+            }
+            AllowedIpEdit::Remove(prefix) => {
+                if control.allowed_ips.remove(&prefix) {
+                    self.routes.remove(prefix, &route);
+                }
+            }
+        }
+        self.changed = true;
+    }
+}
+
+/// Whether an initiation begins a new attempt or repeats one ([W] §6.4).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Retry,
+}
+
+impl Control {
+    fn static_static(&mut self, own: &Static) -> Option<&Secret<32>> {
+        self.static_static.get_or_insert_with(|| own.static_static(self.peer.public_key())).as_ref()
+    }
+
+    fn snapshot(&self) -> PeerSnapshot {
+        let (tx_bytes, rx_bytes) = self.peer.transferred();
+        PeerSnapshot {
+            public_key: *self.peer.public_key(),
+            preshared_key: self.psk.clone(),
+            endpoint: self.peer.endpoint().map(|endpoint| endpoint.addr),
+            last_handshake: self.last_handshake,
+            tx_bytes,
+            rx_bytes,
+            persistent_keepalive: self.peer.timers().persistent_keepalive(),
+            allowed_ips: self.allowed_ips.iter().copied().collect(),
+        }
+    }
+}

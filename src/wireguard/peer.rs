@@ -1,0 +1,305 @@
+//! What the threads share of one peer: sessions, endpoint, timers, counters and the packets that wait for a session.
+//!
+//! The data path calls [`Peer::reserve`], [`Peer::sent`], [`Peer::opened`] and [`Peer::stage`]; they take no lock. What only the control
+//! thread may do (begin a handshake, rotate sessions, send staged packets, look at timers) is asked for by a flag: the call returns
+//! `true` when the peer was not flagged before, and the caller hands it to the control thread, so that a peer is queued at most once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
+
+use arc_swap::ArcSwapOption;
+use crossbeam_queue::SegQueue;
+
+use super::constants::{MAX_STAGED_PACKETS, REKEY_TIMEOUT};
+use super::endpoint::Endpoint;
+use super::keypair::{Keypair, Keypairs};
+use super::time::Instant;
+use super::timers::Timers;
+use crate::crypto::x25519::PublicKey;
+
+/// A packet that waits for a session.
+#[derive(Debug)]
+pub struct Staged {
+    /// The inner packet, unpadded; empty for a keepalive.
+    pub packet: Box<[u8]>,
+    /// The MTU that bounds its padding.
+    pub mtu: usize,
+    /// The outer DS field.
+    pub ds: u8,
+}
+
+/// What the control thread is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Send what is staged, or begin a handshake for it.
+    Flush = 1,
+    /// The waiting session was confirmed.
+    Confirm = 2,
+    /// Begin a handshake: the session grows old.
+    Rekey = 4,
+    /// A timer is due earlier than the next look at this peer.
+    Timers = 8,
+}
+
+/// Counters reserved on a session.
+#[derive(Debug)]
+pub struct Ticket {
+    /// The session.
+    pub keypair: Arc<Keypair>,
+    /// The first counter.
+    pub first: u64,
+}
+
+/// One peer, as all threads see it.
+#[derive(Debug)]
+pub struct Peer {
+    id: u32,
+    public_key: PublicKey,
+    keypairs: Keypairs,
+    timers: Timers,
+    endpoint: ArcSwapOption<Endpoint>,
+    staged: SegQueue<Staged>,
+    /// Set while packets wait: later packets queue behind them, so that order is kept.
+    staging: AtomicBool,
+    asked: AtomicU8,
+    /// When an initiation or response was last sent; nanoseconds, 0 for never.
+    last_sent_handshake: AtomicU64,
+    tx_bytes: AtomicU64,
+    rx_bytes: AtomicU64,
+}
+
+impl Peer {
+    /// Returns a peer without sessions. `id` is the caller's name for it, `seed` any random number.
+    pub fn new(id: u32, public_key: PublicKey, seed: u64) -> Self {
+        Self {
+            id,
+            public_key,
+            keypairs: Keypairs::default(),
+            timers: Timers::new(seed),
+            endpoint: ArcSwapOption::empty(),
+            staged: SegQueue::new(),
+            staging: AtomicBool::new(false),
+            asked: AtomicU8::new(0),
+            last_sent_handshake: AtomicU64::new(0),
+            tx_bytes: AtomicU64::new(0),
+            rx_bytes: AtomicU64::new(0),
+        }
+    }
+
+    // ---- sending
+
+    /// Reserves `count` counters of the current session. `None`: the packets have to be staged.
+    pub fn reserve(&self, count: u64, now: Instant) -> Option<Ticket> {
+        if self.staging.load(SeqCst) {
+            return None;
+        }
+        let keypair = self.keypairs.current()?;
+        let first = keypair.reserve(count, now)?;
+        Some(Ticket { keypair, first })
+    }
+
+    /// Notes that data messages of `bytes` UDP payload bytes in all were sent; `data` if one of them carried a packet.
+    ///
+    /// Returns whether the control thread is to be called.
+    #[must_use]
+    pub fn sent(&self, keypair: &Keypair, data: bool, bytes: u64, now: Instant) -> bool {
+        self.count_sent(bytes);
+        let mut ask = 0;
+        if self.note_sent(data, now) {
+            ask |= Ask::Timers as u8;
+        }
+        // Kernel `send.c`, `keep_key_fresh`; [W] §6.2.
+        if keypair.is_stale_for_sending(now) && self.may_initiate(now) {
+            ask |= Ask::Rekey as u8;
+        }
+        self.ask_bits(ask)
+    }
+
+    /// Lets a packet wait for a session; the oldest goes when there are more than 128 ([W] §6.4 and kernel `device.c`, `wg_xmit`).
+    ///
+    /// Returns how many were dropped, and whether the control thread is to be called.
+    pub fn stage(&self, packet: Staged) -> (u64, bool) {
+        self.staging.store(true, SeqCst);
+        self.staged.push(packet);
+        let mut dropped = 0;
+        while self.staged.len() > MAX_STAGED_PACKETS && self.staged.pop().is_some() {
+            dropped += 1;
+        }
+        // Once more after the push: the control thread may have found the queue empty in between.
+        self.staging.store(true, SeqCst);
+        (dropped, self.ask(Ask::Flush))
+    }
+
+    // ---- receiving
+
+    /// Notes authentic data messages of one session that came from `from`; `data` if one of them carried a packet.
+    ///
+    /// Returns whether the control thread is to be called.
+    #[must_use]
+    pub fn opened(&self, keypair: &Keypair, data: bool, from: Endpoint, now: Instant) -> bool {
+        let mut ask = 0;
+        // [W] §2.1: the endpoint is where the last authentic packet came from.
+        self.learn_endpoint(from);
+        if keypair.confirm() {
+            ask |= Ask::Confirm as u8;
+        }
+        // Kernel `receive.c`, `keep_key_fresh`; [W] §6.2.
+        if keypair.is_stale_for_receiving(now) && self.timers.take_lastminute_handshake() {
+            ask |= Ask::Rekey as u8;
+        }
+        if self.authenticated_received(now) {
+            ask |= Ask::Timers as u8;
+        }
+        if data && self.timers.data_received(now) {
+            ask |= Ask::Timers as u8;
+        }
+        self.ask_bits(ask)
+    }
+
+    /// Counts UDP payload bytes that were received and accepted.
+    pub fn count_received(&self, bytes: u64) {
+        self.rx_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Returns where the peer is.
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.load().as_deref().copied()
+    }
+
+    /// Forgets the local address that datagrams to the peer leave by (kernel `socket.c`, `wg_socket_clear_peer_endpoint_src`).
+    pub fn clear_source(&self) {
+        if let Some(endpoint) = self.endpoint().filter(|endpoint| endpoint.source.is_some()) {
+            self.set_endpoint(Endpoint::new(endpoint.addr));
+        }
+    }
+
+    /// Returns the peer's static key.
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// Returns the interface's name for the peer.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Returns UDP payload bytes sent and received.
+    pub fn transferred(&self) -> (u64, u64) {
+        (self.tx_bytes.load(Relaxed), self.rx_bytes.load(Relaxed))
+    }
+
+    /// Tells whether a session could carry a packet at `now`.
+    pub fn has_session(&self, now: Instant) -> bool {
+        self.keypairs.current().is_some_and(|keypair| keypair.may_send(now))
+    }
+
+    // ---- for the control thread
+
+    pub(super) fn keypairs(&self) -> &Keypairs {
+        &self.keypairs
+    }
+
+    pub(super) fn timers(&self) -> &Timers {
+        &self.timers
+    }
+
+    /// Flags what the control thread shall do and returns whether it has to be told of this peer.
+    pub(super) fn ask(&self, what: Ask) -> bool {
+        self.ask_bits(what as u8)
+    }
+
+    /// Takes everything that was asked for.
+    pub(super) fn take_asked(&self) -> impl Fn(Ask) -> bool {
+        let bits = self.asked.swap(0, SeqCst);
+        move |what| bits & what as u8 != 0
+    }
+
+    /// Stages a packet without asking for anything.
+    pub(super) fn stage_quietly(&self, packet: Staged) {
+        self.staging.store(true, SeqCst);
+        self.staged.push(packet);
+    }
+
+    /// Tells the timers that data messages were sent; returns whether they want a look (kernel `send.c`, `wg_packet_create_data_done`).
+    pub(super) fn note_sent(&self, data: bool, now: Instant) -> bool {
+        let traversed = self.authenticated_sent(now);
+        let armed = data && self.timers.data_sent(now);
+        traversed || armed
+    }
+
+    pub(super) fn pop_staged(&self) -> Option<Staged> {
+        self.staged.pop()
+    }
+
+    pub(super) fn is_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+
+    /// Drops what is staged and returns how many packets that were.
+    pub(super) fn purge_staged(&self) -> u64 {
+        let mut dropped = 0;
+        while self.staged.pop().is_some() {
+            dropped += 1;
+        }
+        self.staging.store(false, SeqCst);
+        dropped
+    }
+
+    /// Lets packets pass directly again, all staged ones being sent. Returns whether that is true: one may have come meanwhile.
+    pub(super) fn release(&self) -> bool {
+        self.staging.store(false, SeqCst);
+        if self.is_staged() {
+            self.staging.store(true, SeqCst);
+            return false;
+        }
+        true
+    }
+
+    pub(super) fn set_endpoint(&self, endpoint: Endpoint) {
+        self.endpoint.store(Some(Arc::new(endpoint)));
+    }
+
+    pub(super) fn learn_endpoint(&self, from: Endpoint) {
+        if self.endpoint() != Some(from) {
+            self.set_endpoint(from);
+        }
+    }
+
+    pub(super) fn count_sent(&self, bytes: u64) {
+        self.tx_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Notes that anything authentic was sent; returns whether the timers want a look.
+    pub(super) fn authenticated_sent(&self, now: Instant) -> bool {
+        self.timers.any_authenticated_packet_sent();
+        self.timers.any_authenticated_packet_traversal(now)
+    }
+
+    /// Notes that anything authentic was received; returns whether the timers want a look.
+    pub(super) fn authenticated_received(&self, now: Instant) -> bool {
+        self.timers.any_authenticated_packet_received();
+        self.timers.any_authenticated_packet_traversal(now)
+    }
+
+    /// Tells whether the last handshake message was sent long enough ago for another initiation ([W] §6.4, kernel `send.c`).
+    pub(super) fn may_initiate(&self, now: Instant) -> bool {
+        match self.last_sent_handshake.load(Relaxed) {
+            0 => true,
+            last => now.since(Instant::from_nanos(last)) >= REKEY_TIMEOUT,
+        }
+    }
+
+    pub(super) fn handshake_sent(&self, now: Instant) {
+        self.last_sent_handshake.store(now.as_nanos().max(1), Relaxed);
+    }
+
+    /// Lets the next initiation be sent at once (kernel `noise.h`, `wg_noise_reset_last_sent_handshake`).
+    pub(super) fn reset_last_sent_handshake(&self) {
+        self.last_sent_handshake.store(0, Relaxed);
+    }
+
+    fn ask_bits(&self, bits: u8) -> bool {
+        bits != 0 && self.asked.fetch_or(bits, SeqCst) == 0
+    }
+}
