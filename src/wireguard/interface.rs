@@ -521,7 +521,14 @@ impl Interface {
         if attempt == Attempt::First {
             peer.timers().reset_attempts();
         }
-        if !self.up || !peer.may_initiate(moment.now) {
+        if !self.up {
+            return;
+        }
+        if !peer.may_initiate(moment.now) {
+            // The kernel would forget the attempt here, and two sides that began at once could both wait for ever.
+            if attempt == Attempt::Retry || peer.is_staged() {
+                peer.timers().handshake_deferred(moment.now);
+            }
             return;
         }
         peer.handshake_sent(moment.now);

@@ -129,6 +129,12 @@ impl Timers {
         let _ = self.arm(Timer::RetransmitHandshake, deadline);
     }
 
+    /// An initiation must wait because the last handshake message was sent too recently.
+    pub fn handshake_deferred(&self, now: Instant) {
+        let deadline = now + REKEY_TIMEOUT + self.jitter(now, Timer::RetransmitHandshake);
+        let _ = self.arm_if_idle(Timer::RetransmitHandshake, deadline);
+    }
+
     /// A handshake was confirmed by the other side.
     pub fn handshake_complete(&self) {
         self.stop(Timer::RetransmitHandshake);

@@ -1,0 +1,298 @@
+//! §5: messages, silence, cookies, keys.
+
+use super::*;
+use crate::config::{Edit, PeerEdit, PresharedKey};
+use crate::crypto::random::Random;
+use crate::crypto::x25519::{PrivateKey, PublicKey};
+use crate::sim::Seeded;
+use crate::wireguard::constants::UNDER_LOAD_QUEUE;
+use crate::wireguard::dropped::Dropped;
+
+#[test]
+fn a_handshake_is_three_messages_of_exact_length() {
+    let mut sim = Sim::pair(1);
+    sim.send(A, B, 20);
+    sim.run_for(seconds(1));
+    let lengths: Vec<_> = sim.log().iter().map(|record| (record.from, record.datagram.len())).collect();
+    assert_eq!(lengths, [(A, 148), (B, 92), (A, 64)]);
+}
+
+#[test]
+fn staged_packets_follow_the_handshake_in_order_and_the_oldest_go_first() {
+    let mut sim = Sim::pair(2);
+    for number in 0..200_u8 {
+        let mut packet = sim.packet(A, B, 40);
+        packet[30] = number;
+        sim.send_packet(A, &packet);
+    }
+    sim.run_for(seconds(1));
+    let numbers: Vec<_> = sim.nodes[B].received.iter().map(|(_, packet)| packet[30]).collect();
+    assert_eq!(numbers, (72..200).collect::<Vec<_>>());
+    assert_eq!(sim.nodes[A].drops.get(Dropped::StagedOverflow), 72);
+}
+
+#[test]
+fn without_a_known_peer_there_is_only_silence() {
+    // §5.1: "Silence is a Virtue".
+    let mut sim = connected(3);
+    let from = "10.9.9.9:1".parse().unwrap();
+    let mut random = Seeded::new(5);
+    for kind in 0..=255 {
+        for len in [0, 1, 3, 4, 31, 32, 33, 64, 91, 92, 93, 147, 148, 149, 1500, 65507] {
+            let mut datagram = vec![0; len];
+            random.fill(&mut datagram);
+            if let Some(header) = datagram.first_chunk_mut::<4>() {
+                *header = [kind, 0, 0, 0];
+            }
+            sim.inject(B, from, &datagram);
+        }
+    }
+    assert!(sim.log().is_empty());
+    sim.send(A, B, 50);
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[B].received.len(), 1, "the session is as it was");
+}
+
+#[test]
+fn a_stranger_with_the_right_public_key_gets_no_answer() {
+    let mut sim = Sim::new(4);
+    let (a, b) = (sim.add_node(), sim.add_node());
+    let edit = Edit::Peer(sim.nodes[b].as_peer());
+    sim.apply(a, &[edit]);
+    sim.send(a, b, 50);
+    sim.run_for(seconds(20));
+    assert!(count(sim.log(), a, 1) >= 3);
+    assert_eq!(count(sim.log(), b, 2), 0);
+    assert!(sim.nodes[b].drops.get(Dropped::BadInitiation) >= 3);
+}
+
+#[test]
+fn an_old_initiation_is_refused_also_after_a_configuration_change() {
+    // §5.1; T34.
+    let mut sim = Sim::pair(5);
+    sim.send(A, B, 50);
+    let initiation = sim.log()[0].datagram.clone();
+    sim.run_for(seconds(1));
+    let responses = count(sim.log(), B, 2);
+    let edit = Edit::Peer(sim.nodes[A].as_peer());
+    sim.apply(B, &[edit]);
+    sim.inject(B, "10.9.9.9:1".parse().unwrap(), &initiation);
+    assert_eq!(sim.nodes[B].drops.get(Dropped::StaleInitiation), 1);
+    sim.run_for(seconds(1));
+    assert_eq!(count(sim.log(), B, 2), responses);
+}
+
+#[test]
+fn two_initiations_within_20_ms_are_a_flood() {
+    let mut sim = Sim::pair(6);
+    sim.send(A, B, 50);
+    let first = sim.log()[0].datagram.clone();
+    // Another node with the same key, started a moment later.
+    let mut twin = Sim::pair(6);
+    twin.nodes[A].clock_ahead = seconds(1);
+    twin.send(A, B, 50);
+    let second = twin.log()[0].datagram.clone();
+    let from = sim.nodes[A].addr;
+    sim.inject(B, from, &first);
+    sim.inject(B, from, &second);
+    assert_eq!(sim.nodes[B].drops.get(Dropped::InitiationFlood), 1);
+    sim.run_for(Duration::from_millis(20));
+    sim.inject(B, from, &second);
+    assert_eq!(sim.nodes[B].drops.get(Dropped::InitiationFlood), 1);
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_stop_handshakes() {
+    // T30.
+    let mut sim = Sim::pair(7);
+    sim.nodes[A].clock_ahead = seconds(3600);
+    sim.send(A, B, 50);
+    sim.run_for(seconds(200));
+    sim.nodes[A].clock_ahead = Duration::ZERO;
+    sim.send(A, B, 50);
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[B].received.len(), 2);
+}
+
+#[test]
+fn preshared_keys_must_agree_and_change_with_the_next_handshake() {
+    // T37.
+    let mut sim = connected(8);
+    let psk = |byte| Some(PresharedKey::new([byte; 32]));
+    let set = |sim: &mut Sim, node: usize, of: usize, byte| {
+        let mut edit = PeerEdit::new(sim.nodes[of].public_key);
+        edit.preshared_key = psk(byte);
+        sim.apply(node, &[Edit::Peer(edit)]);
+    };
+    set(&mut sim, A, B, 1);
+    sim.send(A, B, 50);
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[B].received.len(), 1, "the session goes on");
+    sim.run_for(seconds(200));
+    sim.send(A, B, 50);
+    sim.run_for(seconds(2));
+    assert_eq!(sim.nodes[B].received.len(), 1, "the keys disagree");
+    assert!(sim.nodes[A].drops.get(Dropped::BadResponse) > 0);
+    set(&mut sim, B, A, 1);
+    sim.run_for(seconds(10));
+    assert_eq!(sim.nodes[B].received.len(), 2, "the waiting packet arrives");
+}
+
+#[test]
+fn keys_of_low_order_are_never_spoken_to() {
+    // T38; the seven points of the kernel's netns test.
+    let points = [
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    ];
+    for point in points {
+        let mut sim = Sim::new(9);
+        let (a, b) = (sim.add_node(), sim.add_node());
+        let key: [u8; 32] = hex::decode(point).unwrap().try_into().unwrap();
+        let mut edit = sim.nodes[b].as_peer();
+        edit.public_key = PublicKey::new(key);
+        edit.persistent_keepalive = Some(1);
+        sim.apply(a, &[Edit::Peer(edit)]);
+        sim.send(a, b, 50);
+        sim.run_for(seconds(120));
+        assert!(sim.log().is_empty(), "{point}");
+    }
+}
+
+#[test]
+fn under_load_a_sender_must_show_its_address_with_a_cookie() {
+    // §5.3, §5.4.7.
+    let mut sim = Sim::pair(10);
+    sim.nodes[B].queued = UNDER_LOAD_QUEUE;
+    sim.send(A, B, 50);
+    sim.run_for(seconds(1));
+    assert_eq!((count(sim.log(), B, 3), count(sim.log(), B, 2)), (1, 0));
+    assert_eq!(sim.log().last().unwrap().datagram.len(), 64);
+    assert_eq!(count(sim.log(), A, 1), 1, "§6.6: a cookie reply is no reason to send at once");
+    sim.run_for(seconds(6));
+    assert_eq!((count(sim.log(), B, 3), count(sim.log(), B, 2)), (1, 1));
+    assert_eq!(sim.nodes[B].received.len(), 1);
+    let second = sim.log().iter().filter(|record| record.datagram[0] == 1).nth(1).unwrap();
+    assert_ne!(second.datagram[132..], [0; 16], "mac2 is there");
+}
+
+#[test]
+fn the_load_is_felt_for_a_second_after_it_has_gone() {
+    let mut sim = Sim::pair(11);
+    sim.nodes[B].queued = UNDER_LOAD_QUEUE;
+    sim.send(A, B, 50);
+    let initiation = sim.log()[0].datagram.clone();
+    let from = sim.nodes[A].addr;
+    sim.inject(B, from, &initiation);
+    sim.nodes[B].queued = 0;
+    sim.run_for(Duration::from_millis(990));
+    sim.inject(B, from, &initiation);
+    assert_eq!(sim.nodes[B].drops.get(Dropped::CookieSent), 3);
+    sim.run_for(Duration::from_millis(1010));
+    sim.inject(B, from, &initiation);
+    assert_eq!(sim.nodes[B].drops.get(Dropped::CookieSent), 3);
+    assert_eq!(count(sim.log(), B, 2), 1);
+}
+
+#[test]
+fn under_load_a_source_with_a_cookie_is_limited() {
+    let mut sim = Sim::pair(12);
+    sim.nodes[B].queued = UNDER_LOAD_QUEUE;
+    sim.send(A, B, 50);
+    sim.run_for(seconds(6));
+    let with_cookie = sim.log().iter().rfind(|record| record.datagram[0] == 1).unwrap().datagram.clone();
+    let from = sim.nodes[A].addr;
+    for _ in 0..20 {
+        sim.inject(B, from, &with_cookie);
+    }
+    assert!(sim.nodes[B].drops.get(Dropped::RateLimited) >= 15);
+    assert_eq!(sim.nodes[B].drops.get(Dropped::CookieSent), 1);
+}
+
+#[test]
+fn a_forged_cookie_reply_changes_nothing() {
+    let mut sim = Sim::pair(13);
+    sim.send(A, B, 50);
+    let sender = sim.log()[0].datagram[4..8].to_vec();
+    let mut reply = [0; 64];
+    reply[0] = 3;
+    reply[4..8].copy_from_slice(&sender);
+    let from = sim.nodes[B].addr;
+    sim.inject(A, from, &reply);
+    assert_eq!(sim.nodes[A].drops.get(Dropped::BadCookieReply), 1);
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[B].received.len(), 1);
+}
+
+#[test]
+fn setting_the_same_private_key_changes_nothing() {
+    // T33.
+    let mut sim = connected(14);
+    let key = sim.nodes[A].private_key.clone();
+    sim.apply(A, &[Edit::PrivateKey(Some(key))]);
+    sim.send(A, B, 50);
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[B].received.len(), 1);
+    assert_eq!(count(sim.log(), A, 1), 0);
+}
+
+#[test]
+fn a_new_private_key_needs_a_new_handshake() {
+    let mut sim = connected(15);
+    let key = PrivateKey::new([3; 32]);
+    let old = sim.nodes[A].public_key;
+    sim.nodes[A].public_key = key.public();
+    sim.apply(A, &[Edit::PrivateKey(Some(key))]);
+    let mut gone = PeerEdit::new(old);
+    gone.remove = true;
+    let known = sim.nodes[A].as_peer();
+    sim.apply(B, &[Edit::Peer(gone), Edit::Peer(known)]);
+    sim.send(A, B, 50);
+    sim.run_for(seconds(1));
+    assert_eq!(count(sim.log(), A, 1), 1);
+    assert_eq!(sim.nodes[B].received.len(), 1);
+}
+
+#[test]
+fn ones_own_key_is_no_peer() {
+    let mut sim = connected(16);
+    let own = sim.nodes[A].as_peer();
+    sim.apply(A, &[Edit::Peer(own)]);
+    assert_eq!(sim.nodes[A].interface.snapshot().peers.len(), 1);
+    // A private key that makes a peer our own removes it.
+    let key = sim.nodes[B].private_key.clone();
+    sim.apply(A, &[Edit::PrivateKey(Some(key))]);
+    assert!(sim.nodes[A].interface.snapshot().peers.is_empty());
+}
+
+#[test]
+fn counters_of_bytes_are_those_of_the_kernel() {
+    // Scenario 3: ten pings of 84 bytes.
+    let mut sim = Sim::pair(17);
+    for _ in 0..10 {
+        sim.send(A, B, 84);
+        sim.run_for(Duration::from_millis(100));
+        sim.send(B, A, 84);
+        sim.run_for(Duration::from_millis(100));
+    }
+    let (tx, rx) = sim.nodes[A].peer(&sim.nodes[B].public_key).transferred();
+    assert_eq!(rx, 1372);
+    assert!(tx == 1428 || tx == 1460, "{tx}");
+}
+
+#[test]
+fn no_configuration_change_loses_the_session() {
+    let mut sim = connected(18);
+    let mut edit = sim.nodes[B].as_peer();
+    edit.replace_allowed_ips = true;
+    sim.apply(A, &[Edit::Peer(edit)]);
+    sim.send(A, B, 50);
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[B].received.len(), 1);
+    assert_eq!(count(sim.log(), A, 1), 0);
+}
