@@ -14,10 +14,10 @@
 //!
 //! Sections of the whitepaper are cited as `[W] §x.y` at the line that obeys them.
 
-#[allow(unsafe_code, clippy::allow_attributes, reason = "floor 0: key material is wiped in place")]
+#[expect(unsafe_code, reason = "floor 0: key material is wiped in place")]
 pub mod crypto;
 #[cfg(feature = "device")]
-#[allow(unsafe_code, clippy::allow_attributes, reason = "floor 0: Linux system calls")]
+#[expect(unsafe_code, reason = "floor 0: Linux system calls")]
 pub mod sys;
 
 pub mod config;

@@ -1,1 +1,15 @@
-//! To be described.
+//! Linux system calls. Has never heard of WireGuard.
+//!
+//! What `rustix` and `socket2` offer is used; the rest is called through `libc`, one unsafe operation a block.
+
+pub mod clock;
+mod cmsg;
+pub mod netlink;
+pub mod netns;
+pub mod packet;
+pub mod process;
+pub mod signal;
+mod sockopt;
+pub mod tun;
+pub mod udp;
+pub mod watch;

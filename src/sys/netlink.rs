@@ -1,0 +1,446 @@
+//! Links, addresses and routes over netlink (rtnetlink(7)), in the network namespace of the thread that opens the socket.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kernel tells more than is asked for, and more with every release"
+)]
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+
+/// Enough for any message of a dump.
+const RECEIVE_LEN: usize = 128 << 10;
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is switched on (`IFF_UP`).
+    pub up: bool,
+}
+
+/// A route that leaves by an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Destination and length of the prefix.
+    pub destination: (IpAddr, u8),
+    /// The interface's index.
+    pub interface: u32,
+    /// The MTU that the route itself sets (`RTAX_MTU`).
+    pub mtu: Option<u32>,
+}
+
+/// What has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A link is new or changed.
+    Link(Link),
+    /// A link is gone, from this namespace at least.
+    LinkGone(u32),
+    /// Addresses or routes have changed.
+    Routes,
+    /// Notices were lost: anything may have changed.
+    Lost,
+}
+
+/// A socket for requests.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens a socket.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Finds a link by its name.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is none.
+    pub fn link(&mut self, name: &str) -> io::Result<Link> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let replies = self.request(RouteNetlinkMessage::GetLink(message), 0)?;
+        replies.iter().find_map(link_of).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// Makes a pair of virtual cables, the second end in `namespace`.
+    ///
+    /// # Errors
+    /// `EEXIST` if a name is taken.
+    pub fn add_veth(&mut self, name: &str, peer: &str, namespace: impl AsFd) -> io::Result<()> {
+        let mut other = LinkMessage::default();
+        other.attributes.push(LinkAttribute::IfName(peer.to_owned()));
+        other.attributes.push(LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd()));
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+        ]));
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Moves a link to `namespace`.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is none.
+    pub fn move_link(&mut self, index: u32, namespace: impl AsFd) -> io::Result<()> {
+        let namespace = LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd());
+        self.set_link(index, LinkFlags::empty(), vec![namespace])
+    }
+
+    /// Switches a link on, with this MTU if one is given.
+    ///
+    /// # Errors
+    /// `EINVAL` for an MTU that the link cannot have.
+    pub fn set_up(&mut self, index: u32, mtu: Option<u32>) -> io::Result<()> {
+        self.set_link(index, LinkFlags::Up, mtu.map(LinkAttribute::Mtu).into_iter().collect())
+    }
+
+    fn set_link(&mut self, index: u32, flags: LinkFlags, attributes: Vec<LinkAttribute>) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = flags;
+        message.header.change_mask = flags;
+        message.attributes = attributes;
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Gives a link an address that is usable at once.
+    ///
+    /// # Errors
+    /// `EEXIST` if it has it.
+    pub fn add_address(&mut self, index: u32, addr: IpAddr, len: u8) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.family = family_of(addr);
+        message.header.prefix_len = len;
+        message.header.index = index;
+        // Duplicate address detection would keep it from being used for a second.
+        if addr.is_ipv6() {
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+        message.attributes = vec![AddressAttribute::Local(addr), AddressAttribute::Address(addr)];
+        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Adds a route to the main table, by way of a neighbour or straight onto a link.
+    ///
+    /// # Errors
+    /// `EEXIST` if there is one; `ENETUNREACH` if the neighbour is not on a link.
+    pub fn add_route(
+        &mut self,
+        destination: (IpAddr, u8),
+        gateway: Option<IpAddr>,
+        index: Option<u32>,
+    ) -> io::Result<()> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(destination.0);
+        message.header.destination_prefix_length = destination.1;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.kind = RouteType::Unicast;
+        message.header.scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+        message.attributes.push(RouteAttribute::Destination(destination.0.into()));
+        message.attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+        message.attributes.extend(index.map(RouteAttribute::Oif));
+        self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Returns the routes of all tables that leave by a single interface.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn routes(&mut self) -> io::Result<Vec<Route>> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            let replies = self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)?;
+            routes.extend(replies.iter().filter_map(route_of));
+        }
+        Ok(routes)
+    }
+
+    /// Returns the interface by which a datagram with this mark would go from `source` to `destination`.
+    ///
+    /// # Errors
+    /// `ENETUNREACH` and the like if there is no way; `EINVAL` if `source` is not a local address.
+    pub fn interface_towards(&mut self, destination: IpAddr, source: IpAddr, mark: u32) -> io::Result<u32> {
+        let host_len = if destination.is_ipv4() { 32 } else { 128 };
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(destination);
+        message.header.destination_prefix_length = host_len;
+        message.header.source_prefix_length = host_len;
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+        message.attributes.push(RouteAttribute::Source(source.into()));
+        if mark != 0 {
+            message.attributes.push(RouteAttribute::Mark(mark));
+        }
+        let replies = self.request(RouteNetlinkMessage::GetRoute(message), 0)?;
+        replies.iter().find_map(interface_of).ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
+    }
+
+    fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.request(message, flags | NLM_F_ACK).map(drop)
+    }
+
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        // A dump ends with a mark, a change with an acknowledgement, a question with its answer.
+        let is_question = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
+        let mut replies = Vec::new();
+        let mut buffer = Vec::with_capacity(RECEIVE_LEN);
+        loop {
+            buffer.clear();
+            self.socket.recv(&mut buffer, 0)?;
+            for message in messages(&buffer) {
+                let message = message?;
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::Done(_) => return Ok(replies),
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            None => Ok(replies),
+                            Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
+                        };
+                    }
+                    NetlinkPayload::InnerMessage(reply) => {
+                        replies.push(reply);
+                        if is_question {
+                            return Ok(replies);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// A socket that tells of changes.
+pub struct Monitor {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Monitor {
+    /// Opens a socket that tells of changes from now on.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, GROUPS))?;
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket, buffer: Vec::with_capacity(RECEIVE_LEN) })
+    }
+
+    /// Returns what has changed since the last call.
+    pub fn take(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => {
+                    events.extend(messages(&self.buffer).filter_map(Result::ok).filter_map(|m| event_of(&m)))
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return events,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // ENOBUFS: the kernel had more to tell than the socket holds.
+                Err(error) => {
+                    events.push(Event::Lost);
+                    if error.raw_os_error() != Some(libc::ENOBUFS) {
+                        return events;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Monitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Splits what one call received into its messages.
+fn messages(buffer: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> {
+    let mut rest = buffer;
+    std::iter::from_fn(move || {
+        let length = usize::try_from(u32::from_ne_bytes(*rest.first_chunk()?)).ok()?;
+        let bytes = rest.get(..length).filter(|bytes| bytes.len() >= 16)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(NetlinkMessage::deserialize(bytes).map_err(|error| io::Error::other(error.to_string())))
+    })
+}
+
+fn event_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
+    let NetlinkPayload::InnerMessage(inner) = &message.payload else { return None };
+    match inner {
+        RouteNetlinkMessage::NewLink(_) => link_of(inner).map(Event::Link),
+        RouteNetlinkMessage::DelLink(link) => Some(Event::LinkGone(link.header.index)),
+        RouteNetlinkMessage::NewRoute(_)
+        | RouteNetlinkMessage::DelRoute(_)
+        | RouteNetlinkMessage::NewAddress(_)
+        | RouteNetlinkMessage::DelAddress(_) => Some(Event::Routes),
+        _ => None,
+    }
+}
+
+fn link_of(message: &RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(link) = message else { return None };
+    let mut found = Link {
+        index: link.header.index,
+        name: String::new(),
+        mtu: 0,
+        up: link.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => found.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
+            _ => {}
+        }
+    }
+    Some(found)
+}
+
+fn route_of(message: &RouteNetlinkMessage) -> Option<Route> {
+    let RouteNetlinkMessage::NewRoute(route) = message else { return None };
+    let any: IpAddr = match route.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        _ => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let mut addr = any;
+    let mut mtu = None;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => addr = (*v4).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => addr = (*v6).into(),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let destination = (addr, route.header.destination_prefix_length);
+    Some(Route { destination, interface: interface_of(message)?, mtu })
+}
+
+fn interface_of(message: &RouteNetlinkMessage) -> Option<u32> {
+    let RouteNetlinkMessage::NewRoute(route) = message else { return None };
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn family_of(addr: IpAddr) -> AddressFamily {
+    if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netns;
+
+    #[test]
+    fn links_addresses_and_routes_are_made_and_seen() {
+        let (Ok(one), Ok(other)) = (netns::create(), netns::create()) else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&one, || {
+            let mut monitor = Monitor::open()?;
+            let mut netlink = Netlink::open()?;
+            assert_eq!(netlink.link("none").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+            netlink.add_veth("left", "right", &other)?;
+            let left = netlink.link("left")?;
+            assert!(!left.up);
+            netlink.set_up(left.index, Some(1400))?;
+            netlink.add_address(left.index, "10.1.0.1".parse().unwrap(), 24)?;
+            netlink.add_address(left.index, "fd00::1".parse().unwrap(), 64)?;
+            let way = "10.1.0.2".parse().unwrap();
+            netlink.add_route(("10.2.0.0".parse().unwrap(), 16), Some(way), None)?;
+            netlink.add_route(("10.3.0.0".parse().unwrap(), 16), None, Some(left.index))?;
+            let again = netlink.add_route(("10.3.0.0".parse().unwrap(), 16), None, Some(left.index));
+            assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            let now = netlink.link("left")?;
+            assert_eq!((now.mtu, now.up), (1400, true));
+            let routes = netlink.routes()?;
+            for wanted in ["10.2.0.0", "10.3.0.0"] {
+                assert!(routes.iter().any(|route| route.destination == (wanted.parse().unwrap(), 16)));
+            }
+            let events = monitor.take();
+            assert!(events.contains(&Event::Routes));
+            assert!(events.iter().any(|event| matches!(event, Event::Link(link) if link.name == "left")));
+            let from = "10.1.0.1".parse().unwrap();
+            netns::run_in(&other, || {
+                let mut netlink = Netlink::open()?;
+                let right = netlink.link("right")?;
+                netlink.set_up(right.index, None)
+            })?;
+            assert_eq!(netlink.interface_towards("10.2.3.4".parse().unwrap(), from, 0)?, left.index);
+            let back = netns::current()?;
+            netlink.move_link(left.index, &other)?;
+            assert!(monitor.take().contains(&Event::LinkGone(left.index)));
+            drop(back);
+            Ok(())
+        })
+        .unwrap();
+    }
+}

@@ -1,0 +1,488 @@
+//! UDP sockets that send and receive many datagrams a call, with local address and DS field.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{cmsg, sockopt};
+
+/// Length of a `sockaddr_in6`, the longer of the two.
+const NAME_CAPACITY: usize = 28;
+const V4_LEN: libc::socklen_t = 16;
+const V6_LEN: libc::socklen_t = 28;
+
+/// IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `AF_INET`.
+    V4,
+    /// `AF_INET6`, without IPv4-mapped addresses.
+    V6,
+}
+
+/// How a socket is to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UdpOptions {
+    /// `SO_MARK`; 0 for none.
+    pub mark: u32,
+    /// Bytes that each buffer holds; 0 for the system's default.
+    pub buffer: i32,
+}
+
+/// A local address and the interface it was seen on; 0 for any.
+pub type LocalAddr = (IpAddr, u32);
+
+/// A UDP socket of one family on all addresses.
+#[derive(Debug)]
+pub struct UdpSocket {
+    socket: Socket,
+    family: Family,
+}
+
+impl UdpSocket {
+    /// Opens a socket on `port`, 0 for any that is free, which nobody else has open; [`Self::sibling`] then shares it.
+    ///
+    /// # Errors
+    /// `EADDRINUSE`; `EAFNOSUPPORT` or `EADDRNOTAVAIL` where the family is switched off; `EPERM` for a mark without `CAP_NET_ADMIN`.
+    pub fn bind(family: Family, port: u16, options: &UdpOptions) -> io::Result<Self> {
+        let this = Self::open(family, options)?;
+        this.bind_to(port)?;
+        // Only now: two programs that both share from the beginning would silently steal each other's datagrams.
+        this.socket.set_reuse_port(true)?;
+        Ok(this)
+    }
+
+    /// Opens another socket on the same port; the kernel spreads senders over all of them.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn sibling(&self, options: &UdpOptions) -> io::Result<Self> {
+        let this = Self::open(self.family, options)?;
+        this.socket.set_reuse_port(true)?;
+        this.bind_to(self.local_port()?)?;
+        Ok(this)
+    }
+
+    fn open(family: Family, options: &UdpOptions) -> io::Result<Self> {
+        let domain = match family {
+            Family::V4 => Domain::IPV4,
+            Family::V6 => Domain::IPV6,
+        };
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+        match family {
+            Family::V4 => {
+                sockopt::set(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+                sockopt::set(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+                // Outer fragments are allowed (kernel WireGuard sends without DF).
+                sockopt::set(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+            }
+            Family::V6 => {
+                socket.set_only_v6(true)?;
+                sockopt::set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+                sockopt::set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+                sockopt::set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+            }
+        }
+        if options.mark != 0 {
+            socket.set_mark(options.mark)?;
+        }
+        if options.buffer > 0 {
+            set_buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, options.buffer);
+            set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, options.buffer);
+        }
+        Ok(Self { socket, family })
+    }
+
+    fn bind_to(&self, port: u16) -> io::Result<()> {
+        let any: IpAddr = match self.family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.socket.bind(&SocketAddr::new(any, port).into())
+    }
+
+    /// Returns the port.
+    ///
+    /// # Errors
+    /// Never for an open socket.
+    pub fn local_port(&self) -> io::Result<u16> {
+        let addr = self.socket.local_addr()?.as_socket();
+        Ok(addr.map_or(0, |addr| addr.port()))
+    }
+
+    /// Sets `SO_MARK`, 0 for none.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_NET_ADMIN`.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.socket.set_mark(mark)
+    }
+
+    /// Returns the family.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Waits until there is room to send, at most `milliseconds`.
+    pub fn wait_writable(&self, milliseconds: u16) {
+        let mut fds = [rustix::event::PollFd::new(self, rustix::event::PollFlags::OUT)];
+        let timeout =
+            rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(milliseconds.min(999)) * 1_000_000 };
+        // Whatever it says, the next call to send tells more.
+        let _ = rustix::event::poll(&mut fds, Some(&timeout));
+    }
+}
+
+/// Beyond the limit of the system if that is permitted, and as far as it goes if not.
+fn set_buffer(socket: &Socket, force: i32, plain: i32, bytes: i32) {
+    if sockopt::set(socket, libc::SOL_SOCKET, force, bytes).is_err() {
+        let _ = sockopt::set(socket, libc::SOL_SOCKET, plain, bytes);
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for UdpSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Buffers for datagrams to receive in one call.
+pub struct RecvBatch {
+    slot_len: usize,
+    buffers: Vec<u8>,
+    names: Vec<[u8; NAME_CAPACITY]>,
+    controls: Vec<cmsg::Buffer>,
+    iovecs: Vec<libc::iovec>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+/// A datagram that was received.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// What it carries.
+    pub payload: &'a mut [u8],
+    /// Who sent it; a link-local address with its scope.
+    pub from: SocketAddr,
+    /// Where it was sent to.
+    pub to: Option<LocalAddr>,
+    /// The two ECN bits.
+    pub ecn: u8,
+    /// It was longer than the buffer.
+    pub truncated: bool,
+}
+
+impl RecvBatch {
+    /// Returns `slots` buffers of `slot_len` bytes. Pages that no datagram touches take no memory.
+    pub fn new(slots: usize, slot_len: usize) -> Self {
+        Self {
+            slot_len,
+            buffers: vec![0; slots * slot_len],
+            names: vec![[0; NAME_CAPACITY]; slots],
+            controls: vec![cmsg::Buffer::new(); slots],
+            iovecs: Vec::with_capacity(slots),
+            headers: Vec::with_capacity(slots),
+        }
+    }
+
+    /// Receives as many datagrams as there are, at most one a buffer, and returns their number.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there are none.
+    pub fn recv(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        self.iovecs.clear();
+        self.iovecs.extend(
+            self.buffers
+                .chunks_exact_mut(self.slot_len)
+                .map(|slot| libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() }),
+        );
+        self.headers.clear();
+        let parts = self.iovecs.iter_mut().zip(&mut self.names).zip(&mut self.controls);
+        self.headers.extend(parts.map(|((iovec, name), control)| {
+            let mut header = empty_header();
+            header.msg_hdr.msg_iov = iovec;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_name = name.as_mut_ptr().cast();
+            header.msg_hdr.msg_namelen = V6_LEN;
+            header.msg_hdr.msg_control = control.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = cmsg::CAPACITY;
+            header
+        }));
+        let slots = libc::c_uint::try_from(self.headers.len()).unwrap_or(libc::c_uint::MAX);
+        let fd = socket.as_raw_fd();
+        let none = std::ptr::null_mut();
+        // SAFETY: each header points to a buffer, a name and a control buffer of the lengths it says, all owned by `self` and not
+        // touched until the call returns.
+        let received =
+            unsafe { libc::recvmmsg(fd, self.headers.as_mut_ptr(), slots, libc::MSG_DONTWAIT, none) };
+        let Ok(received) = usize::try_from(received) else { return Err(io::Error::last_os_error()) };
+        for (header, control) in self.headers[..received].iter().zip(&mut self.controls) {
+            control.set_len(header.msg_hdr.msg_controllen);
+        }
+        Ok(received)
+    }
+
+    /// Returns datagram `slot` of the last call, or `None` if its sender's address makes no sense.
+    pub fn get_mut(&mut self, slot: usize) -> Option<Received<'_>> {
+        let header = &self.headers[slot];
+        let from = decode(&self.names[slot], header.msg_hdr.msg_namelen)?;
+        let (mut to, mut ecn) = (None, 0);
+        for (level, kind, data) in self.controls[slot].iter() {
+            match (level, kind) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => to = v4_info(data),
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => to = v6_info(data),
+                // One byte for IPv4, an int for IPv6.
+                (libc::IPPROTO_IP, libc::IP_TOS) => ecn = data.first().map_or(0, |tos| tos & 3),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    ecn = data
+                        .first_chunk()
+                        .map_or(0, |class| i32::from_ne_bytes(*class) & 3)
+                        .try_into()
+                        .unwrap_or(0);
+                }
+                _ => {}
+            }
+        }
+        let truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+        let len = (header.msg_len as usize).min(self.slot_len);
+        let start = slot * self.slot_len;
+        Some(Received { payload: &mut self.buffers[start..start + len], from, to, ecn, truncated })
+    }
+}
+
+/// `struct in_pktinfo`: interface, preferred source, destination of the header.
+fn v4_info(data: &[u8]) -> Option<LocalAddr> {
+    let interface = u32::from_ne_bytes(*data.first_chunk()?);
+    let destination: [u8; 4] = data.get(8..12)?.try_into().ok()?;
+    Some((destination.into(), interface))
+}
+
+/// `struct in6_pktinfo`: destination, interface.
+fn v6_info(data: &[u8]) -> Option<LocalAddr> {
+    let destination: [u8; 16] = *data.first_chunk()?;
+    let interface = u32::from_ne_bytes(data.get(16..20)?.try_into().ok()?);
+    Some((destination.into(), interface))
+}
+
+/// A datagram to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// Whom to.
+    pub to: SocketAddr,
+    /// The local address it leaves by, if that matters.
+    pub from: Option<IpAddr>,
+    /// The DS field.
+    pub ds: u8,
+    /// What it carries.
+    pub payload: &'a [u8],
+}
+
+/// Room for the headers of datagrams to send in one call.
+pub struct SendBatch {
+    names: Vec<[u8; NAME_CAPACITY]>,
+    controls: Vec<cmsg::Buffer>,
+    iovecs: Vec<libc::iovec>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+impl SendBatch {
+    /// Returns room for `slots` datagrams.
+    pub fn new(slots: usize) -> Self {
+        Self {
+            names: vec![[0; NAME_CAPACITY]; slots],
+            controls: vec![cmsg::Buffer::new(); slots],
+            iovecs: Vec::with_capacity(slots),
+            headers: Vec::with_capacity(slots),
+        }
+    }
+
+    /// Sends the first datagrams of `datagrams`, at most as many as there is room for, and returns how many that were.
+    ///
+    /// # Errors
+    /// What hinders the first one.
+    pub fn send(&mut self, socket: &UdpSocket, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
+        self.iovecs.clear();
+        self.iovecs.extend(datagrams.iter().take(self.names.len()).map(|datagram| libc::iovec {
+            iov_base: datagram.payload.as_ptr().cast_mut().cast(),
+            iov_len: datagram.payload.len(),
+        }));
+        self.headers.clear();
+        let parts = self.iovecs.iter_mut().zip(&mut self.names).zip(&mut self.controls).zip(datagrams);
+        self.headers.extend(parts.map(|(((iovec, name), control), datagram)| {
+            control.clear();
+            write_control(control, datagram);
+            let mut header = empty_header();
+            header.msg_hdr.msg_iov = iovec;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_namelen = encode(datagram.to, name);
+            header.msg_hdr.msg_name = name.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = control.len();
+            header.msg_hdr.msg_control = control.as_mut_ptr().cast();
+            header
+        }));
+        let count = libc::c_uint::try_from(self.headers.len()).unwrap_or(libc::c_uint::MAX);
+        let fd = socket.as_raw_fd();
+        // SAFETY: each header points to a payload, a name and a control buffer of the lengths it says, which outlive the call; the
+        // kernel writes only to the headers' lengths.
+        let sent = unsafe { libc::sendmmsg(fd, self.headers.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+fn write_control(control: &mut cmsg::Buffer, datagram: &Datagram<'_>) {
+    let ds = i32::from(datagram.ds).to_ne_bytes();
+    match datagram.to {
+        SocketAddr::V4(_) => {
+            control.push(libc::IPPROTO_IP, libc::IP_TOS, &ds);
+            if let Some(IpAddr::V4(from)) = datagram.from {
+                // No interface: the routing table chooses it.
+                let mut info = [0; 12];
+                info[4..8].copy_from_slice(&from.octets());
+                control.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+            }
+        }
+        SocketAddr::V6(_) => {
+            control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &ds);
+            if let Some(IpAddr::V6(from)) = datagram.from {
+                let mut info = [0; 20];
+                info[..16].copy_from_slice(&from.octets());
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+        }
+    }
+}
+
+fn empty_header() -> libc::mmsghdr {
+    // SAFETY: an mmsghdr is numbers and pointers, for all of which zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Writes a `sockaddr_in` or `sockaddr_in6` and returns its length.
+fn encode(addr: SocketAddr, name: &mut [u8; NAME_CAPACITY]) -> libc::socklen_t {
+    name.fill(0);
+    name[2..4].copy_from_slice(&addr.port().to_be_bytes());
+    match addr {
+        SocketAddr::V4(addr) => {
+            name[..2].copy_from_slice(&family_bytes(libc::AF_INET));
+            name[4..8].copy_from_slice(&addr.ip().octets());
+            V4_LEN
+        }
+        SocketAddr::V6(addr) => {
+            name[..2].copy_from_slice(&family_bytes(libc::AF_INET6));
+            name[8..24].copy_from_slice(&addr.ip().octets());
+            name[24..].copy_from_slice(&addr.scope_id().to_ne_bytes());
+            V6_LEN
+        }
+    }
+}
+
+fn family_bytes(family: i32) -> [u8; 2] {
+    u16::try_from(family).unwrap_or_default().to_ne_bytes()
+}
+
+fn decode(name: &[u8; NAME_CAPACITY], len: libc::socklen_t) -> Option<SocketAddr> {
+    let [family_low, family_high, port_high, port_low, ..] = *name;
+    let port = u16::from_be_bytes([port_high, port_low]);
+    match i32::from(u16::from_ne_bytes([family_low, family_high])) {
+        libc::AF_INET if len >= V4_LEN => {
+            let ip: [u8; 4] = name[4..8].try_into().ok()?;
+            Some(SocketAddr::new(ip.into(), port))
+        }
+        libc::AF_INET6 if len >= V6_LEN => {
+            let ip: [u8; 16] = name[8..24].try_into().ok()?;
+            let scope = u32::from_ne_bytes(*name.last_chunk()?);
+            // The flow label is the sender's business of that one datagram.
+            Some(SocketAddr::V6(SocketAddrV6::new(ip.into(), port, 0, scope)))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn recv(batch: &mut RecvBatch, socket: &UdpSocket) -> usize {
+        #[expect(clippy::disallowed_methods, reason = "a deadline of a test")]
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match batch.recv(socket) {
+                Ok(received) => return received,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+            let mut fds = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 })).unwrap();
+            #[expect(clippy::disallowed_methods, reason = "a deadline of a test")]
+            let now = Instant::now();
+            assert!(now < deadline, "nothing arrived");
+        }
+    }
+
+    #[test]
+    fn datagrams_arrive_with_addresses_and_ecn_in_both_families() {
+        for (family, ip) in [(Family::V4, "127.0.0.1"), (Family::V6, "::1")] {
+            let Ok(socket) = UdpSocket::bind(family, 0, &UdpOptions::default()) else {
+                eprintln!("skipped: {family:?} missing");
+                continue;
+            };
+            let ip: IpAddr = ip.parse().unwrap();
+            let to = SocketAddr::new(ip, socket.local_port().unwrap());
+            let payloads: Vec<Vec<u8>> = [0, 1, 1000, 40_000].map(|len| vec![7; len]).to_vec();
+            let datagrams: Vec<_> = payloads
+                .iter()
+                .zip([Some(ip), None, Some(ip), None])
+                .map(|(payload, from)| Datagram { to, from, ds: 0x88 | 2, payload })
+                .collect();
+            assert_eq!(SendBatch::new(8).send(&socket, &datagrams).unwrap(), 4);
+            let mut batch = RecvBatch::new(8, 30_000);
+            let mut seen = 0;
+            while seen < 4 {
+                for slot in 0..recv(&mut batch, &socket) {
+                    let received = batch.get_mut(slot).unwrap();
+                    assert_eq!((received.from, received.to.unwrap().0, received.ecn), (to, ip, 2));
+                    assert_eq!(received.truncated, payloads[seen].len() > 30_000);
+                    assert_eq!(received.payload.len(), payloads[seen].len().min(30_000));
+                    seen += 1;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_belongs_to_one_owner_who_may_share_it() {
+        let options = UdpOptions::default();
+        let socket = UdpSocket::bind(Family::V4, 0, &options).unwrap();
+        let port = socket.local_port().unwrap();
+        let sibling = socket.sibling(&options).unwrap();
+        assert_eq!(sibling.local_port().unwrap(), port);
+        let error = UdpSocket::bind(Family::V4, port, &options).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_source_that_is_not_ours_is_refused() {
+        let socket = UdpSocket::bind(Family::V4, 0, &UdpOptions::default()).unwrap();
+        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.local_port().unwrap());
+        let datagram = Datagram { to, from: Some("192.0.2.9".parse().unwrap()), ds: 0, payload: &[1] };
+        assert!(SendBatch::new(1).send(&socket, &[datagram]).is_err());
+    }
+
+    #[test]
+    fn addresses_survive_the_round_trip() {
+        for text in ["192.0.2.1:7", "[2001:db8::1]:65535", "[fe80::1%3]:9"] {
+            let addr: SocketAddr = text.parse().unwrap();
+            let mut name = [0; NAME_CAPACITY];
+            let len = encode(addr, &mut name);
+            assert_eq!(decode(&name, len), Some(addr));
+        }
+        assert_eq!(decode(&[0; NAME_CAPACITY], V6_LEN), None);
+    }
+}
