@@ -1,1 +1,29 @@
-//! To be described.
+//! The cross-platform configuration protocol: text requests on a unix socket, as `wg`, `wg-quick` and wgctrl clients speak it.
+//!
+//! - [`set`]: the body of a `set=1` request → edits. Pure.
+//! - [`get`]: a snapshot → the reply to `get=1`. Pure.
+//! - [`request`]: bytes of a connection → whole requests. Pure.
+//! - [`socket`]: `/var/run/wireguard/IFNAME.sock`, opened, handed over and removed.
+//! - [`serve`]: one thread that serves all connections.
+//!
+//! The protocol is described at <https://www.wireguard.com/xplatform/>; where that page is silent, wireguard-go is followed and cited by
+//! file and function. It knows nothing of the protocol behind [`Configure`](crate::config::Configure).
+
+pub mod get;
+pub mod request;
+pub mod serve;
+pub mod set;
+pub mod socket;
+
+use crate::config::Refused;
+
+/// Returns the errno that tells a client why its request was refused.
+fn errno_of(refused: &Refused) -> i32 {
+    match refused {
+        Refused::PortInUse(_) => libc::EADDRINUSE,
+        // Kernel, peer.c:wg_peer_create: more than MAX_PEERS_PER_DEVICE is ENOMEM.
+        Refused::TooManyPeers => libc::ENOMEM,
+        Refused::System { errno, .. } => *errno,
+        Refused::Gone => libc::ENODEV,
+    }
+}

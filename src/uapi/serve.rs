@@ -1,0 +1,314 @@
+//! One thread that serves all connections of the socket.
+//!
+//! It polls: requests are rare and short, and a single thread makes every bound plain. A connection that stalls costs its buffers and
+//! nothing else, since no lock is held and nothing is applied while a request or a reply is under way. When there are too many
+//! connections, or all of them together hold too much, the one that has been idle the longest is closed; so there is always room for
+//! the next `wg`. Nobody's time is measured.
+
+#![expect(clippy::wildcard_enum_match_arm, reason = "kinds of I/O errors are an open list")]
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with, sockopt};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::request::{Reader, Request};
+use super::{errno_of, get};
+use crate::config::Configure;
+
+/// The most connections at a time.
+pub const CONNECTIONS_MAX: usize = 32;
+
+/// The most bytes of text, unfinished requests and unsent replies, that all connections hold together while there is more than one.
+pub const HELD_MAX: usize = 128 << 20;
+
+/// Reads or writes of one connection before the others have their turn.
+const STEPS: usize = 64;
+
+/// The server of a socket. Dropping it ends all connections.
+#[derive(Debug)]
+pub struct Server {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts to serve `listener`.
+    ///
+    /// # Errors
+    /// If the thread or its descriptors cannot be made.
+    pub fn start(listener: &UnixListener, configure: Arc<dyn Configure>) -> io::Result<Self> {
+        let listener = listener.try_clone()?;
+        listener.set_nonblocking(true)?;
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("uapi".to_owned())
+            .spawn(move || serve(&listener, &stopped, configure.as_ref()))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // An eventfd takes the first write at once.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Finds the index of a network interface in the namespace of the process.
+pub fn scope_of(name: &str) -> Option<u32> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok()?;
+    netdevice::name_to_index(socket, name).ok()
+}
+
+fn serve(listener: &UnixListener, stop: &OwnedFd, configure: &dyn Configure) {
+    // Ordered by activity, the longest idle first.
+    let mut connections: Vec<Connection> = Vec::new();
+    // No descriptor is left: wait a little before the listener is asked again.
+    let mut exhausted = false;
+    loop {
+        let Ok(ready) = wait(listener, stop, &connections, exhausted) else { return };
+        if ready.stop {
+            return;
+        }
+        let (mut idle, mut active) = (Vec::new(), Vec::new());
+        for (connection, is_ready) in connections.drain(..).zip(ready.connections) {
+            if is_ready { active.push(connection) } else { idle.push(connection) }
+        }
+        active.retain_mut(|connection| connection.turn(configure).is_ok());
+        connections.append(&mut idle);
+        connections.append(&mut active);
+        exhausted = false;
+        if ready.listener {
+            exhausted = !accept(listener, &mut connections);
+        }
+        let mut held: usize = connections.iter().map(Connection::held).sum();
+        while connections.len() > CONNECTIONS_MAX || (held > HELD_MAX && connections.len() > 1) {
+            held -= connections.remove(0).held();
+            tracing::debug!("closed the longest idle configuration connection to make room");
+        }
+    }
+}
+
+struct Ready {
+    stop: bool,
+    listener: bool,
+    connections: Vec<bool>,
+}
+
+fn wait(
+    listener: &UnixListener,
+    stop: &OwnedFd,
+    connections: &[Connection],
+    exhausted: bool,
+) -> io::Result<Ready> {
+    let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
+    fds.push(PollFd::new(listener, if exhausted { PollFlags::empty() } else { PollFlags::IN }));
+    fds.extend(connections.iter().map(Connection::interest));
+    let timeout = if connections.iter().any(Connection::has_input) {
+        Some(Timespec { tv_sec: 0, tv_nsec: 0 })
+    } else {
+        exhausted.then_some(Timespec { tv_sec: 0, tv_nsec: 100_000_000 })
+    };
+    loop {
+        match poll(&mut fds, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(_) => break,
+        }
+    }
+    let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+    let connections =
+        fds[2..].iter().zip(connections).map(|(fd, connection)| is_ready(fd) || connection.has_input());
+    Ok(Ready {
+        stop: is_ready(&fds[0]),
+        // After a pause the listener is asked without having been polled.
+        listener: exhausted || is_ready(&fds[1]),
+        connections: connections.collect(),
+    })
+}
+
+/// Accepts who is waiting. Returns false if no descriptor is left for them.
+fn accept(listener: &UnixListener, connections: &mut Vec<Connection>) -> bool {
+    for _ in 0..CONNECTIONS_MAX {
+        match listener.accept() {
+            Ok((stream, _)) => connections.extend(Connection::new(stream).ok()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                io::ErrorKind::WouldBlock => return true,
+                _ => {
+                    tracing::info!(%error, "cannot accept a configuration connection");
+                    if connections.is_empty() {
+                        return false;
+                    }
+                    connections.remove(0);
+                }
+            },
+        }
+    }
+    true
+}
+
+struct Connection {
+    stream: UnixStream,
+    reader: Reader,
+    input: Zeroizing<Vec<u8>>,
+    /// What of `input` has been read from the stream, but not by `reader`.
+    unread: std::ops::Range<usize>,
+    reply: Zeroizing<String>,
+    sent: usize,
+}
+
+/// The connection has ended.
+struct Ended;
+
+impl Connection {
+    fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        if let Ok(peer) = sockopt::socket_peercred(&stream) {
+            let (pid, uid) = (peer.pid.as_raw_nonzero().get(), peer.uid.as_raw());
+            tracing::debug!(pid, uid, "configuration client connected");
+        }
+        Ok(Self {
+            stream,
+            reader: Reader::new(scope_of),
+            input: Zeroizing::new(vec![0; 64 << 10]),
+            unread: 0..0,
+            reply: Zeroizing::default(),
+            sent: 0,
+        })
+    }
+
+    /// Reads, answers and writes as far as possible without waiting.
+    fn turn(&mut self, configure: &dyn Configure) -> Result<(), Ended> {
+        for _ in 0..STEPS {
+            let step = if !self.reply.is_empty() {
+                self.send()
+            } else if self.has_input() {
+                self.read_request(configure)
+            } else {
+                self.receive()
+            };
+            match step {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(Ended) => return Err(Ended),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns false if the client has to read first.
+    fn send(&mut self) -> Result<bool, Ended> {
+        match self.stream.write(&self.reply.as_bytes()[self.sent..]) {
+            Ok(sent) => {
+                self.sent += sent;
+                if self.sent == self.reply.len() {
+                    self.reply = Zeroizing::default();
+                    self.sent = 0;
+                }
+                Ok(true)
+            }
+            Err(error) => ended_unless_waiting(&error),
+        }
+    }
+
+    /// Returns false if the client has to write first.
+    fn receive(&mut self) -> Result<bool, Ended> {
+        match self.stream.read(&mut self.input) {
+            // What was left unfinished is forgotten.
+            Ok(0) => Err(Ended),
+            Ok(length) => {
+                self.unread = 0..length;
+                Ok(true)
+            }
+            Err(error) => ended_unless_waiting(&error),
+        }
+    }
+
+    fn read_request(&mut self, configure: &dyn Configure) -> Result<bool, Ended> {
+        let bytes = &mut self.input[self.unread.clone()];
+        let (length, request) = self.reader.read(bytes);
+        bytes[..length].zeroize();
+        self.unread.start += length;
+        if let Some(request) = request {
+            self.reply = answer(request, configure).ok_or(Ended)?;
+        }
+        Ok(true)
+    }
+
+    fn has_input(&self) -> bool {
+        self.reply.is_empty() && !self.unread.is_empty()
+    }
+
+    fn held(&self) -> usize {
+        self.reader.size() + self.reply.len()
+    }
+
+    fn interest(&self) -> PollFd<'_> {
+        let flags = if self.reply.is_empty() { PollFlags::IN } else { PollFlags::OUT };
+        PollFd::from_borrowed_fd(self.stream.as_fd(), flags)
+    }
+}
+
+fn ended_unless_waiting(error: &io::Error) -> Result<bool, Ended> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => Ok(true),
+        io::ErrorKind::WouldBlock => Ok(false),
+        // A client that has gone is nothing to report.
+        _ => Err(Ended),
+    }
+}
+
+/// Returns the reply, or `None` to a client that speaks something else, as wireguard-go does (uapi.go:IpcHandle).
+fn answer(request: Request, configure: &dyn Configure) -> Option<Zeroizing<String>> {
+    // `wg` takes the errno of a set with its sign turned, and that of a get as it is (wireguard-tools, ipc-uapi.h).
+    let errno = match request {
+        Request::Get => match configure.snapshot() {
+            Ok(snapshot) => {
+                let mut text = get::print(&snapshot);
+                text.push_str("errno=0\n\n");
+                return Some(text);
+            }
+            Err(refused) => {
+                tracing::info!(reason = %refused, "cannot tell the configuration");
+                errno_of(&refused)
+            }
+        },
+        Request::Set(edits) => {
+            let count = edits.len();
+            match configure.apply(edits) {
+                Ok(()) => {
+                    tracing::debug!(edits = count, "configuration applied");
+                    0
+                }
+                Err(refused) => {
+                    tracing::info!(reason = %refused, "configuration refused, nothing applied");
+                    -errno_of(&refused)
+                }
+            }
+        }
+        Request::MalformedGet(malformed) => {
+            tracing::info!(reason = %malformed, "malformed get request");
+            malformed.errno
+        }
+        Request::MalformedSet(malformed) => {
+            tracing::info!(reason = %malformed, "malformed set request, nothing applied");
+            -malformed.errno
+        }
+        Request::Unknown => {
+            tracing::info!("a client of the configuration socket speaks another protocol");
+            return None;
+        }
+    };
+    Some(Zeroizing::new(format!("errno={errno}\n\n")))
+}
