@@ -1,1 +1,108 @@
-//! To be described.
+//! A WireGuard interface on a TUN device: threads, sockets and clocks around the protocol.
+//!
+//! ```text
+//! worker i   TUN queue i ⇄ UDP sockets i (v4, v6; same port)     run to completion: read, seal, send · receive, open, write
+//! control    handshakes (bounded queue) · peers that asked · timers · edits · the link: up, down, MTU, moved, deleted
+//! ```
+//!
+//! Workers read a [`View`](crate::wireguard::interface::View) that the control thread replaces when it changes; there is no lock between
+//! them. What a worker cannot do itself it asks the control thread for.
+
+mod control;
+mod link;
+mod receive;
+mod send;
+mod shared;
+mod sockets;
+mod worker;
+
+use std::io;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use crate::config::{Configure, Edit, Refused, Snapshot};
+use crate::crypto::random::Os;
+use crate::sys::tun::Tun;
+use crate::wireguard::dropped::Drops;
+use crate::wireguard::interface::Interface;
+use control::Control;
+use shared::{Request, Shared};
+use worker::Worker;
+
+/// The most workers that are started unless more are asked for.
+const DEFAULT_THREADS_MAX: usize = 16;
+
+/// Returns the number of workers that suits this machine.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_THREADS_MAX))
+}
+
+/// A running interface. Dropping it stops the threads and closes device and sockets.
+pub struct Device {
+    shared: Arc<Shared>,
+    requests: mpsc::Sender<Request>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Device {
+    /// Starts one worker for each queue of `tun`. UDP sockets are opened in the network namespace of the calling thread, and stay there.
+    ///
+    /// `on_close` is called once when the device has been deleted, from a thread of this device.
+    ///
+    /// # Errors
+    /// If threads or descriptors cannot be made.
+    pub fn start(tun: Tun, on_close: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let drops = Arc::new(Drops::default());
+        let interface = Interface::new(Arc::clone(&drops), Box::new(Os));
+        let queues: Vec<_> = tun.into_queues().into_iter().map(Arc::new).collect();
+        let (shared, control_poll, worker_polls) = Shared::new(drops, interface.view(), queues.len())?;
+        let shared = Arc::new(shared);
+        let (requests, receiver) = mpsc::channel();
+        let control =
+            Control::new(interface, Arc::clone(&shared), Arc::clone(&queues[0]), control_poll, receiver)?;
+        let mut device = Self { shared, requests, threads: Vec::new() };
+        for (number, (queue, poll)) in queues.into_iter().zip(worker_polls).enumerate() {
+            let worker = Worker::new(number, Arc::clone(&device.shared), queue, poll)?;
+            device.spawn(format!("worker-{number}"), move || worker.run())?;
+        }
+        device.spawn("control".to_owned(), move || control.run(on_close))?;
+        Ok(device)
+    }
+
+    fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.threads.push(std::thread::Builder::new().name(name).spawn(run)?);
+        Ok(())
+    }
+
+    /// Returns the counters of dropped packets.
+    pub fn drops(&self) -> &Arc<Drops> {
+        &self.shared.drops
+    }
+
+    fn ask<T>(&self, request: impl FnOnce(mpsc::SyncSender<T>) -> Request) -> Result<T, Refused> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.requests.send(request(reply)).map_err(|_| Refused::Gone)?;
+        self.shared.wake_control();
+        answer.recv().map_err(|_| Refused::Gone)
+    }
+}
+
+impl Configure for Device {
+    fn apply(&self, edits: Vec<Edit>) -> Result<(), Refused> {
+        self.ask(|reply| Request::Apply(edits, reply))?
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, Refused> {
+        self.ask(Request::Snapshot)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.shared.close();
+        for thread in self.threads.drain(..) {
+            // A panic has been printed already.
+            let _ = thread.join();
+        }
+    }
+}

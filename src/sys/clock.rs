@@ -81,3 +81,42 @@ impl AsRawFd for Timer {
         self.0.as_raw_fd()
     }
 }
+
+/// A descriptor that becomes readable when the wall clock jumps, which it does after every suspend (`TFD_TIMER_CANCEL_ON_SET`).
+#[derive(Debug)]
+pub struct Jump(OwnedFd);
+
+impl Jump {
+    /// Waits for jumps from now on.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let this = Self(timerfd_create(TimerfdClockId::Realtime, flags)?);
+        this.arm()?;
+        Ok(this)
+    }
+
+    /// Makes it unreadable until the next jump.
+    pub fn clear(&self) {
+        // ECANCELED tells of the jump.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+        let _ = self.arm();
+    }
+
+    fn arm(&self) -> io::Result<()> {
+        // The year 2242: the timer itself never fires.
+        let far = Timespec { tv_sec: 1 << 33, tv_nsec: 0 };
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        timerfd_settime(&self.0, flags, &Itimerspec { it_interval: zero, it_value: far })?;
+        Ok(())
+    }
+}
+
+impl AsRawFd for Jump {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}

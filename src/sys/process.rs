@@ -1,5 +1,9 @@
 //! What a process asks the kernel for once.
 
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 /// Keeps keys out of core dumps and away from other processes of the same user.
@@ -13,4 +17,16 @@ pub fn forbid_dumps() {
 pub fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// Takes over a descriptor that the parent left open, and keeps our own children from inheriting it.
+///
+/// # Errors
+/// `EBADF` if there is no such descriptor.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: it is only asked about here; a number that is no descriptor is an error of the call.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
+    // SAFETY: the caller names descriptors that the parent gave away to us; nothing in this process has opened them.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

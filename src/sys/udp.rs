@@ -292,6 +292,9 @@ pub struct SendBatch {
     headers: Vec<libc::mmsghdr>,
 }
 
+// SAFETY: the pointers in the headers are written by the call that uses them and mean nothing afterwards.
+unsafe impl Send for SendBatch {}
+
 impl SendBatch {
     /// Returns room for `slots` datagrams.
     pub fn new(slots: usize) -> Self {

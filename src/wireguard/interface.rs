@@ -355,6 +355,11 @@ impl Interface {
         self.own.as_ref().map(|own| own.keys.public())
     }
 
+    /// Returns every peer.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.peers.values().map(|control| &control.peer)
+    }
+
     /// Returns the peer with this key.
     pub fn peer(&self, key: &PublicKey) -> Option<&Arc<Peer>> {
         self.by_key.get(key).map(|id| &self.peers[id].peer)

@@ -1,0 +1,368 @@
+//! The control thread: the only one that changes the protocol's state.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use super::link::{Follower, News};
+use super::shared::{Request, Shared, WAKE, moment};
+use super::sockets::{Fate, SocketSet, send_all};
+use crate::config::{Edit, Refused, Snapshot};
+use crate::sys::clock::{self, Jump, Timer};
+use crate::sys::netlink::{Monitor, Netlink};
+use crate::sys::tun::Queue;
+use crate::sys::udp::{Datagram, SendBatch};
+use crate::wireguard::dropped::Dropped;
+use crate::wireguard::interface::{Interface, Transmit};
+use crate::wireguard::time::Instant;
+
+const TIMER: Token = Token(1);
+const LINK: Token = Token(2);
+const ROUTES: Token = Token(3);
+const JUMP: Token = Token(4);
+
+/// Clocks that drift apart by more than this did so in a suspend.
+const SUSPEND_MIN: Duration = Duration::from_millis(100);
+
+/// Handshake messages between two looks at requests, timers and the link.
+const HANDSHAKES_PER_TURN: usize = 32;
+
+pub(super) struct Control {
+    interface: Interface,
+    shared: Arc<Shared>,
+    requests: mpsc::Receiver<Request>,
+    poll: Poll,
+    timer: Timer,
+    /// What the timer is set to.
+    timer_at: Option<Instant>,
+    jump: Jump,
+    link: Follower,
+    /// Routes and addresses where the sockets are.
+    outer: Option<(Monitor, Netlink)>,
+    sockets: Vec<Arc<SocketSet>>,
+    send_batch: SendBatch,
+    listen_port: u16,
+    fwmark: u32,
+    up: bool,
+    /// BOOTTIME − MONOTONIC: time spent asleep since boot.
+    slept: Duration,
+}
+
+impl Control {
+    pub(super) fn new(
+        interface: Interface,
+        shared: Arc<Shared>,
+        queue: Arc<Queue>,
+        poll: Poll,
+        requests: mpsc::Receiver<Request>,
+    ) -> io::Result<Self> {
+        let timer = Timer::new()?;
+        let jump = Jump::new()?;
+        let link = Follower::new(queue)?;
+        let outer = Monitor::open().and_then(|monitor| Ok((monitor, Netlink::open()?))).ok();
+        let register = |fd, token| poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE);
+        register(timer.as_raw_fd(), TIMER)?;
+        register(jump.as_raw_fd(), JUMP)?;
+        register(link.raw_fd(), LINK)?;
+        if let Some((monitor, _)) = &outer {
+            register(monitor.as_raw_fd(), ROUTES)?;
+        }
+        Ok(Self {
+            interface,
+            shared,
+            requests,
+            poll,
+            timer,
+            timer_at: None,
+            jump,
+            link,
+            outer,
+            sockets: Vec::new(),
+            send_batch: SendBatch::new(1),
+            listen_port: 0,
+            fwmark: 0,
+            up: false,
+            slept: slept(),
+        })
+    }
+
+    pub(super) fn run(mut self, on_close: impl FnOnce()) {
+        self.follow_link();
+        let mut events = Events::with_capacity(16);
+        let mut busy = false;
+        while !self.shared.is_closing() {
+            self.set_timer();
+            let timeout = busy.then_some(Duration::ZERO);
+            if let Err(error) = self.poll.poll(&mut events, timeout) {
+                // Only a signal interrupts it.
+                debug_assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+                continue;
+            }
+            self.shared.control_looks();
+            for event in &events {
+                match event.token() {
+                    TIMER => self.timer.clear(),
+                    JUMP => self.jump.clear(),
+                    LINK => match self.link.news() {
+                        News::None => {}
+                        News::Changed => self.follow_link(),
+                        News::Moved => self.follow_moved_link(),
+                        News::Gone => return on_close(),
+                    },
+                    ROUTES => self.check_sources(),
+                    WAKE => {
+                        if self.shared.link_lost.swap(false, SeqCst) {
+                            match self.link.look_again() {
+                                News::Gone => return on_close(),
+                                News::Moved => self.follow_moved_link(),
+                                News::None | News::Changed => self.follow_link(),
+                            }
+                        }
+                    }
+                    Token(_) => {}
+                }
+            }
+            self.notice_suspend();
+            busy = self.work();
+        }
+    }
+
+    /// Does what waits, and tells whether there is more.
+    fn work(&mut self) -> bool {
+        for _ in 0..HANDSHAKES_PER_TURN {
+            // Whoever configures does not wait behind a flood.
+            while let Ok(request) = self.requests.try_recv() {
+                self.serve(request);
+            }
+            while let Some(peer) = self.shared.asked.pop() {
+                self.interface.handle_asked(&peer, moment());
+                self.send();
+            }
+            let queued = self.shared.handshakes.len();
+            let Some(mut message) = self.shared.handshakes.pop() else {
+                self.interface.handle_timeout(moment());
+                self.send();
+                return false;
+            };
+            let datagram = &mut message.bytes[..message.len];
+            if let Err(reason) = self.interface.handle_handshake(datagram, message.from, queued, moment()) {
+                self.shared.drops.count(reason);
+            }
+            self.send();
+        }
+        self.interface.handle_timeout(moment());
+        self.send();
+        true
+    }
+
+    fn serve(&mut self, request: Request) {
+        // A client that has gone is nothing to report.
+        match request {
+            Request::Apply(edits, reply) => drop(reply.send(self.apply(&edits))),
+            Request::Snapshot(reply) => drop(reply.send(self.snapshot())),
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { listen_port: self.listen_port, fwmark: self.fwmark, ..self.interface.snapshot() }
+    }
+
+    /// All or nothing: what the system may refuse comes first, on sockets that are not yet in use.
+    fn apply(&mut self, edits: &[Edit]) -> Result<(), Refused> {
+        let (mut port, mut mark) = (self.listen_port, self.fwmark);
+        for edit in edits {
+            match edit {
+                Edit::ListenPort(new) => port = *new,
+                Edit::Fwmark(new) => mark = *new,
+                Edit::PrivateKey(_) | Edit::ClearPeers | Edit::Peer(_) => {}
+            }
+        }
+        let must_bind = self.up && (port != self.listen_port || self.sockets.is_empty());
+        let mut bound = Vec::new();
+        if must_bind {
+            bound = self.bind(port, mark).map_err(|error| refused(&error, port))?;
+        } else if mark != self.fwmark {
+            self.mark_sockets(mark)
+                .inspect_err(|_| {
+                    // Those that took the new mark get the old one back, which they had.
+                    let _ = self.mark_sockets(self.fwmark);
+                })
+                .map_err(|error| system("SO_MARK", &error))?;
+        }
+        if let Err(refused) = self.interface.apply(edits, moment()) {
+            // The old mark was there before.
+            let _ = self.mark_sockets(self.fwmark);
+            return Err(refused);
+        }
+        let is_moved = must_bind || mark != self.fwmark;
+        (self.listen_port, self.fwmark) = (port, mark);
+        if must_bind {
+            self.install(bound);
+        }
+        if is_moved {
+            self.interface.clear_sources();
+        }
+        self.send();
+        Ok(())
+    }
+
+    // ---- sockets
+
+    fn bind(&self, port: u16, mark: u32) -> io::Result<Vec<Arc<SocketSet>>> {
+        // Our own old sockets hold another port.
+        SocketSet::open(port, mark, self.shared.sockets.len())
+    }
+
+    fn install(&mut self, sockets: Vec<Arc<SocketSet>>) {
+        if let Some(set) = sockets.first() {
+            self.listen_port = set.port;
+        }
+        for (worker, slot) in self.shared.sockets.iter().enumerate() {
+            slot.store(sockets.get(worker).cloned());
+        }
+        self.sockets = sockets;
+        self.shared.wake_workers();
+    }
+
+    fn mark_sockets(&self, mark: u32) -> io::Result<()> {
+        self.sockets.iter().flat_map(|set| set.iter()).try_for_each(|socket| socket.set_mark(mark))
+    }
+
+    /// Sends everything that the interface has to send, and shows the workers what has changed.
+    fn send(&mut self) {
+        // A session must be known before a message announces it.
+        self.show_view();
+        while let Some(transmit) = self.interface.poll_transmit() {
+            self.send_one(&transmit);
+        }
+        self.show_view();
+    }
+
+    fn show_view(&mut self) {
+        if let Some(view) = self.interface.poll_view() {
+            self.shared.view.store(Arc::new(view));
+        }
+    }
+
+    fn send_one(&mut self, transmit: &Transmit) {
+        let socket = self.sockets.first().and_then(|set| set.towards(transmit.to.addr));
+        let Some(socket) = socket else {
+            self.shared.drops.count(Dropped::SendFailed);
+            return;
+        };
+        let from = transmit.to.source.map(|source| source.ip);
+        let mut datagrams =
+            [Datagram { to: transmit.to.addr, from, ds: transmit.ds, payload: &transmit.datagram }];
+        send_all(&mut self.send_batch, socket, &mut datagrams, &self.shared.drops, |_, fate| {
+            if let (Fate::SentElsewise, Some(peer)) = (fate, &transmit.peer) {
+                peer.clear_source();
+            }
+        });
+    }
+
+    // ---- the link
+
+    fn follow_moved_link(&mut self) {
+        let fd = self.link.raw_fd();
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), LINK, Interest::READABLE) {
+            tracing::warn!(%error, "cannot watch the link in its new network namespace");
+        }
+        self.follow_link();
+    }
+
+    fn follow_link(&mut self) {
+        let state = self.link.state();
+        self.shared.mtu.store(Arc::new(self.link.mtu()));
+        match (self.up, state.up) {
+            (false, true) => self.come_up(),
+            (true, false) => self.go_down(),
+            (false, false) | (true, true) => {}
+        }
+    }
+
+    fn come_up(&mut self) {
+        match self.bind(self.listen_port, self.fwmark) {
+            Ok(sockets) => self.install(sockets),
+            Err(error) => {
+                tracing::error!(port = self.listen_port, %error, "cannot open the UDP sockets");
+                // The next `set` tries again.
+            }
+        }
+        self.up = true;
+        self.interface.up(moment());
+        self.send();
+        tracing::info!(port = self.listen_port, mtu = self.link.state().mtu, "interface up");
+    }
+
+    fn go_down(&mut self) {
+        self.up = false;
+        self.interface.down();
+        self.show_view();
+        // The port is kept, as by the kernel.
+        let port = self.listen_port;
+        self.install(Vec::new());
+        self.listen_port = port;
+        tracing::info!("interface down");
+    }
+
+    /// Forgets the local addresses of peers that would be reached by another interface now (kernel `socket.c`, `send4`: the route
+    /// of every packet is compared).
+    fn check_sources(&mut self) {
+        let Some((monitor, netlink)) = &mut self.outer else { return };
+        if monitor.take().is_empty() {
+            return;
+        }
+        for peer in self.interface.peers() {
+            let Some(endpoint) = peer.endpoint() else { continue };
+            let Some(source) = endpoint.source else { continue };
+            let towards = netlink.interface_towards(endpoint.addr.ip(), source.ip, self.fwmark);
+            if !towards.is_ok_and(|interface| interface == source.interface) {
+                peer.clear_source();
+            }
+        }
+    }
+
+    // ---- time
+
+    fn set_timer(&mut self) {
+        let at = self.interface.poll_timeout();
+        if at != self.timer_at {
+            self.timer_at = at;
+            if let Err(error) = self.timer.set(at.map(|at| Duration::from_nanos(at.as_nanos()))) {
+                tracing::error!(%error, "cannot set the timer");
+            }
+        }
+    }
+
+    fn notice_suspend(&mut self) {
+        let slept = slept();
+        if slept.saturating_sub(self.slept) > SUSPEND_MIN {
+            tracing::info!("the machine was suspended: sessions are wiped");
+            self.interface.suspended();
+            self.show_view();
+        }
+        self.slept = slept;
+    }
+}
+
+fn slept() -> Duration {
+    // In this order the difference errs to the lower side.
+    let boottime = clock::boottime();
+    boottime.saturating_sub(clock::monotonic())
+}
+
+fn refused(error: &io::Error, port: u16) -> Refused {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        return Refused::PortInUse(port);
+    }
+    system(&format!("UDP sockets on port {port}"), error)
+}
+
+fn system(what: &str, error: &io::Error) -> Refused {
+    Refused::System { what: what.to_owned(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
+}

@@ -1,0 +1,128 @@
+//! The TUN link as the system sees it: up or down, its MTU, its routes; also after it has moved to another network namespace.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use super::shared::Mtu;
+use crate::sys::netlink::{Event, Monitor, Netlink};
+use crate::sys::netns;
+use crate::sys::tun::Queue;
+
+/// What of a link matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) up: bool,
+    pub(super) mtu: u32,
+}
+
+/// What the link's news amount to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Nothing that matters.
+    None,
+    /// State or routes may have changed.
+    Changed,
+    /// It is in another namespace: the descriptor to poll is another one.
+    Moved,
+    /// It was deleted.
+    Gone,
+}
+
+/// Follows one link.
+pub(super) struct Follower {
+    queue: Arc<Queue>,
+    monitor: Monitor,
+    netlink: Netlink,
+    index: u32,
+    state: State,
+    routes_changed: bool,
+}
+
+impl Follower {
+    /// Starts to follow the link of `queue`, wherever it is.
+    pub(super) fn new(queue: Arc<Queue>) -> io::Result<Self> {
+        let found = match Self::find(&queue) {
+            Ok(found) => found,
+            // It was handed to us from another namespace.
+            Err(_) => Self::find_elsewhere(&queue)?,
+        };
+        let (monitor, netlink, index, state) = found;
+        Ok(Self { queue, monitor, netlink, index, state, routes_changed: true })
+    }
+
+    fn find(queue: &Queue) -> io::Result<(Monitor, Netlink, u32, State)> {
+        // The monitor first, so that no change falls between the two.
+        let monitor = Monitor::open()?;
+        let mut netlink = Netlink::open()?;
+        let link = netlink.link(&queue.ifname()?)?;
+        Ok((monitor, netlink, link.index, State { up: link.up, mtu: link.mtu }))
+    }
+
+    fn find_elsewhere(queue: &Queue) -> io::Result<(Monitor, Netlink, u32, State)> {
+        netns::run_in(queue.netns()?, || Self::find(queue))
+    }
+
+    /// Returns the state as of the last news.
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+
+    /// Returns the descriptor that becomes readable when there are news.
+    pub(super) fn raw_fd(&self) -> RawFd {
+        self.monitor.as_raw_fd()
+    }
+
+    /// Takes in the news.
+    pub(super) fn news(&mut self) -> News {
+        let mut news = News::None;
+        for event in self.monitor.take() {
+            match event {
+                Event::Link(link) if link.index == self.index => {
+                    self.state = State { up: link.up, mtu: link.mtu };
+                    news = News::Changed;
+                }
+                Event::LinkGone(index) if index == self.index => return self.look_again(),
+                Event::Lost => return self.look_again(),
+                Event::Routes => {
+                    self.routes_changed = true;
+                    news = News::Changed;
+                }
+                Event::Link(_) | Event::LinkGone(_) => {}
+            }
+        }
+        news
+    }
+
+    /// The link has left this namespace, or news were lost.
+    pub(super) fn look_again(&mut self) -> News {
+        if !self.queue.is_attached() {
+            return News::Gone;
+        }
+        match Self::find_elsewhere(&self.queue) {
+            Ok((monitor, netlink, index, state)) => {
+                (self.monitor, self.netlink, self.index, self.state) = (monitor, netlink, index, state);
+                self.routes_changed = true;
+                News::Moved
+            }
+            Err(error) if !self.queue.is_attached() => {
+                tracing::debug!(%error, "the link was deleted while it was looked for");
+                News::Gone
+            }
+            Err(error) => {
+                // Before Linux 5.3, or without CAP_SYS_ADMIN there. A link that was moved is most likely to be used.
+                tracing::warn!(%error, "cannot follow the link to its new network namespace; taken to be up with its MTU");
+                self.state.up = true;
+                News::Changed
+            }
+        }
+    }
+
+    /// Returns link and route MTUs.
+    pub(super) fn mtu(&mut self) -> Mtu {
+        let routes = self.netlink.routes().unwrap_or_default();
+        let own = routes.into_iter().filter(|route| route.interface == self.index);
+        self.routes_changed = false;
+        Mtu::new(self.state.mtu, own.filter_map(|route| Some((route.destination, route.mtu?))))
+    }
+}

@@ -1,0 +1,124 @@
+//! A worker: one TUN queue, its own sockets, and everything in between on one thread.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use super::receive::Receiver;
+use super::send::Sender;
+use super::shared::Shared;
+use super::sockets::SocketSet;
+use crate::sys::tun::Queue;
+use crate::sys::udp::UdpSocket;
+
+const TUN: Token = Token(1);
+const V4: Token = Token(2);
+const V6: Token = Token(3);
+
+/// What a source of packets has after it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Perhaps more.
+    More,
+    /// Nothing for now.
+    Nothing,
+    /// It is no longer there.
+    Gone,
+}
+
+pub(super) struct Worker {
+    number: usize,
+    shared: Arc<Shared>,
+    queue: Arc<Queue>,
+    poll: Poll,
+    sockets: Option<Arc<SocketSet>>,
+    ready: Ready,
+}
+
+/// Sources that may have something: they are asked without being polled.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ready {
+    tun: bool,
+    v4: bool,
+    v6: bool,
+}
+
+impl Worker {
+    pub(super) fn new(number: usize, shared: Arc<Shared>, queue: Arc<Queue>, poll: Poll) -> io::Result<Self> {
+        poll.registry().register(&mut SourceFd(&queue.as_raw_fd()), TUN, Interest::READABLE)?;
+        Ok(Self { number, shared, queue, poll, sockets: None, ready: Ready::default() })
+    }
+
+    pub(super) fn run(mut self) {
+        // The buffers are made on the thread that uses them.
+        let mut sender = Sender::new(Arc::clone(&self.shared));
+        let mut receiver = Receiver::new(Arc::clone(&self.shared));
+        let mut events = Events::with_capacity(8);
+        self.take_sockets();
+        while !self.shared.is_closing() {
+            let Ready { tun, v4, v6 } = self.ready;
+            let timeout = (tun || v4 || v6).then_some(Duration::ZERO);
+            if let Err(error) = self.poll.poll(&mut events, timeout) {
+                debug_assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+                continue;
+            }
+            for event in &events {
+                match event.token() {
+                    TUN => self.ready.tun = true,
+                    V4 => self.ready.v4 = true,
+                    V6 => self.ready.v6 = true,
+                    Token(_) => self.take_sockets(),
+                }
+            }
+            self.turn(&mut sender, &mut receiver);
+        }
+    }
+
+    /// One batch of each source, so that none starves another.
+    fn turn(&mut self, sender: &mut Sender, receiver: &mut Receiver) {
+        if self.ready.tun {
+            let left = sender.turn(&self.queue, self.sockets.as_deref());
+            self.ready.tun = left == Left::More;
+            if left == Left::Gone {
+                self.shared.link_lost.store(true, SeqCst);
+                self.shared.wake_control();
+            }
+        }
+        let Some(sockets) = &self.sockets else { return };
+        let mut receive = |socket: &Option<UdpSocket>, ready: bool| {
+            let left = socket.as_ref().filter(|_| ready).map(|socket| receiver.turn(socket, &self.queue));
+            left == Some(Left::More)
+        };
+        self.ready.v4 = receive(&sockets.v4, self.ready.v4);
+        self.ready.v6 = receive(&sockets.v6, self.ready.v6);
+    }
+
+    /// Takes over the sockets that the control thread has opened or closed.
+    fn take_sockets(&mut self) {
+        let slot = &self.shared.sockets[self.number];
+        let new = slot.load_full();
+        if new.as_ref().map(Arc::as_ptr) == self.sockets.as_ref().map(Arc::as_ptr) {
+            return;
+        }
+        let registry = self.poll.registry();
+        for socket in self.sockets.iter().flat_map(|set| set.iter()) {
+            // The control thread may hold the set a little longer, so closing alone would not do.
+            let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
+        }
+        let opened = new.iter().flat_map(|set| [(&set.v4, V4), (&set.v6, V6)]);
+        for (socket, token) in opened.filter_map(|(socket, token)| Some((socket.as_ref()?, token))) {
+            let fd = socket.as_raw_fd();
+            if let Err(error) = registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
+                tracing::error!(%error, "cannot poll a UDP socket");
+            }
+        }
+        self.sockets = new;
+        // What came before the registration is told as well, but what the old sockets told is void.
+        (self.ready.v4, self.ready.v6) = (true, true);
+    }
+}
