@@ -1,6 +1,30 @@
-//! The command line.
+//! The command line: wires the rooms together.
 
-/// Runs the program.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+mod args;
+mod daemon;
+mod log;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+/// Runs the program and returns its exit status.
+#[expect(clippy::print_stderr, reason = "an error of the command line belongs there")]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match &args.command {
+        None if args.interface.foreground || args.interface.is_child() => run::run(&args.interface),
+        None => daemon::start(&args.interface),
+        Some(Command::Demo(_)) => Ok(()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("adit: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

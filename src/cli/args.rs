@@ -1,0 +1,139 @@
+//! Flags and environment variables: those of wireguard-go, and those of boringtun-cli, so that either can be replaced in place.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+/// A userspace WireGuard data plane.
+///
+/// `adit IFNAME` creates the TUN device IFNAME and goes to the background once device and configuration socket are usable; `wg`,
+/// `wg-quick` and wgctrl clients configure it. It ends on SIGTERM or SIGINT, when the device is deleted, and when its socket
+/// /var/run/wireguard/IFNAME.sock is removed.
+#[derive(Debug, Parser)]
+#[command(name = "adit", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+    #[command(flatten)]
+    pub(super) interface: InterfaceArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Shows a mesh of nodes on this machine: namespaces, real traffic, a capture that searches the wire for what the pods sent.
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct InterfaceArgs {
+    /// The interface; `%d` stands for the first free number.
+    #[arg(value_name = "IFNAME", required = true)]
+    pub(super) name: Option<String>,
+
+    /// Stays in the foreground.
+    #[arg(short, long, env = "WG_PROCESS_FOREGROUND", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub(super) foreground: bool,
+
+    /// Worker threads, each with a TUN queue and UDP sockets of its own [default: one a core, at most 16].
+    #[arg(short, long, env = "WG_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) threads: Option<u16>,
+
+    /// What is logged.
+    #[arg(short, long, env = "WG_LOG_LEVEL", value_enum, value_name = "LEVEL", ignore_case = true)]
+    pub(super) verbosity: Option<Level>,
+
+    /// What is logged, by wireguard-go's name; WG_LOG_LEVEL goes before it [default: error].
+    #[arg(long, env = "LOG_LEVEL", value_enum, value_name = "LEVEL", ignore_case = true, hide = true)]
+    pub(super) log_level: Option<Level>,
+
+    /// The log file [default: standard error in the foreground, none in the background unless LOG_LEVEL is set].
+    #[arg(short, long, env = "WG_LOG_FILE", value_name = "FILE")]
+    pub(super) log: Option<PathBuf>,
+
+    /// A TUN device that is open already; -1 for none.
+    #[arg(long, env = "WG_TUN_FD", value_name = "FD", allow_negative_numbers = true, value_parser = descriptor)]
+    pub(super) tun_fd: Option<Descriptor>,
+
+    /// A configuration socket that listens already; -1 for none.
+    #[arg(long, env = "WG_UAPI_FD", value_name = "FD", allow_negative_numbers = true, value_parser = descriptor)]
+    pub(super) uapi_fd: Option<Descriptor>,
+
+    /// Opens a single TUN queue; there is one worker then.
+    #[arg(long)]
+    pub(super) disable_multi_queue: bool,
+
+    /// boringtun's: accepted, and without effect, as privileges are kept.
+    #[arg(long, env = "WG_SUDO", hide = true, value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub(super) disable_drop_privileges: bool,
+
+    /// boringtun's: accepted, and without effect, as sockets are never connected.
+    #[arg(long, hide = true)]
+    pub(super) disable_connected_udp: bool,
+
+    /// boringtun's: accepted, and without effect, as errors go to the log.
+    #[arg(long, env = "WG_ERR_LOG_FILE", hide = true, value_name = "FILE")]
+    pub(super) err: Option<PathBuf>,
+}
+
+impl InterfaceArgs {
+    /// Tells whether device and socket come from a parent, which has gone to the background for us (wireguard-go's convention).
+    pub(super) fn is_child(&self) -> bool {
+        self.tun_fd.is_some_and(|fd| fd.0.is_some()) && self.uapi_fd.is_some_and(|fd| fd.0.is_some())
+    }
+
+    /// Returns how many queues and workers there are to be.
+    pub(super) fn workers(&self) -> usize {
+        if self.disable_multi_queue {
+            return 1;
+        }
+        self.threads.map_or_else(crate::device::default_threads, usize::from)
+    }
+
+    pub(super) fn level(&self) -> Level {
+        self.verbosity.or(self.log_level).unwrap_or(Level::Error)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DemoArgs {
+    /// Nodes of the mesh.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=16))]
+    pub(super) nodes: u8,
+
+    /// Seconds of traffic.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub(super) seconds: u16,
+}
+
+/// A descriptor of the parent's; `-1` is none, as boringtun writes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptor(pub(super) Option<RawFd>);
+
+fn descriptor(text: &str) -> Result<Descriptor, String> {
+    match text.parse::<RawFd>() {
+        Ok(-1) => Ok(Descriptor(None)),
+        Ok(fd @ 3..) => Ok(Descriptor(Some(fd))),
+        Ok(_) | Err(_) => Err("a descriptor is a number from 3 on, or -1 for none".to_owned()),
+    }
+}
+
+/// What is logged: the names of wireguard-go and of boringtun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Level {
+    /// Nothing.
+    Silent,
+    /// What keeps the interface from working.
+    Error,
+    /// And what may.
+    #[value(alias = "warn")]
+    Warning,
+    /// And what happens seldom.
+    Info,
+    /// And what clients ask for.
+    #[value(alias = "verbose")]
+    Debug,
+    /// Everything.
+    #[value(alias = "max")]
+    Trace,
+}

@@ -1,0 +1,35 @@
+//! Where log lines go to.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Mutex;
+
+use tracing::level_filters::LevelFilter;
+
+use super::args::Level;
+
+/// Begins to log to `file`, or else to standard error.
+///
+/// # Errors
+/// If the file cannot be opened.
+pub(super) fn start(level: Level, file: Option<&Path>) -> io::Result<()> {
+    let filter = match level {
+        Level::Silent => LevelFilter::OFF,
+        Level::Error => LevelFilter::ERROR,
+        Level::Warning => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    };
+    let builder = tracing_subscriber::fmt().with_max_level(filter).with_target(false);
+    match file {
+        Some(path) => {
+            let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+            builder.with_ansi(false).with_writer(Mutex::new(file)).init();
+        }
+        None => builder.with_writer(io::stderr).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! `adit -f IFNAME`: an interface until its end.
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::args::InterfaceArgs;
+use super::{daemon, log};
+use crate::device::Device;
+use crate::sys::process;
+use crate::sys::signal::Signals;
+use crate::sys::tun::Tun;
+use crate::sys::watch::Watch;
+use crate::uapi::serve::Server;
+use crate::uapi::socket::Socket;
+
+/// Opens device and socket, or takes over those of the parent, and serves them until the end.
+///
+/// # Errors
+/// Names what cannot be set up, and why.
+pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
+    process::forbid_dumps();
+    process::raise_open_files();
+    log::start(args.level(), args.log.as_deref()).map_err(|error| format!("the log file: {error}"))?;
+    // Before the first thread, so that all of them block these signals.
+    let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
+    let (tun, socket) = open(args)?;
+    let name = tun.name().to_owned();
+    let closed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map(Arc::new)
+        .map_err(|error| format!("eventfd: {error}"))?;
+    let on_close = {
+        let closed = Arc::clone(&closed);
+        move || {
+            // An eventfd takes the first write at once.
+            let _ = rustix::io::write(&*closed, &1_u64.to_ne_bytes());
+        }
+    };
+    let workers = tun.queues().len();
+    let device = Device::start(tun, on_close).map_err(|error| format!("{name}: {error}"))?;
+    let watch = socket.path().parent().map(Watch::new).transpose();
+    let watch = watch.map_err(|error| format!("{}: {error}", socket.path().display()))?;
+    let server = Server::start(socket.listener(), Arc::new(device));
+    let server = server.map_err(|error| format!("{}: {error}", socket.path().display()))?;
+    daemon::tell_parent(args);
+    tracing::info!(interface = name, workers, socket = %socket.path().display(), "ready");
+    let reason =
+        wait(&signals, &closed, watch.as_ref(), &socket).map_err(|error| format!("poll: {error}"))?;
+    tracing::info!(interface = name, reason, "leaving");
+    drop(server);
+    Ok(())
+}
+
+/// Opens device and socket, or takes over those of the parent.
+pub(super) fn open(args: &InterfaceArgs) -> Result<(Tun, Socket), String> {
+    let given = args.name.as_deref().unwrap_or_default();
+    let tun = match args.tun_fd.and_then(|fd| fd.0) {
+        Some(fd) => Tun::from_fd(inherited(fd)?, args.workers()),
+        None => Tun::create(given, args.workers()),
+    };
+    let tun = tun.map_err(|error| format!("{given}: cannot open the TUN device: {}", explained(&error)))?;
+    let socket = match args.uapi_fd.and_then(|fd| fd.0) {
+        Some(fd) => Socket::from_fd(inherited(fd)?, tun.name()),
+        None => Socket::open(tun.name()),
+    };
+    let socket = socket.map_err(|error| format!("{}: the configuration socket: {error}", tun.name()))?;
+    Ok((tun, socket))
+}
+
+/// Takes over a descriptor that the parent has left open for us.
+fn inherited(fd: RawFd) -> Result<OwnedFd, String> {
+    process::inherited(fd).map_err(|error| format!("descriptor {fd}: {error}"))
+}
+
+fn explained(error: &io::Error) -> String {
+    let hint = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => " (this needs root, or CAP_NET_ADMIN and access to /dev/net/tun)",
+        Some(libc::EBUSY) => " (another process has it open)",
+        Some(libc::ENOENT) => " (the kernel lacks the tun module, or /dev/net/tun was not made)",
+        Some(libc::EINVAL) => " (an interface of that name exists and is no TUN device of this kind)",
+        Some(_) | None => "",
+    };
+    format!("{error}{hint}")
+}
+
+/// Waits for a reason to leave.
+fn wait(
+    signals: &Signals,
+    closed: &OwnedFd,
+    watch: Option<&Watch>,
+    socket: &Socket,
+) -> io::Result<&'static str> {
+    loop {
+        let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
+        fds.extend(watch.map(|watch| PollFd::new(watch, PollFlags::IN)));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let [signalled, deleted] = [0, 1].map(|at| !fds[at].revents().is_empty());
+        if signalled && signals.take() {
+            return Ok("a signal");
+        }
+        if deleted {
+            return Ok("the device was deleted");
+        }
+        if let Some(watch) = watch {
+            watch.clear();
+            if !socket.is_in_place() {
+                return Ok("the configuration socket was removed");
+            }
+        }
+    }
+}
