@@ -2,6 +2,7 @@
 
 mod args;
 mod daemon;
+mod demo;
 mod log;
 mod run;
 
@@ -18,7 +19,7 @@ pub fn main() -> ExitCode {
     let result = match &args.command {
         None if args.interface.foreground || args.interface.is_child() => run::run(&args.interface),
         None => daemon::start(&args.interface),
-        Some(Command::Demo(_)) => Ok(()),
+        Some(Command::Demo(args)) => demo::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -180,6 +180,40 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    /// Removes a route from the main table.
+    ///
+    /// # Errors
+    /// `ESRCH` if there is none.
+    pub fn remove_route(&mut self, destination: (IpAddr, u8)) -> io::Result<()> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(destination.0);
+        message.header.destination_prefix_length = destination.1;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.scope = RouteScope::NoWhere;
+        message.attributes.push(RouteAttribute::Destination(destination.0.into()));
+        self.change(RouteNetlinkMessage::DelRoute(message), 0)
+    }
+
+    /// Returns how many packets a link has received and sent, as the kernel counts: what a TUN device sends, its reader receives.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is no such link.
+    pub fn packets(&mut self, index: u32) -> io::Result<(u64, u64)> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let replies = self.request(RouteNetlinkMessage::GetLink(message), 0)?;
+        let counts = replies.iter().find_map(|reply| match reply {
+            RouteNetlinkMessage::NewLink(link) => {
+                link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Stats64(stats) => Some((stats.rx_packets, stats.tx_packets)),
+                    _ => None,
+                })
+            }
+            _ => None,
+        });
+        counts.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
     /// Returns the routes of all tables that leave by a single interface.
     ///
     /// # Errors
@@ -419,6 +453,9 @@ mod tests {
             netlink.add_route(("10.3.0.0".parse().unwrap(), 16), None, Some(left.index))?;
             let again = netlink.add_route(("10.3.0.0".parse().unwrap(), 16), None, Some(left.index));
             assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            netlink.remove_route(("10.3.0.0".parse().unwrap(), 16))?;
+            netlink.add_route(("10.3.0.0".parse().unwrap(), 16), None, Some(left.index))?;
+            assert_eq!(netlink.packets(left.index)?.0, 0);
             let now = netlink.link("left")?;
             assert_eq!((now.mtu, now.up), (1400, true));
             let routes = netlink.routes()?;
