@@ -34,10 +34,8 @@ impl Table {
         for (node, last) in lab.nodes.iter().zip(&mut self.last) {
             let sample = sample(node)?;
             for (i, peer) in sample.iter().enumerate() {
-                let before = last
-                    .peers
-                    .get(i)
-                    .map_or((peer.tx_bytes, peer.rx_bytes), |old| (old.tx_bytes, old.rx_bytes));
+                let before =
+                    last.get(i).map_or((peer.tx_bytes, peer.rx_bytes), |old| (old.tx_bytes, old.rx_bytes));
                 let to = lab.nodes.iter().find(|other| other.has_key(&peer.public_key));
                 let drops = if i == 0 { drops(node) } else { String::new() };
                 row(
