@@ -1,0 +1,9 @@
+//! The built program on real TUN devices in network namespaces, beside real peers and the real `wg`.
+//!
+//! One test binary, so that tests that wait for time do so at the same time: `cargo test --test system`. Needs root; a test whose
+//! programs are missing says so in one line. `support/` is what they stand on.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests fail by panicking, and say why")]
+
+mod netns;
+mod support;

@@ -1,0 +1,180 @@
+//! Tunnels of any implementation that `wg` configures.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use adit::crypto::random::Os;
+use adit::crypto::x25519::PrivateKey;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::{Namespace, Process, SOON, find, ifname, skip, wait_until};
+
+/// A userspace WireGuard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    Adit,
+    WireguardGo,
+    /// Tailscale's fork of wireguard-go.
+    Tailscale,
+    Boringtun,
+}
+
+impl Program {
+    /// Returns the program's file, or says what is missing.
+    pub(crate) fn path(self) -> Option<PathBuf> {
+        let name = match self {
+            Self::Adit => return Some(env!("CARGO_BIN_EXE_adit").into()),
+            Self::WireguardGo => "wireguard-go",
+            Self::Tailscale => "wireguard-go-tailscale",
+            Self::Boringtun => "boringtun-cli",
+        };
+        let found = find(name);
+        if found.is_none() {
+            skip(name);
+        }
+        found
+    }
+
+    /// Starts the program in the foreground.
+    #[track_caller]
+    pub(crate) fn start(
+        self,
+        namespace: &Namespace,
+        ifname: &str,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Process {
+        let path = self.path().expect("the program is there");
+        let mut all = vec!["-f"];
+        if self == Self::Boringtun {
+            all.push("--disable-drop-privileges");
+        }
+        all.extend(args);
+        all.push(ifname);
+        namespace.spawn_with(path.to_str().unwrap(), &all, env)
+    }
+}
+
+/// A private key, as `wg` writes it.
+#[derive(Clone)]
+pub(crate) struct Key {
+    private: PrivateKey,
+}
+
+impl Key {
+    /// Makes a new key.
+    pub(crate) fn generate() -> Self {
+        Self { private: PrivateKey::generate(&mut Os) }
+    }
+
+    /// Returns the key itself.
+    pub(crate) fn private(&self) -> &PrivateKey {
+        &self.private
+    }
+
+    /// Returns the private key in base 64.
+    pub(crate) fn secret(&self) -> String {
+        BASE64.encode(self.private.as_bytes())
+    }
+
+    /// Returns the public key in base 64.
+    pub(crate) fn public(&self) -> String {
+        BASE64.encode(self.private.public().as_bytes())
+    }
+}
+
+/// Returns a new pre-shared key in base 64.
+pub(crate) fn preshared_key() -> String {
+    Key::generate().secret()
+}
+
+/// A running tunnel. It ends when this is dropped.
+pub(crate) struct Tunnel {
+    pub(crate) name: String,
+    pub(crate) key: Key,
+    pub(crate) process: Process,
+}
+
+impl Tunnel {
+    /// Starts `program` with UDP sockets in `birth`, and waits until `wg` can talk to it. The private key is set.
+    #[track_caller]
+    pub(crate) fn start(program: Program, birth: &Namespace) -> Self {
+        Self::start_with(program, birth, &[], &[])
+    }
+
+    /// Like [`Self::start`], with arguments and environment variables.
+    #[track_caller]
+    pub(crate) fn start_with(
+        program: Program,
+        birth: &Namespace,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
+        let (name, key) = (ifname(), Key::generate());
+        let mut process = program.start(birth, &name, args, env);
+        wait_until("a tunnel that wg can talk to", SOON, || {
+            assert!(process.ended().is_none(), "it ended: {}", process.output());
+            birth.try_run("wg", &["show", &name]).0
+        });
+        let tunnel = Self { name, key, process };
+        let secret = tunnel.key.secret();
+        tunnel.set_with_input(birth, &["private-key", "/dev/stdin"], &secret);
+        tunnel
+    }
+
+    /// Moves the device to another namespace; the UDP sockets stay.
+    pub(crate) fn move_to(&self, from: &Namespace, to: &Namespace) {
+        from.ip(&format!("link set {} netns {}", self.name, to.path()));
+    }
+
+    /// Runs `wg set` with the words of `line`.
+    #[track_caller]
+    pub(crate) fn set(&self, namespace: &Namespace, line: &str) {
+        let mut args = vec!["set", &self.name];
+        args.extend(line.split_whitespace());
+        namespace.run("wg", &args);
+    }
+
+    /// Runs `wg set` with `input` as its standard input, which `/dev/stdin` stands for.
+    #[track_caller]
+    pub(crate) fn set_with_input(&self, namespace: &Namespace, words: &[&str], input: &str) {
+        let mut args = vec!["set", &self.name];
+        args.extend(words);
+        self.wg_with_input(namespace, &args, input);
+    }
+
+    /// Runs `wg` with `input` as its standard input.
+    #[track_caller]
+    pub(crate) fn wg_with_input(&self, namespace: &Namespace, args: &[&str], input: &str) {
+        let child = namespace.spawn_command("wg", args, |command| {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        });
+        let mut child = child.expect("wg starts");
+        child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("wg reads");
+        super::process::expect_success("wg", args, child.wait_with_output());
+    }
+
+    /// Returns what `wg show NAME FIELD` prints, without the last newline.
+    #[track_caller]
+    pub(crate) fn show(&self, namespace: &Namespace, field: &str) -> String {
+        namespace.run("wg", &["show", &self.name, field]).trim_end().to_owned()
+    }
+
+    /// Returns received and sent bytes of the peer with `public` key.
+    #[track_caller]
+    pub(crate) fn transfer(&self, namespace: &Namespace, public: &str) -> (u64, u64) {
+        let all = self.show(namespace, "transfer");
+        let line = all.lines().find(|line| line.starts_with(public)).expect("the peer is there");
+        let mut words = line.split_whitespace().skip(1).map(|word| word.parse().expect("a number"));
+        (words.next().unwrap(), words.next().unwrap())
+    }
+
+    /// Returns the moment of the last handshake with the only peer, in seconds since the Unix epoch; 0 if there was none.
+    #[track_caller]
+    pub(crate) fn latest_handshake(&self, namespace: &Namespace) -> u64 {
+        let all = self.show(namespace, "latest-handshakes");
+        all.split_whitespace().nth(1).expect("one peer").parse().expect("a number")
+    }
+}
