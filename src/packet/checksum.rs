@@ -1,16 +1,40 @@
 //! The Internet checksum (RFC 1071).
 
-/// Returns the ones' complement sum of `bytes`, which stand at an even offset, added to `sum`.
+/// Returns the ones' complement sum of `bytes`, which stand at an even offset, added to `sum`; folded to 16 bits.
+///
+/// RFC 1071 §2 (B) and (C): the sum does not depend on the order of bytes in a word, and wider words may be added.
 pub fn add(sum: u32, bytes: &[u8]) -> u32 {
-    let (words, rest) = bytes.as_chunks::<2>();
-    let mut wide = u64::from(sum);
-    wide += words.iter().map(|word| u64::from(u16::from_be_bytes(*word))).sum::<u64>();
-    wide += rest.first().map_or(0, |&last| u64::from(last) << 8);
-    while let high @ 1.. = wide >> 16 {
-        wide = (wide & 0xffff) + high;
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    let mut lanes = [0_u128; 4];
+    for block in blocks {
+        let (words, _) = block.as_chunks::<8>();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane += u128::from(u64::from_ne_bytes(*word));
+        }
     }
-    // Folded: below 2^16.
-    u32::try_from(wide).unwrap_or(0)
+    let (pairs, last) = rest.as_chunks::<2>();
+    let mut tail: u64 = pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair))).sum();
+    tail += last.first().map_or(0, |&last| u64::from(u16::from_ne_bytes([last, 0])));
+    let wide: u128 = lanes.iter().sum::<u128>() + u128::from(tail);
+    let native = fold(fold_wide(wide));
+    fold(u64::from(sum) + u64::from(u16::from_be_bytes(native.to_ne_bytes()))).into()
+}
+
+/// Folds 128 bits to at most 64 + 1, which fit since the sum of a packet has far fewer.
+fn fold_wide(wide: u128) -> u64 {
+    let halves = [wide & u128::from(u64::MAX), wide >> 64];
+    let [low, high] = halves.map(|half| u64::try_from(half).unwrap_or(u64::MAX));
+    let (sum, carry) = low.overflowing_add(high);
+    sum + u64::from(carry)
+}
+
+fn fold(mut wide: u64) -> u16 {
+    loop {
+        match u16::try_from(wide) {
+            Ok(folded) => return folded,
+            Err(_) => wide = (wide & 0xffff) + (wide >> 16),
+        }
+    }
 }
 
 /// Returns the checksum of a sum.
@@ -38,7 +62,29 @@ mod tests {
         assert_eq!(finish(add(0, &bytes)), !0xddf2);
     }
 
+    /// The definition, word by word.
+    fn slow_add(sum: u32, bytes: &[u8]) -> u32 {
+        let mut sum = u64::from(sum);
+        for pair in bytes.chunks(2) {
+            sum += u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0));
+        }
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        u32::try_from(sum).unwrap()
+    }
+
+    #[test]
+    fn the_longest_sum_does_not_overflow() {
+        assert_eq!(add(0xffff_ffff, &[0xff; 65535]), slow_add(0xffff_ffff, &[0xff; 65535]));
+    }
+
     proptest! {
+        #[test]
+        fn wide_words_give_the_sum_of_narrow_ones(bytes in prop::collection::vec(any::<u8>(), 0..300), sum: u32) {
+            prop_assert_eq!(add(sum, &bytes), slow_add(sum, &bytes));
+        }
+
         #[test]
         fn updating_equals_computing_anew(mut bytes in prop::collection::vec(any::<u8>(), 20), new: u16) {
             // A packet of zeros only has two representations of its sum.
