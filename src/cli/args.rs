@@ -3,6 +3,8 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use crate::sys::offload::Wanted;
+
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 /// A userspace WireGuard data plane.
@@ -63,6 +65,10 @@ pub(super) struct InterfaceArgs {
     #[arg(long)]
     pub(super) disable_multi_queue: bool,
 
+    /// Which features of the kernel are used: names and `on`, `off` or `auto`, as in `tso,uso=off,gso=on`; `all` names every one.
+    #[arg(long, env = "ADIT_OFFLOAD", value_name = "NAME[,NAME…]=VALUE[,…]", value_parser = str::parse::<Wanted>)]
+    pub(super) offload: Option<Wanted>,
+
     /// boringtun's: accepted, and without effect, as privileges are kept.
     #[arg(long, env = "WG_SUDO", hide = true, value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) disable_drop_privileges: bool,
@@ -88,6 +94,11 @@ impl InterfaceArgs {
             return 1;
         }
         self.threads.map_or_else(crate::device::default_threads, usize::from)
+    }
+
+    /// Returns which features of the kernel are to be tried.
+    pub(super) fn offload(&self) -> Wanted {
+        self.offload.unwrap_or_default()
     }
 
     pub(super) fn level(&self) -> Level {

@@ -39,7 +39,7 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
         }
     };
     let workers = tun.queues().len();
-    let device = Device::start(tun, on_close).map_err(|error| format!("{name}: {error}"))?;
+    let device = Device::start(tun, args.offload(), on_close).map_err(|error| format!("{name}: {error}"))?;
     let watch = socket.path().parent().map(Watch::new).transpose();
     let watch = watch.map_err(|error| format!("{}: {error}", socket.path().display()))?;
     let server = Server::start(socket.listener(), Arc::new(device));
@@ -57,8 +57,8 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
 pub(super) fn open(args: &InterfaceArgs) -> Result<(Tun, Socket), String> {
     let given = args.name.as_deref().unwrap_or_default();
     let tun = match args.tun_fd.and_then(|fd| fd.0) {
-        Some(fd) => Tun::from_fd(inherited(fd)?, args.workers()),
-        None => Tun::create(given, args.workers()),
+        Some(fd) => Tun::from_fd(inherited(fd)?, args.workers(), &args.offload()),
+        None => Tun::create(given, args.workers(), &args.offload()),
     };
     let tun = tun.map_err(|error| format!("{given}: cannot open the TUN device: {}", explained(&error)))?;
     let socket = match args.uapi_fd.and_then(|fd| fd.0) {

@@ -47,17 +47,18 @@ impl Key {
         tag.copy_from_slice(sealed.as_ref());
     }
 
-    /// Seals the concatenation of `parts` into `dst`, which is 16 bytes longer.
+    /// Seals the concatenation of `parts`, and zeros behind it, into `dst`, which is 16 bytes longer than all of that.
     ///
     /// # Panics
-    /// If `dst` has another length.
+    /// If `dst` has no room for `parts` and the tag.
     pub fn seal_to(&self, counter: u64, aad: &[u8], parts: &[&[u8]], dst: &mut [u8]) {
         let mut at = 0;
         for part in parts {
             dst[at..at + part.len()].copy_from_slice(part);
             at += part.len();
         }
-        assert_eq!(at + TAG_LEN, dst.len(), "the destination holds plaintext and tag");
+        let end = dst.len() - TAG_LEN;
+        dst[at..end].fill(0);
         self.seal_in_place(counter, aad, dst);
     }
 
@@ -146,14 +147,14 @@ fn nonce(counter: u64) -> Nonce {
     Nonce::assume_unique_for_key(nonce)
 }
 
-/// One packet to seal out of place: the concatenation of `parts` into `dst`, which is 16 bytes longer.
+/// One packet to seal out of place: the concatenation of `parts`, and zeros behind it, into `dst`, which is 16 bytes longer than all of that.
 #[derive(Debug)]
 pub struct SealJob<'a> {
     /// The key.
     pub key: &'a Key,
     /// The nonce.
     pub counter: u64,
-    /// Header and payload.
+    /// Header and payload; padding need not be part of it.
     pub parts: [&'a [u8]; 2],
     /// Ciphertext and tag.
     pub dst: &'a mut [u8],
@@ -262,6 +263,9 @@ mod tests {
             let (head, tail) = plaintext.split_at(len / 3);
             key.seal_to(counter, b"aad", &[head, tail], &mut gathered);
             assert_eq!(gathered, expected);
+            let mut padded = vec![0xff; len + 5 + TAG_LEN];
+            key.seal_to(counter, b"aad", &[head, tail], &mut padded);
+            assert_eq!(padded, oracle(&secret, &bytes, b"aad", &[&plaintext[..], &[0; 5]].concat()));
 
             let mut opened = vec![1; len];
             key.open_to(counter, b"aad", &expected, &mut opened).unwrap();

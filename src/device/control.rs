@@ -10,21 +10,33 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::link::{Follower, News};
-use super::shared::{Request, Shared, WAKE, moment};
-use super::sockets::{Fate, SocketSet, send_all};
+use super::receive::enqueue;
+use super::shared::{Request, Shared, Stray, WAKE, moment};
+use super::sockets::{Fate, SocketSet, Sockets, send_all};
 use crate::config::{Edit, Refused, Snapshot};
 use crate::sys::clock::{self, Jump, Timer};
 use crate::sys::netlink::{Monitor, Netlink};
+use crate::sys::offload::Wanted;
 use crate::sys::tun::Queue;
-use crate::sys::udp::{Datagram, SendBatch};
+use crate::sys::udp::{Datagram, RecvBatch, SendBatch};
 use crate::wireguard::dropped::Dropped;
+use crate::wireguard::endpoint::{Endpoint, Source};
 use crate::wireguard::interface::{Interface, Transmit};
+use crate::wireguard::messages::{DataHeader, is_handshake};
 use crate::wireguard::time::Instant;
 
 const TIMER: Token = Token(1);
 const LINK: Token = Token(2);
 const ROUTES: Token = Token(3);
 const JUMP: Token = Token(4);
+const HANDSHAKES_V4: Token = Token(5);
+const HANDSHAKES_V6: Token = Token(6);
+
+/// Datagrams that are received in one call from the sockets of the handshakes.
+const RECEIVED: usize = 32;
+
+/// The longest message that comes there; a longer one is no handshake message, and is dropped if it is a data message, which is rare.
+const RECEIVED_LEN: usize = 2048;
 
 /// Clocks that drift apart by more than this did so in a suspend.
 const SUSPEND_MIN: Duration = Duration::from_millis(100);
@@ -34,6 +46,7 @@ const HANDSHAKES_PER_TURN: usize = 32;
 
 pub(super) struct Control {
     interface: Interface,
+    wanted: Wanted,
     shared: Arc<Shared>,
     requests: mpsc::Receiver<Request>,
     poll: Poll,
@@ -45,6 +58,9 @@ pub(super) struct Control {
     /// Routes and addresses where the sockets are.
     outer: Option<(Monitor, Netlink)>,
     sockets: Vec<Arc<SocketSet>>,
+    /// Where handshake messages arrive, if the kernel tells them apart.
+    handshakes: Option<Arc<SocketSet>>,
+    received: RecvBatch,
     send_batch: SendBatch,
     listen_port: u16,
     fwmark: u32,
@@ -56,6 +72,7 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new(
         interface: Interface,
+        wanted: Wanted,
         shared: Arc<Shared>,
         queue: Arc<Queue>,
         poll: Poll,
@@ -74,6 +91,7 @@ impl Control {
         }
         Ok(Self {
             interface,
+            wanted,
             shared,
             requests,
             poll,
@@ -83,6 +101,8 @@ impl Control {
             link,
             outer,
             sockets: Vec::new(),
+            handshakes: None,
+            received: RecvBatch::new(RECEIVED, RECEIVED_LEN),
             send_batch: SendBatch::new(1),
             listen_port: 0,
             fwmark: 0,
@@ -124,11 +144,13 @@ impl Control {
                             }
                         }
                     }
+                    // What has arrived is looked for below, whether it was told of or not.
                     Token(_) => {}
                 }
             }
             self.notice_suspend();
-            busy = self.work();
+            let has_more = self.receive_handshakes();
+            busy = self.work() || has_more;
         }
     }
 
@@ -160,6 +182,41 @@ impl Control {
         true
     }
 
+    /// Takes what has arrived on the sockets of the handshakes into the queue, and tells whether there may be more.
+    fn receive_handshakes(&mut self) -> bool {
+        let Some(set) = self.handshakes.clone() else { return false };
+        let mut has_more = false;
+        for socket in set.iter() {
+            // A full queue drops here what the kernel would drop a little later.
+            let Ok(received) = self.received.recv(socket, RECEIVED) else { continue };
+            has_more |= received == RECEIVED;
+            for slot in 0..received {
+                let Some(datagram) = self.received.get_mut(slot) else { continue };
+                let source = datagram.to.map(|(ip, interface)| Source { ip, interface });
+                let from = Endpoint { addr: datagram.from, source };
+                let message = &*datagram.payload;
+                let result = if datagram.truncated {
+                    Err(Dropped::Truncated)
+                } else if is_handshake(message) {
+                    enqueue(&self.shared, message, from)
+                } else if DataHeader::parse(message).is_some() {
+                    let stray = Stray { bytes: message.to_vec(), from, ecn: datagram.ecn };
+                    self.shared
+                        .strays
+                        .push(stray)
+                        .map_err(|_| Dropped::UnknownIndex)
+                        .map(|()| self.shared.wake_workers())
+                } else {
+                    Err(Dropped::Malformed)
+                };
+                if let Err(reason) = result {
+                    self.shared.drops.count(reason);
+                }
+            }
+        }
+        has_more
+    }
+
     fn serve(&mut self, request: Request) {
         // A client that has gone is nothing to report.
         match request {
@@ -183,9 +240,9 @@ impl Control {
             }
         }
         let must_bind = self.up && (port != self.listen_port || self.sockets.is_empty());
-        let mut bound = Vec::new();
+        let mut bound = None;
         if must_bind {
-            bound = self.bind(port, mark).map_err(|error| refused(&error, port))?;
+            bound = Some(self.bind(port, mark).map_err(|error| refused(&error, port))?);
         } else if mark != self.fwmark {
             self.mark_sockets(mark)
                 .inspect_err(|_| {
@@ -213,15 +270,22 @@ impl Control {
 
     // ---- sockets
 
-    fn bind(&self, port: u16, mark: u32) -> io::Result<Vec<Arc<SocketSet>>> {
+    fn bind(&self, port: u16, mark: u32) -> io::Result<Sockets> {
         // Our own old sockets hold another port.
-        SocketSet::open(port, mark, self.shared.sockets.len())
+        SocketSet::open(port, mark, self.shared.sockets.len(), &self.wanted)
     }
 
-    fn install(&mut self, sockets: Vec<Arc<SocketSet>>) {
+    /// Puts new sockets into use, or none.
+    fn install(&mut self, sockets: Option<Sockets>) {
+        if let Some(active) = sockets.as_ref().map(|sockets| sockets.active.with(self.shared.offloads)) {
+            tracing::info!(offloads = %active, "in use");
+        }
+        let (sockets, handshakes) =
+            sockets.map_or((Vec::new(), None), |sockets| (sockets.workers, sockets.handshakes));
         if let Some(set) = sockets.first() {
             self.listen_port = set.port;
         }
+        self.watch_handshakes(handshakes);
         for (worker, slot) in self.shared.sockets.iter().enumerate() {
             slot.store(sockets.get(worker).cloned());
         }
@@ -229,8 +293,26 @@ impl Control {
         self.shared.wake_workers();
     }
 
+    fn watch_handshakes(&mut self, new: Option<Arc<SocketSet>>) {
+        let registry = self.poll.registry();
+        for socket in self.handshakes.iter().flat_map(|set| set.iter()) {
+            // It is about to be closed.
+            let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
+        }
+        let opened = new.iter().flat_map(|set| [(&set.v4, HANDSHAKES_V4), (&set.v6, HANDSHAKES_V6)]);
+        for (socket, token) in opened.filter_map(|(socket, token)| Some((socket.as_ref()?, token))) {
+            if let Err(error) =
+                registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)
+            {
+                tracing::error!(%error, "cannot poll a UDP socket");
+            }
+        }
+        self.handshakes = new;
+    }
+
     fn mark_sockets(&self, mark: u32) -> io::Result<()> {
-        self.sockets.iter().flat_map(|set| set.iter()).try_for_each(|socket| socket.set_mark(mark))
+        let sets = self.sockets.iter().chain(&self.handshakes);
+        sets.flat_map(|set| set.iter()).try_for_each(|socket| socket.set_mark(mark))
     }
 
     /// Sends everything that the interface has to send, and shows the workers what has changed.
@@ -256,8 +338,13 @@ impl Control {
             return;
         };
         let from = transmit.to.source.map(|source| source.ip);
-        let mut datagrams =
-            [Datagram { to: transmit.to.addr, from, ds: transmit.ds, payload: &transmit.datagram }];
+        let mut datagrams = [Datagram {
+            to: transmit.to.addr,
+            from,
+            ds: transmit.ds,
+            payload: &transmit.datagram,
+            segment: 0,
+        }];
         send_all(&mut self.send_batch, socket, &mut datagrams, &self.shared.drops, |_, fate| {
             if let (Fate::SentElsewise, Some(peer)) = (fate, &transmit.peer) {
                 peer.clear_source();
@@ -287,7 +374,7 @@ impl Control {
 
     fn come_up(&mut self) {
         match self.bind(self.listen_port, self.fwmark) {
-            Ok(sockets) => self.install(sockets),
+            Ok(sockets) => self.install(Some(sockets)),
             Err(error) => {
                 tracing::error!(port = self.listen_port, %error, "cannot open the UDP sockets");
                 // The next `set` tries again.
@@ -305,7 +392,7 @@ impl Control {
         self.show_view();
         // The port is kept, as by the kernel.
         let port = self.listen_port;
-        self.install(Vec::new());
+        self.install(None);
         self.listen_port = port;
         tracing::info!("interface down");
     }

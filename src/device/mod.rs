@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 
 use crate::config::{Configure, Edit, Refused, Snapshot};
 use crate::crypto::random::Os;
+use crate::sys::offload::Wanted;
 use crate::sys::tun::Tun;
 use crate::wireguard::dropped::Drops;
 use crate::wireguard::interface::Interface;
@@ -51,15 +52,24 @@ impl Device {
     ///
     /// # Errors
     /// If threads or descriptors cannot be made.
-    pub fn start(tun: Tun, on_close: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub fn start(tun: Tun, wanted: Wanted, on_close: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let drops = Arc::new(Drops::default());
-        let interface = Interface::new(Arc::clone(&drops), Box::new(Os));
+        let mut interface = Interface::new(Arc::clone(&drops), Box::new(Os));
+        let offloads = tun.offloads();
         let queues: Vec<_> = tun.into_queues().into_iter().map(Arc::new).collect();
-        let (shared, control_poll, worker_polls) = Shared::new(drops, interface.view(), queues.len())?;
+        interface.spread(u32::try_from(queues.len()).unwrap_or(1));
+        let (shared, control_poll, worker_polls) =
+            Shared::new(drops, interface.view(), queues.len(), offloads)?;
         let shared = Arc::new(shared);
         let (requests, receiver) = mpsc::channel();
-        let control =
-            Control::new(interface, Arc::clone(&shared), Arc::clone(&queues[0]), control_poll, receiver)?;
+        let control = Control::new(
+            interface,
+            wanted,
+            Arc::clone(&shared),
+            Arc::clone(&queues[0]),
+            control_poll,
+            receiver,
+        )?;
         let mut device = Self { shared, requests, threads: Vec::new() };
         for (number, (queue, poll)) in queues.into_iter().zip(worker_polls).enumerate() {
             let worker = Worker::new(number, Arc::clone(&device.shared), queue, poll)?;

@@ -1,123 +1,316 @@
-//! UDP → TUN.
+//! UDP → TUN: one pass from what was received to what is written.
+//!
+//! ```text
+//! receive      runs of datagrams into one buffer
+//! sort         handshake messages to the control thread; data messages: index → session
+//! open         a batch of messages, in place
+//! deliver      in the order of arrival: counter → inner source → ECN → merge with its neighbours of one flow → write
+//! report       once a run of one session from one address: endpoint, timers, counters
+//! ```
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::Arc;
+
+use arrayvec::ArrayVec;
 
 use super::shared::{HandshakeDatagram, Shared, now};
 use super::worker::Left;
+use crate::crypto::aead::{self, OpenJob};
+use crate::packet::coalesce::{Coalescer, Kinds, Merged};
+use crate::packet::virtio::Gso;
+use crate::sys::offload::Feature;
 use crate::sys::tun::Queue;
-use crate::sys::udp::{Received, RecvBatch, UdpSocket};
-use crate::wireguard::dropped::Dropped;
+use crate::sys::udp::{RecvBatch, UdpSocket};
+use crate::wireguard::dropped::{Dropped, Drops};
 use crate::wireguard::endpoint::{Endpoint, Source};
-use crate::wireguard::index::Entry;
 use crate::wireguard::interface::View;
+use crate::wireguard::keypair::Keypair;
 use crate::wireguard::messages::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, INITIATION_LEN, is_handshake};
+use crate::wireguard::peer::Peer;
 use crate::wireguard::time::Instant;
 
 /// Datagrams that are received in one call.
-const BATCH: usize = 64;
+const DATAGRAMS: usize = 64;
 
-/// Room for the longest datagram. Not a power of two: otherwise all slots would begin in the same set of the cache.
+/// Runs of datagrams that are received in one call: each may fill its slot, and all of them shall stay in the core's cache.
+const RUNS: usize = 8;
+
+/// Room for the longest datagram or run. Not a power of two: otherwise all slots would begin in the same set of the cache.
 const SLOT: usize = 65536 + 17 * 64;
+
+/// Messages that are opened at once.
+const BATCH: usize = 128;
 
 pub(super) struct Receiver {
     shared: Arc<Shared>,
-    batch: RecvBatch,
+    received: RecvBatch,
+    messages: ArrayVec<Message, BATCH>,
+    sessions: ArrayVec<Session, BATCH>,
+    coalescer: Coalescer,
+    kinds: Kinds,
 }
 
-/// Authentic messages of one session that came one after the other from one address.
-struct Run {
-    entry: Arc<Entry>,
+/// A data message that has yet to be opened.
+struct Message {
+    session: u8,
+    ecn: u8,
+    counter: u64,
+    /// Where it lies in the buffer of what was received.
+    place: Range<usize>,
+    is_authentic: bool,
+}
+
+/// Messages of one session that came one after the other from one address.
+struct Session {
+    peer: Arc<Peer>,
+    keypair: Arc<Keypair>,
     from: Endpoint,
-    data: bool,
+    /// Any of them was authentic and new.
+    is_heard: bool,
+    /// Any of those carried a packet.
+    has_data: bool,
     bytes: u64,
 }
 
 impl Receiver {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, batch: RecvBatch::new(BATCH, SLOT) }
+        let kinds = Kinds {
+            tcp: shared.offloads.has(Feature::Coalesce),
+            udp: shared.offloads.has(Feature::CoalesceUdp),
+        };
+        Self {
+            shared,
+            received: RecvBatch::new(DATAGRAMS, SLOT),
+            messages: ArrayVec::new(),
+            sessions: ArrayVec::new(),
+            coalescer: Coalescer::new(kinds),
+            kinds,
+        }
     }
 
     /// Receives and handles one batch.
     pub(super) fn turn(&mut self, socket: &UdpSocket, queue: &Queue) -> Left {
-        let received = match self.batch.recv(socket) {
+        let most = if socket.offloads().has(Feature::Gro) { RUNS } else { DATAGRAMS };
+        let received = match self.received.recv(socket, most) {
             Ok(received) => received,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Left::Nothing,
             // T35: an error of one datagram, or a lack of memory, ends nothing.
             Err(_) => return Left::More,
         };
         let now = now();
-        let view = self.shared.view.load();
-        let mut run = None;
+        let shared = Arc::clone(&self.shared);
+        let view = shared.view.load();
         for slot in 0..received {
-            let Some(datagram) = self.batch.get_mut(slot) else { continue };
-            if let Err(reason) = handle(&self.shared, &view, datagram, queue, now, &mut run) {
-                self.shared.drops.count(reason);
+            let Some(run) = self.received.get_mut(slot) else { continue };
+            let source = run.to.map(|(ip, interface)| Source { ip, interface });
+            let from = Endpoint { addr: run.from, source };
+            let ecn = run.ecn;
+            if run.truncated {
+                shared.drops.count(Dropped::Truncated);
+            }
+            for place in places(run.range, run.segment, run.truncated) {
+                if self.messages.is_full() || self.sessions.is_full() {
+                    self.deliver(&view, queue, now);
+                }
+                if let Err(reason) = self.sort(&view, place, from, ecn, now) {
+                    shared.drops.count(reason);
+                }
             }
         }
-        if let Some(run) = run {
-            report(&self.shared, &run, now);
+        self.finish(&view, queue, now);
+        if received == most { Left::More } else { Left::Nothing }
+    }
+
+    /// Handles data messages that came to the socket of the handshakes.
+    pub(super) fn take_strays(&mut self, queue: &Queue) {
+        let shared = Arc::clone(&self.shared);
+        let view = shared.view.load();
+        while let Some(stray) = shared.strays.pop() {
+            let now = now();
+            let place = 0..stray.bytes.len();
+            self.received.bytes()[place.clone()].copy_from_slice(&stray.bytes);
+            if let Err(reason) = self.sort(&view, place, stray.from, stray.ecn, now) {
+                shared.drops.count(reason);
+            }
+            self.finish(&view, queue, now);
         }
-        if received == BATCH { Left::More } else { Left::Nothing }
+    }
+
+    /// Brings everything on its way that is there.
+    fn finish(&mut self, view: &View, queue: &Queue, now: Instant) {
+        self.deliver(view, queue, now);
+        let Self { shared, received, coalescer, kinds, .. } = self;
+        let bytes = &*received.bytes();
+        coalescer.flush(bytes, |merged| write(queue, bytes, merged, kinds, &shared.drops));
+        coalescer.set_kinds(*kinds);
+    }
+
+    /// Hands a handshake message over; finds the session of a data message.
+    fn sort(
+        &mut self,
+        view: &View,
+        place: Range<usize>,
+        from: Endpoint,
+        ecn: u8,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        let message = &self.received.bytes()[place.clone()];
+        if is_handshake(message) {
+            return enqueue(&self.shared, message, from);
+        }
+        let header = DataHeader::parse(message).ok_or(Dropped::Malformed)?;
+        let is_next = |last: &Session| last.keypair.local() == header.receiver && last.from == from;
+        if !self.sessions.last().is_some_and(is_next) {
+            let entry = view.session(header.receiver).ok_or(Dropped::UnknownIndex)?;
+            let keypair = Arc::clone(entry.keypair().ok_or(Dropped::UnknownIndex)?);
+            let peer = Arc::clone(entry.peer());
+            self.sessions.push(Session { peer, keypair, from, is_heard: false, has_data: false, bytes: 0 });
+        }
+        let session = self.sessions.len() - 1;
+        if !self.sessions[session].keypair.may_receive(header.counter, now) {
+            return Err(Dropped::Expired);
+        }
+        let session = u8::try_from(session).unwrap_or(u8::MAX);
+        self.messages.push(Message { session, ecn, counter: header.counter, place, is_authentic: false });
+        Ok(())
+    }
+
+    /// Opens the messages that were sorted, and brings what is in them on its way, in their order.
+    fn deliver(&mut self, view: &View, queue: &Queue, now: Instant) {
+        self.open();
+        let Self { shared, received, messages, sessions, coalescer, kinds } = self;
+        let bytes = received.bytes();
+        for message in messages.drain(..) {
+            let session = &mut sessions[usize::from(message.session)];
+            let mut deliver = || {
+                if !message.is_authentic {
+                    return Err(Dropped::Forged);
+                }
+                // [W] §5.4.6: the window moves only after authentication.
+                if !session.keypair.accept(message.counter) {
+                    return Err(Dropped::Replayed);
+                }
+                session.is_heard = true;
+                let start = message.place.start + DATA_HEADER_LEN;
+                let padded = message.place.len() - DATA_OVERHEAD;
+                if padded > 0 {
+                    session.has_data = true;
+                    let packet = &mut bytes[start..start + padded];
+                    let len = view.admit(&session.peer, packet, message.ecn)?;
+                    let bytes = &*bytes;
+                    coalescer.push(bytes, start..start + len, |merged| {
+                        write(queue, bytes, merged, kinds, &shared.drops);
+                    });
+                }
+                session.bytes += message.place.len() as u64;
+                Ok(())
+            };
+            if let Err(reason) = deliver() {
+                shared.drops.count(reason);
+            }
+        }
+        for session in sessions.drain(..).filter(|session| session.is_heard) {
+            report(shared, &session, now);
+        }
+    }
+
+    /// Opens the messages in place.
+    fn open(&mut self) {
+        let Self { received, messages, sessions, .. } = self;
+        let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
+        let mut rest = received.bytes();
+        let mut begins = 0;
+        for message in &*messages {
+            let key = sessions[usize::from(message.session)].keypair.opening_key();
+            let (_, from_here) = rest.split_at_mut(message.place.start + DATA_HEADER_LEN - begins);
+            let (buf, behind) = from_here.split_at_mut(message.place.len() - DATA_HEADER_LEN);
+            (rest, begins) = (behind, message.place.end);
+            jobs.push(OpenJob { key, counter: message.counter, buf, ok: false });
+        }
+        aead::open_batch_in_place(&mut jobs);
+        for (message, job) in messages.iter_mut().zip(&jobs) {
+            message.is_authentic = job.ok;
+        }
     }
 }
 
-fn handle(
-    shared: &Shared,
-    view: &View,
-    datagram: Received<'_>,
-    queue: &Queue,
-    now: Instant,
-    run: &mut Option<Run>,
-) -> Result<(), Dropped> {
-    if datagram.truncated {
-        return Err(Dropped::Truncated);
-    }
-    let from =
-        Endpoint { addr: datagram.from, source: datagram.to.map(|(ip, interface)| Source { ip, interface }) };
-    let message = datagram.payload;
-    if is_handshake(message) {
-        return enqueue(shared, message, from);
-    }
-    let header = DataHeader::parse(message).ok_or(Dropped::Malformed)?;
-    let entry = view.session(header.receiver).ok_or(Dropped::UnknownIndex)?;
-    let keypair = entry.keypair().ok_or(Dropped::UnknownIndex)?;
-    let padded = keypair.open(header, message, now)?;
-    let run = match run {
-        Some(run) if Arc::ptr_eq(&run.entry, &entry) && run.from == from => run,
-        _ => {
-            if let Some(ended) = run.take() {
-                report(shared, &ended, now);
+/// Returns where the datagrams of a run lie. One that was cut off is left out; those before it are whole.
+fn places(run: Range<usize>, segment: usize, is_truncated: bool) -> impl Iterator<Item = Range<usize>> {
+    let segment = segment.max(1);
+    // An empty datagram is a datagram.
+    let count = run.len().div_ceil(segment).max(1) - usize::from(is_truncated);
+    (0..count).map(move |index| {
+        let start = run.start + index * segment;
+        start..(start + segment).min(run.end)
+    })
+}
+
+/// Writes one packet or super-packet. A kernel that refuses super-packets of a kind gets its packets one by one, and no more of that kind.
+fn write(queue: &Queue, bytes: &[u8], merged: &Merged<'_>, kinds: &mut Kinds, drops: &Drops) {
+    if merged.header.gso == Gso::None {
+        for packet in merged.packets() {
+            if queue.write(&bytes[packet]).is_err() {
+                drops.count(Dropped::TunWriteFailed);
             }
-            run.insert(Run { entry, from, data: false, bytes: 0 })
         }
-    };
-    run.data |= padded > 0;
-    if padded > 0 {
-        let packet = &mut message[DATA_HEADER_LEN..DATA_HEADER_LEN + padded];
-        let len = view.admit(run.entry.peer(), packet, datagram.ecn)?;
-        queue.write(&packet[..len]).map_err(|_| Dropped::TunWriteFailed)?;
+        return;
     }
-    run.bytes += (DATA_OVERHEAD + padded) as u64;
-    Ok(())
+    let header = merged.header.to_bytes();
+    let mut parts = ArrayVec::<IoSlice<'_>, { BATCH + 2 }>::new();
+    parts.push(IoSlice::new(&header));
+    parts.push(IoSlice::new(merged.head));
+    parts.extend(merged.rest.iter().map(|span| IoSlice::new(&bytes[span.range()])));
+    let Err(error) = queue.write_with_header(&parts) else { return };
+    if error.raw_os_error() != Some(libc::EINVAL) {
+        return drops.add(Dropped::TunWriteFailed, merged.rest.len() as u64);
+    }
+    // Linux 6.6.44 and others of its time (tailscale #13041).
+    match merged.header.gso {
+        Gso::TcpV4 | Gso::TcpV6 => kinds.tcp = false,
+        Gso::UdpL4 | Gso::None => kinds.udp = false,
+    }
+    for packet in merged.packets() {
+        if queue.write(&bytes[packet]).is_err() {
+            drops.count(Dropped::TunWriteFailed);
+        }
+    }
 }
 
 /// Tells the peer what was received from it.
-fn report(shared: &Shared, run: &Run, now: Instant) {
-    let peer = run.entry.peer();
-    peer.count_received(run.bytes);
-    if let Some(keypair) = run.entry.keypair()
-        && peer.opened(keypair, run.data, run.from, now)
-    {
-        shared.hand_over(peer);
+fn report(shared: &Shared, session: &Session, now: Instant) {
+    session.peer.count_received(session.bytes);
+    if session.peer.opened(&session.keypair, session.has_data, session.from, now) {
+        shared.hand_over(&session.peer);
     }
 }
 
-fn enqueue(shared: &Shared, message: &[u8], from: Endpoint) -> Result<(), Dropped> {
+/// Hands a handshake message to the control thread.
+pub(super) fn enqueue(shared: &Shared, message: &[u8], from: Endpoint) -> Result<(), Dropped> {
     let mut bytes = [0; INITIATION_LEN];
     bytes[..message.len()].copy_from_slice(message);
     let datagram = HandshakeDatagram { bytes, len: message.len(), from };
     shared.handshakes.push(datagram).map_err(|_| Dropped::HandshakeQueueFull)?;
     shared.wake_control();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_its_datagrams_but_for_one_that_was_cut_off() {
+        let all = |run, segment, is_truncated| places(run, segment, is_truncated).collect::<Vec<_>>();
+        assert_eq!(all(10..110, 40, false), [10..50, 50..90, 90..110]);
+        assert_eq!(all(10..110, 40, true), [10..50, 50..90]);
+        assert_eq!(
+            all(10..90, 40, true),
+            [10..50],
+            "the last one may have been longer than what is left of it"
+        );
+        assert_eq!(all(10..50, 40, false), [10..50]);
+        assert_eq!(all(10..50, 40, true), []);
+        assert_eq!(all(10..10, 0, false), [10..10]);
+    }
 }

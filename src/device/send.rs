@@ -1,56 +1,107 @@
-//! TUN → UDP.
+//! TUN → UDP: one pass from what was read to what is sent.
+//!
+//! ```text
+//! read         packets and super-packets into one buffer, each cut into segments
+//! per packet   route (once a super-packet) → reserve counters (once a super-packet) → place each segment in a message: datagrams of one
+//!              length that go to one place lie one behind the other
+//! flush        seal all segments, gathered from header and payload, straight into their places → send all messages in one call
+//! ```
+//!
+//! Only what is there to be read is batched: nothing waits.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
+
 use super::shared::{Mtu, Shared, now};
-use super::sockets::{Fate, SocketSet, send_all};
+use super::sockets::{Fate, RUN_MAX, SocketSet, send_all};
 use super::worker::Left;
-use crate::packet::{ecn, icmp, ip};
-use crate::sys::tun::Queue;
+use crate::crypto::aead::{self, SealJob};
+use crate::packet::segment::{HEADER_MAX, Split};
+use crate::packet::{ecn, icmp, ip, virtio};
+use crate::sys::offload::Feature;
+use crate::sys::tun::{HEADER_LEN, Queue};
 use crate::sys::udp::{Datagram, SendBatch};
 use crate::wireguard::dropped::Dropped;
 use crate::wireguard::endpoint::Endpoint;
 use crate::wireguard::interface::View;
 use crate::wireguard::keypair::{Keypair, padded_len};
-use crate::wireguard::messages::{DATA_HEADER_LEN, DATA_OVERHEAD, TAG_LEN};
+use crate::wireguard::messages::{DATA_HEADER_LEN, DATA_OVERHEAD};
 use crate::wireguard::peer::{Peer, Staged};
 use crate::wireguard::time::Instant;
 
-/// Packets that are read before they are sent.
-const BATCH: usize = 64;
+/// Segments that are sealed and sent at once.
+const BATCH: usize = 128;
 
-/// The longest packet that a TUN device hands out.
-const PACKET_MAX: usize = 65535;
+/// The longest packet that a TUN device hands out, with its header.
+const READ_MAX: usize = HEADER_LEN + 65535;
 
-/// Room for one packet of any length, header, padding and tag included.
-const SLOT_MAX: usize = DATA_HEADER_LEN + PACKET_MAX.next_multiple_of(64) + TAG_LEN;
+/// What is read before it is sent: two super-packets, or a batch of packets.
+const READ_BUFFER: usize = 2 * READ_MAX;
 
-/// Packets lie one behind the other. There is room for a batch of usual length, and always for one of any length.
-const ARENA: usize = BATCH * 2048 + SLOT_MAX;
+/// What is sent at once: two super-packets with headers, padding and tags; and always room for one packet of any length.
+const SEND_BUFFER: usize = 192 << 10;
 
-/// A packet that was read, at `start` of the arena behind room for a header.
-struct Outgoing {
+/// The longest payload of a UDP datagram over IPv4, which bounds a run of datagrams as well.
+const MESSAGE_MAX: usize = 65507;
+
+const _: () = assert!(SEND_BUFFER > 65535_usize.next_multiple_of(16) + DATA_OVERHEAD);
+
+/// Where a segment's parts come from and where it goes.
+struct Segment {
+    target: u8,
+    counter: u64,
+    /// Bytes of the header beside the payload.
+    head_len: u8,
+    /// The payload, in the buffer of what was read.
+    payload: Range<usize>,
+    /// The place of the whole message in the buffer of what is sent.
+    place: Range<usize>,
+}
+
+/// Whom segments are for.
+#[derive(Clone)]
+struct Target {
     peer: Arc<Peer>,
+    keypair: Arc<Keypair>,
     to: Endpoint,
-    start: usize,
-    len: usize,
-    padded: usize,
-    mtu: usize,
     ds: u8,
-    /// Set once it is sealed.
-    keypair: Option<Arc<Keypair>>,
-    sent: bool,
+}
+
+/// Datagrams of one length, but for the last one that may be shorter, to one target.
+struct Message {
+    target: u8,
+    place: Range<usize>,
+    segment: usize,
+    count: usize,
+    /// Others may follow.
+    is_open: bool,
+    is_sent: bool,
 }
 
 pub(super) struct Sender {
     shared: Arc<Shared>,
-    arena: Vec<u8>,
-    outgoing: Vec<Outgoing>,
+    read: Box<[u8]>,
+    sealed: Outbox,
     batch: SendBatch,
     limiter: Limiter,
+    unsegmented: Unsegmented,
+}
+
+/// What is to be sealed and sent.
+struct Outbox {
+    buffer: Box<[u8]>,
+    used: usize,
+    heads: Box<[[u8; HEADER_MAX]; BATCH]>,
+    segments: ArrayVec<Segment, BATCH>,
+    targets: ArrayVec<Target, BATCH>,
+    messages: ArrayVec<Message, BATCH>,
+    /// The longest run of datagrams: 1 without `UDP_SEGMENT`.
+    run_max: usize,
 }
 
 impl Sender {
@@ -58,152 +109,315 @@ impl Sender {
         Self {
             limiter: Limiter::new(now()),
             shared,
-            arena: vec![0; ARENA],
-            outgoing: Vec::with_capacity(BATCH),
+            read: vec![0; READ_BUFFER].into(),
+            sealed: Outbox::new(),
             batch: SendBatch::new(BATCH),
+            unsegmented: Unsegmented::default(),
         }
     }
 
     /// Reads and sends one batch.
     pub(super) fn turn(&mut self, queue: &Queue, sockets: Option<&SocketSet>) -> Left {
         let now = now();
-        let left = self.read(queue, sockets.map_or(0, |set| set.port), now);
-        if !self.outgoing.is_empty() {
-            self.seal(now);
-            self.send(sockets);
-            self.report(now);
+        let shared = Arc::clone(&self.shared);
+        let view = shared.view.load();
+        let mtu = shared.mtu.load();
+        let own_port = sockets.map_or(0, |set| set.port);
+        self.unsegmented.forget(now);
+        let mut at = 0;
+        let mut left = Left::More;
+        for _ in 0..BATCH {
+            if self.read.len() - at < READ_MAX {
+                break;
+            }
+            let len = match queue.read(&mut self.read[at..at + READ_MAX]) {
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    left = Left::Nothing;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => {
+                    left = Left::Gone;
+                    break;
+                }
+            };
+            let read = at..at + len;
+            if let Err(reason) = self.take(read.clone(), queue, &view, &mtu, own_port, sockets, now) {
+                self.shared.drops.count(reason);
+                let packet = &self.read[read.start + queue.header_len()..read.end];
+                if matches!(reason, Dropped::NoPeer | Dropped::NoEndpoint) && self.limiter.allow(now) {
+                    answer_unreachable(packet, queue);
+                }
+            }
+            at = read.end.next_multiple_of(64);
         }
+        self.flush(sockets, now);
         left
     }
 
-    fn read(&mut self, queue: &Queue, own_port: u16, now: Instant) -> Left {
-        let view = self.shared.view.load();
-        let mtu = self.shared.mtu.load();
-        let mut start = 0;
-        while self.outgoing.len() < BATCH && start + SLOT_MAX <= self.arena.len() {
-            let at = start + DATA_HEADER_LEN;
-            let packet = &mut self.arena[at..at + PACKET_MAX];
-            let len = match queue.read(packet) {
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Left::Nothing,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return Left::Gone,
-            };
-            let packet = &packet[..len];
-            match route(packet, &view, &mtu, own_port) {
-                Ok(Routed { peer, to, mtu }) => {
-                    let padded = padded_len(len, mtu);
-                    let ds = ecn::encapsulate(ip::ds_field(packet));
-                    self.outgoing.push(Outgoing {
-                        peer,
-                        to,
-                        start,
-                        len,
-                        padded,
-                        mtu,
-                        ds,
-                        keypair: None,
-                        sent: false,
-                    });
-                    start += (DATA_OVERHEAD + padded).next_multiple_of(64);
-                }
-                Err(reason) => {
-                    self.shared.drops.count(reason);
-                    if matches!(reason, Dropped::NoPeer | Dropped::NoEndpoint) && self.limiter.allow(now) {
-                        answer_unreachable(packet, queue);
-                    }
-                }
+    /// Places the segments of what was read into `read`.
+    #[expect(clippy::too_many_arguments, reason = "what a turn has looked up once")]
+    fn take(
+        &mut self,
+        read: Range<usize>,
+        queue: &Queue,
+        view: &View,
+        mtu: &Mtu,
+        own_port: u16,
+        sockets: Option<&SocketSet>,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        let start = read.start + queue.header_len();
+        let header = match self.read[read.start..read.end].first_chunk() {
+            Some(header) if start > read.start => {
+                virtio::Header::parse(header).map_err(|_| Dropped::InnerMalformed)?
             }
+            Some(_) | None => virtio::Header::PLAIN,
+        };
+        let packet = self.read.get_mut(start..read.end).ok_or(Dropped::InnerMalformed)?;
+        let Routed { peer, to, mtu } = route(packet, view, mtu, own_port)?;
+        let split = Split::new(&header, packet).map_err(|_| Dropped::InnerMalformed)?;
+        let ds = ecn::encapsulate(ip::ds_field(packet));
+        let Some(ticket) = peer.reserve(split.count() as u64, now) else {
+            self.stage(&peer, &split, start..read.end, mtu, ds);
+            return Ok(());
+        };
+        self.sealed.run_max = self.run_max(to.addr, padded_len(split.longest(), mtu), sockets);
+        let target = Target { peer, keypair: ticket.keypair, to, ds };
+        let longest = padded_len(split.longest(), mtu) + DATA_OVERHEAD;
+        let mut aimed = None;
+        for (counter, index) in (ticket.first..).zip(0..split.count()) {
+            if !self.sealed.has_room(longest) {
+                self.flush(sockets, now);
+                aimed = None;
+            }
+            let aimed = *aimed.get_or_insert_with(|| self.sealed.aim(&target));
+            let head = self.sealed.next_head();
+            let segment = split.segment(&self.read[start..read.end], index, head);
+            let payload = start + segment.payload.start..start + segment.payload.end;
+            self.sealed.place(aimed, counter, segment.header_len, payload, padded_len(segment.len(), mtu));
         }
-        Left::More
+        Ok(())
     }
 
-    /// Seals runs of packets to one peer with counters reserved at once; lets those wait that have no session.
-    fn seal(&mut self, now: Instant) {
-        let Self { shared, arena, outgoing, .. } = self;
-        for run in outgoing.chunk_by_mut(|a, b| Arc::ptr_eq(&a.peer, &b.peer)) {
-            let peer = Arc::clone(&run[0].peer);
-            let ticket = peer.reserve(run.len() as u64, now);
-            for (counter, packet) in (ticket.as_ref().map_or(0, |ticket| ticket.first)..).zip(run) {
-                let at = packet.start + DATA_HEADER_LEN;
-                match &ticket {
-                    Some(ticket) => {
-                        // [W] §5.4.6: the padding is zero.
-                        arena[at + packet.len..at + packet.padded].fill(0);
-                        let end = packet.start + packet.padded + DATA_OVERHEAD;
-                        ticket.keypair.seal(counter, &mut arena[packet.start..end]);
-                        packet.keypair = Some(Arc::clone(&ticket.keypair));
-                    }
-                    None => {
-                        let inner = arena[at..at + packet.len].into();
-                        let (dropped, ask) =
-                            peer.stage(Staged { packet: inner, mtu: packet.mtu, ds: packet.ds });
-                        shared.drops.add(Dropped::StagedOverflow, dropped);
-                        if ask {
-                            shared.hand_over(&peer);
-                        }
-                    }
-                }
+    /// Lets segments wait that have no session.
+    fn stage(&self, peer: &Arc<Peer>, split: &Split, packet: Range<usize>, mtu: usize, ds: u8) {
+        let packet = &self.read[packet];
+        let mut head = [0; HEADER_MAX];
+        for index in 0..split.count() {
+            let segment = split.segment(packet, index, &mut head);
+            let inner = [&head[..segment.header_len], &packet[segment.payload]].concat();
+            let (dropped, ask) = peer.stage(Staged { packet: inner.into(), mtu, ds });
+            self.shared.drops.add(Dropped::StagedOverflow, dropped);
+            if ask {
+                self.shared.hand_over(peer);
             }
         }
     }
 
-    /// Sends what was sealed, family by family.
-    fn send(&mut self, sockets: Option<&SocketSet>) {
-        let Self { shared, arena, outgoing, batch, .. } = self;
-        for is_v4 in [true, false] {
-            let mut datagrams = [EMPTY; BATCH];
-            let mut owners = [0; BATCH];
-            let mut count = 0;
-            let sealed = outgoing.iter().enumerate().filter(|(_, packet)| packet.keypair.is_some());
-            for (owner, packet) in sealed.filter(|(_, packet)| packet.to.addr.is_ipv4() == is_v4) {
-                datagrams[count] = Datagram {
-                    to: packet.to.addr,
-                    from: packet.to.source.map(|source| source.ip),
-                    ds: packet.ds,
-                    payload: &arena[packet.start..packet.start + packet.padded + DATA_OVERHEAD],
-                };
-                owners[count] = owner;
-                count += 1;
-            }
-            if count == 0 {
-                continue;
-            }
-            let socket = sockets.and_then(|set| if is_v4 { set.v4.as_ref() } else { set.v6.as_ref() });
-            let Some(socket) = socket else {
-                shared.drops.add(Dropped::SendFailed, count as u64);
-                continue;
-            };
-            send_all(batch, socket, &mut datagrams[..count], &shared.drops, |i, fate| {
-                let packet = &mut outgoing[owners[i]];
-                packet.sent = fate != Fate::Dropped;
-                if fate == Fate::SentElsewise {
-                    packet.peer.clear_source();
-                }
-            });
-        }
+    /// Returns how many datagrams to `addr` of at most this padded length may be sent as one.
+    fn run_max(&self, addr: SocketAddr, padded: usize, sockets: Option<&SocketSet>) -> usize {
+        let socket = sockets.and_then(|set| set.towards(addr));
+        let has_gso = socket.is_some_and(|socket| socket.offloads().has(Feature::Gso));
+        let is_avoided = self.unsegmented.holds(addr.ip(), padded + DATA_OVERHEAD);
+        if has_gso && !is_avoided { RUN_MAX } else { 1 }
     }
 
-    /// Tells each peer, once a run, what was sent to it.
-    fn report(&mut self, now: Instant) {
-        for run in self.outgoing.chunk_by(|a, b| Arc::ptr_eq(&a.peer, &b.peer)) {
-            let Some(keypair) = &run[0].keypair else { continue };
-            let sent = run.iter().filter(|packet| packet.sent);
-            let bytes: u64 = sent.map(|packet| (packet.padded + DATA_OVERHEAD) as u64).sum();
-            if run[0].peer.sent(keypair, bytes > 0, bytes, now) {
-                self.shared.hand_over(&run[0].peer);
+    fn flush(&mut self, sockets: Option<&SocketSet>, now: Instant) {
+        if self.sealed.segments.is_empty() {
+            return;
+        }
+        self.sealed.seal(&self.read);
+        let has = |is_v4: bool| self.sealed.targets.iter().any(|target| target.to.addr.is_ipv4() == is_v4);
+        for is_v4 in [true, false].into_iter().filter(|&is_v4| has(is_v4)).collect::<ArrayVec<_, 2>>() {
+            self.send(is_v4, sockets, now);
+        }
+        self.report(now);
+        self.sealed.clear();
+    }
+
+    /// Sends the messages of one family.
+    fn send(&mut self, is_v4: bool, sockets: Option<&SocketSet>, now: Instant) {
+        let Self { shared, sealed, batch, unsegmented, .. } = self;
+        let Outbox { buffer, targets, messages, .. } = sealed;
+        let mut datagrams = ArrayVec::<Datagram<'_>, BATCH>::new();
+        let mut owners = ArrayVec::<usize, BATCH>::new();
+        for (owner, message) in messages.iter().enumerate() {
+            let target = &targets[usize::from(message.target)];
+            if target.to.addr.is_ipv4() == is_v4 {
+                datagrams.push(Datagram {
+                    to: target.to.addr,
+                    from: target.to.source.map(|source| source.ip),
+                    ds: target.ds,
+                    payload: &buffer[message.place.clone()],
+                    segment: if message.count > 1 { u16::try_from(message.segment).unwrap_or(0) } else { 0 },
+                });
+                owners.push(owner);
             }
         }
-        self.outgoing.clear();
+        let socket = sockets.and_then(|set| if is_v4 { set.v4.as_ref() } else { set.v6.as_ref() });
+        let Some(socket) = socket else {
+            let segments = owners.iter().map(|&owner| messages[owner].count as u64).sum();
+            shared.drops.add(Dropped::SendFailed, segments);
+            return;
+        };
+        send_all(batch, socket, &mut datagrams, &shared.drops, |i, fate| {
+            let message = &mut messages[owners[i]];
+            let target = &targets[usize::from(message.target)];
+            message.is_sent = fate != Fate::Dropped;
+            match fate {
+                Fate::Sent | Fate::Dropped => {}
+                Fate::SentElsewise => target.peer.clear_source(),
+                Fate::SentSingly => unsegmented.remember(target.to.addr.ip(), message.segment, now),
+            }
+        });
+    }
+
+    /// Tells each peer, once a message, what was sent to it.
+    fn report(&self, now: Instant) {
+        for message in self.sealed.messages.iter().filter(|message| message.is_sent) {
+            let Target { peer, keypair, .. } = &self.sealed.targets[usize::from(message.target)];
+            if peer.sent(keypair, true, message.place.len() as u64, now) {
+                self.shared.hand_over(peer);
+            }
+        }
     }
 }
 
-const EMPTY: Datagram<'static> = Datagram {
-    to: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
-    from: None,
-    ds: 0,
-    payload: &[],
-};
+impl Outbox {
+    fn new() -> Self {
+        Self {
+            buffer: vec![0; SEND_BUFFER].into(),
+            used: 0,
+            heads: Box::new([[0; HEADER_MAX]; BATCH]),
+            segments: ArrayVec::new(),
+            targets: ArrayVec::new(),
+            messages: ArrayVec::new(),
+            run_max: 1,
+        }
+    }
+
+    fn has_room(&self, len: usize) -> bool {
+        !self.segments.is_full() && self.used + len <= self.buffer.len()
+    }
+
+    /// Returns the number of `target`, which is the last one or a new one. Every target has a segment, so one more has room if one more
+    /// segment has.
+    fn aim(&mut self, target: &Target) -> u8 {
+        let is_last = self.targets.last().is_some_and(|last| {
+            Arc::ptr_eq(&last.keypair, &target.keypair) && last.to == target.to && last.ds == target.ds
+        });
+        if !is_last {
+            self.targets.push(target.clone());
+        }
+        u8::try_from(self.targets.len() - 1).unwrap_or(u8::MAX)
+    }
+
+    /// Returns room for the header of the next segment.
+    fn next_head(&mut self) -> &mut [u8; HEADER_MAX] {
+        &mut self.heads[self.segments.len()]
+    }
+
+    /// Gives a segment its place, behind the last one of its message or in a new message.
+    fn place(&mut self, target: u8, counter: u64, head_len: usize, payload: Range<usize>, padded: usize) {
+        let len = padded + DATA_OVERHEAD;
+        let place = self.used..self.used + len;
+        self.used = place.end;
+        match self.messages.last_mut().filter(|last| last.takes(target, len, self.run_max)) {
+            Some(last) => {
+                last.place.end = place.end;
+                last.count += 1;
+                // Only the last datagram of a run may be shorter.
+                last.is_open = len == last.segment;
+            }
+            None => self.messages.push(Message {
+                target,
+                place: place.clone(),
+                segment: len,
+                count: 1,
+                is_open: true,
+                is_sent: false,
+            }),
+        }
+        let head_len = u8::try_from(head_len).unwrap_or(u8::MAX);
+        self.segments.push(Segment { target, counter, head_len, payload, place });
+    }
+
+    /// Seals every segment, header and payload gathered, into its place.
+    fn seal(&mut self, read: &[u8]) {
+        let Self { buffer, heads, segments, targets, .. } = self;
+        let mut jobs = ArrayVec::<SealJob<'_>, BATCH>::new();
+        let mut rest = &mut buffer[..];
+        for (segment, head) in segments.iter().zip(heads.iter()) {
+            let keypair = &targets[usize::from(segment.target)].keypair;
+            let (message, behind) = rest.split_at_mut(segment.place.len());
+            rest = behind;
+            let (header, dst) = message.split_at_mut(DATA_HEADER_LEN);
+            header.copy_from_slice(&keypair.header(segment.counter).to_bytes());
+            jobs.push(SealJob {
+                key: keypair.sealing_key(),
+                counter: segment.counter,
+                // [W] §5.4.6: the padding behind the two is zero.
+                parts: [&head[..usize::from(segment.head_len)], &read[segment.payload.clone()]],
+                dst,
+            });
+        }
+        aead::seal_batch(&mut jobs);
+    }
+
+    fn clear(&mut self) {
+        self.used = 0;
+        self.segments.clear();
+        self.targets.clear();
+        self.messages.clear();
+    }
+}
+
+impl Message {
+    /// Tells whether a datagram of `len` bytes for `target` may follow.
+    fn takes(&self, target: u8, len: usize, run_max: usize) -> bool {
+        self.is_open
+            && self.target == target
+            && len <= self.segment
+            && self.count < run_max
+            && self.place.len() + len <= MESSAGE_MAX
+    }
+}
+
+/// Destinations to which the kernel refuses to send runs of datagrams: a device without checksum offload, a path with a smaller MTU.
+#[derive(Default)]
+struct Unsegmented {
+    known: ArrayVec<Refusal, 16>,
+}
+
+struct Refusal {
+    to: IpAddr,
+    /// Runs of datagrams of this length and longer ones.
+    segment: usize,
+    until: Instant,
+}
+
+impl Unsegmented {
+    /// For how long a refusal is remembered: the route, or the device, may be another one then.
+    const MEMORY: Duration = Duration::from_secs(300);
+
+    fn remember(&mut self, to: IpAddr, segment: usize, now: Instant) {
+        self.known.retain(|refusal| refusal.to != to || refusal.segment < segment);
+        if self.known.is_full() {
+            self.known.remove(0);
+        }
+        self.known.push(Refusal { to, segment, until: now + Self::MEMORY });
+    }
+
+    fn holds(&self, to: IpAddr, segment: usize) -> bool {
+        self.known.iter().any(|refusal| refusal.to == to && refusal.segment <= segment)
+    }
+
+    fn forget(&mut self, now: Instant) {
+        self.known.retain(|refusal| refusal.until > now);
+    }
+}
 
 struct Routed {
     peer: Arc<Peer>,

@@ -13,6 +13,7 @@ use mio::{Poll, Token, Waker};
 use super::sockets::SocketSet;
 use crate::config::{Edit, Prefix, Refused, Snapshot};
 use crate::sys::clock;
+use crate::sys::offload::Active;
 use crate::wireguard::allowed_ips::AllowedIps;
 use crate::wireguard::constants::MAX_QUEUED_INCOMING_HANDSHAKES;
 use crate::wireguard::dropped::Drops;
@@ -37,6 +38,16 @@ pub(super) struct HandshakeDatagram {
     pub(super) len: usize,
     pub(super) from: Endpoint,
 }
+
+/// A data message that the kernel did not bring to a worker.
+pub(super) struct Stray {
+    pub(super) bytes: Vec<u8>,
+    pub(super) from: Endpoint,
+    pub(super) ecn: u8,
+}
+
+/// Strays that wait at most: there are none but while the kernel changes its mind.
+const STRAYS: usize = 64;
 
 /// The MTU of the link, and of routes that have one of their own.
 pub(super) struct Mtu {
@@ -70,6 +81,10 @@ pub(super) struct Shared {
     pub(super) mtu: ArcSwap<Mtu>,
     pub(super) handshakes: ArrayQueue<HandshakeDatagram>,
     pub(super) asked: SegQueue<Arc<Peer>>,
+    /// What is in use of the features of the TUN device.
+    pub(super) offloads: Active,
+    /// Data messages that came to the socket of the handshakes; any worker may take them.
+    pub(super) strays: ArrayQueue<Stray>,
     /// The sockets of each worker; none while the interface is down.
     pub(super) sockets: Vec<ArcSwapOption<SocketSet>>,
     /// A worker has found the TUN device gone.
@@ -83,7 +98,12 @@ pub(super) struct Shared {
 
 impl Shared {
     /// Returns the shared state, with the poll of the control thread and that of each worker.
-    pub(super) fn new(drops: Arc<Drops>, view: View, workers: usize) -> io::Result<(Self, Poll, Vec<Poll>)> {
+    pub(super) fn new(
+        drops: Arc<Drops>,
+        view: View,
+        workers: usize,
+        offloads: Active,
+    ) -> io::Result<(Self, Poll, Vec<Poll>)> {
         let control_poll = Poll::new()?;
         let polls = (0..workers).map(|_| Poll::new()).collect::<io::Result<Vec<_>>>()?;
         let wakers = polls.iter().map(|poll| Waker::new(poll.registry(), WAKE)).collect::<io::Result<_>>()?;
@@ -93,6 +113,8 @@ impl Shared {
             mtu: ArcSwap::from_pointee(Mtu::new(0, std::iter::empty())),
             handshakes: ArrayQueue::new(MAX_QUEUED_INCOMING_HANDSHAKES),
             asked: SegQueue::new(),
+            offloads,
+            strays: ArrayQueue::new(STRAYS),
             sockets: (0..workers).map(|_| ArcSwapOption::empty()).collect(),
             link_lost: AtomicBool::new(false),
             closing: AtomicBool::new(false),

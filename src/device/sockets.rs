@@ -4,6 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+
+use crate::sys::offload::{Active, Feature, Switch, Wanted};
 use crate::sys::udp::{Datagram, Family, SendBatch, UdpOptions, UdpSocket};
 use crate::wireguard::dropped::{Dropped, Drops};
 
@@ -12,6 +15,9 @@ const BUFFER: i32 = 4 << 20;
 
 /// Kernel `socket.c`, `wg_socket_init`: tries to find a port that is free in both families.
 const PORT_ATTEMPTS: u32 = 100;
+
+/// Datagrams that are sent as one at most (Linux `udp.h`, `UDP_MAX_SEGMENTS`).
+pub(super) const RUN_MAX: usize = 64;
 
 /// How often a full socket buffer is waited for, 10 ms each, before datagrams are dropped.
 const FULL_ATTEMPTS: u32 = 20;
@@ -24,23 +30,51 @@ pub(super) struct SocketSet {
     pub(super) port: u16,
 }
 
+/// The sockets of an interface.
+pub(super) struct Sockets {
+    /// One set for each worker.
+    pub(super) workers: Vec<Arc<SocketSet>>,
+    /// Where handshake messages go to, so that a flood of them fills no other buffer; none where the kernel cannot tell them apart.
+    pub(super) handshakes: Option<Arc<SocketSet>>,
+    /// What is in use of the features of UDP sockets.
+    pub(super) active: Active,
+}
+
 impl SocketSet {
     /// Opens a set for each of `workers` on `port`, 0 for any.
     ///
     /// # Errors
     /// `EADDRINUSE`; `EPERM` for a mark without `CAP_NET_ADMIN`; `EAFNOSUPPORT` without any family.
-    pub(super) fn open(port: u16, mark: u32, workers: usize) -> io::Result<Vec<Arc<Self>>> {
-        let options = UdpOptions { mark, buffer: BUFFER };
+    pub(super) fn open(port: u16, mark: u32, workers: usize, wanted: &Wanted) -> io::Result<Sockets> {
+        let options = UdpOptions { mark, buffer: BUFFER, wanted: *wanted };
         let first = Self::open_first(port, &options)?;
-        let mut sets = Vec::with_capacity(workers);
+        let mut sets = vec![Arc::new(first)];
         for _ in 1..workers {
-            let sibling = |socket: &Option<UdpSocket>| {
-                socket.as_ref().map(|socket| socket.sibling(&options)).transpose()
-            };
-            sets.push(Arc::new(Self { v4: sibling(&first.v4)?, v6: sibling(&first.v6)?, port: first.port }));
+            sets.push(Arc::new(sets[0].sibling(&options)?));
         }
-        sets.insert(0, Arc::new(first));
-        Ok(sets)
+        let mut active =
+            sets[0].iter().fold(Active::default(), |active, socket| active.with(socket.offloads()));
+        // The handshakes' socket comes last, and only if the kernel can be told what goes there.
+        let mut handshakes = None;
+        let steer = || {
+            // A run of datagrams is received as one only where all of them are for the same socket.
+            let mut plain = options;
+            plain.wanted.set(Feature::Gro, Switch::Off);
+            let set = sets[0].sibling(&plain)?;
+            let behind = u32::try_from(workers).unwrap_or(u32::MAX);
+            set.iter().try_for_each(|socket| socket.steer(behind))?;
+            handshakes = Some(Arc::new(set));
+            Ok(())
+        };
+        active.set(Feature::Steering, wanted.attempt(Feature::Steering, steer)?);
+        Ok(Sockets { workers: sets, handshakes, active })
+    }
+
+    /// Opens a socket on the port of each one here.
+    fn sibling(&self, options: &UdpOptions) -> io::Result<Self> {
+        let sibling =
+            |socket: &Option<UdpSocket>| socket.as_ref().map(|socket| socket.sibling(options)).transpose();
+        Ok(Self { v4: sibling(&self.v4)?, v6: sibling(&self.v6)?, port: self.port })
     }
 
     fn open_first(port: u16, options: &UdpOptions) -> io::Result<Self> {
@@ -96,6 +130,8 @@ pub(super) enum Fate {
     Sent,
     /// Sent, but not from the address that was asked for.
     SentElsewise,
+    /// Sent, but a run of datagrams had to be sent one by one.
+    SentSingly,
     Dropped,
 }
 
@@ -125,17 +161,46 @@ pub(super) fn send_all(
                 full += 1;
                 socket.wait_writable(10);
             }
+            Err(error) if datagrams[at].is_segmented() && refuses_runs(&error) => {
+                fate(at, send_singly(batch, socket, &datagrams[at], drops));
+                at += 1;
+            }
             // The address it was to leave by is gone, or leads nowhere: let the routing table choose.
             Err(_) if datagrams[at].from.is_some() => {
                 datagrams[at].from = None;
                 elsewise = true;
             }
             Err(_) => {
-                drops.count(Dropped::SendFailed);
+                drops.add(Dropped::SendFailed, datagrams[at].parts().count() as u64);
                 elsewise = false;
                 fate(at, Fate::Dropped);
                 at += 1;
             }
         }
+    }
+}
+
+/// What kernels say who cannot send a run of datagrams to this place: a device without checksum offload (`EIO`), a path with a smaller
+/// MTU (`EMSGSIZE`, `EINVAL`), a protocol that does not know it.
+fn refuses_runs(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+    )
+}
+
+/// Sends a run of datagrams one by one, of which none is lost.
+fn send_singly(batch: &mut SendBatch, socket: &UdpSocket, run: &Datagram<'_>, drops: &Drops) -> Fate {
+    let mut singles: ArrayVec<Datagram<'_>, RUN_MAX> = run.parts().collect();
+    let (mut sent, mut elsewise) = (false, false);
+    send_all(batch, socket, &mut singles, drops, |_, fate| {
+        sent |= fate != Fate::Dropped;
+        elsewise |= fate == Fate::SentElsewise;
+    });
+    match (sent, elsewise) {
+        (false, _) => Fate::Dropped,
+        // It was the source that the kernel refused.
+        (true, true) => Fate::SentElsewise,
+        (true, false) => Fate::SentSingly,
     }
 }

@@ -72,7 +72,10 @@ impl Worker {
                     TUN => self.ready.tun = true,
                     V4 => self.ready.v4 = true,
                     V6 => self.ready.v6 = true,
-                    Token(_) => self.take_sockets(),
+                    Token(_) => {
+                        self.take_sockets();
+                        receiver.take_strays(&self.queue);
+                    }
                 }
             }
             self.turn(&mut sender, &mut receiver);

@@ -4,8 +4,10 @@
 
 pub mod clock;
 mod cmsg;
+mod fault;
 pub mod netlink;
 pub mod netns;
+pub mod offload;
 pub mod packet;
 pub mod process;
 pub mod signal;

@@ -2,9 +2,12 @@
 
 use std::ffi::c_int;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+
+use super::fault::{self, Call};
+use super::offload::{Active, Feature, Switch, Wanted};
 
 /// The longest name of an interface.
 const NAME_MAX: usize = libc::IFNAMSIZ - 1;
@@ -12,53 +15,105 @@ const NAME_MAX: usize = libc::IFNAMSIZ - 1;
 /// `_IO('T', 227)`, Linux 5.3.
 const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 
+/// Length of the virtio header (`struct virtio_net_hdr`) before each packet of a queue that has them.
+pub const HEADER_LEN: usize = 10;
+
+/// `_IOW('T', 208, unsigned int)`.
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+
+/// `linux/if_tun.h`.
+const TUN_F_CSUM: u32 = 0x01;
+const TUN_F_TSO4: u32 = 0x02;
+const TUN_F_TSO6: u32 = 0x04;
+const TUN_F_TSO_ECN: u32 = 0x08;
+const TUN_F_USO4: u32 = 0x20;
+const TUN_F_USO6: u32 = 0x40;
+
 /// A TUN device and its queues.
 #[derive(Debug)]
 pub struct Tun {
     name: String,
     queues: Vec<Queue>,
+    offloads: Active,
 }
 
 impl Tun {
     /// Creates the device, or attaches to a persistent one that nobody uses. `%d` in the name is replaced by a free number.
     ///
+    /// There are fewer queues than asked for where the kernel has only one a device.
+    ///
     /// # Errors
     /// `EBUSY` if it is in use, `EPERM` without `CAP_NET_ADMIN`, `EINVAL` for a name that is no interface name or is not a TUN device's.
-    pub fn create(name: &str, queues: usize) -> io::Result<Self> {
-        let queues = queues.max(1);
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-        let first = attach(name, flags)?;
-        let name = first.ifname()?;
-        let mut all = vec![first];
-        for _ in 1..queues {
-            all.push(attach(&name, flags)?);
+    pub fn create(name: &str, queues: usize, wanted: &Wanted) -> io::Result<Self> {
+        let mut flags = 0;
+        for (feature, flag) in
+            [(Feature::MultiQueue, libc::IFF_MULTI_QUEUE), (Feature::VnetHeader, libc::IFF_VNET_HDR)]
+        {
+            let is_needed = feature != Feature::MultiQueue || queues > 1;
+            if is_needed && wanted.tries(feature) {
+                flags |= flag;
+            }
         }
-        Ok(Self { name, queues: all })
+        // What the kernel does not know it ignores or refuses: then without, one by one.
+        let first = loop {
+            match attach(name, flags) {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EINVAL) && flags & libc::IFF_VNET_HDR != 0 =>
+                {
+                    wanted.attempt(Feature::VnetHeader, || Err(error))?;
+                    flags &= !libc::IFF_VNET_HDR;
+                }
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EINVAL) && flags & libc::IFF_MULTI_QUEUE != 0 =>
+                {
+                    wanted.attempt(Feature::MultiQueue, || Err(error))?;
+                    flags &= !libc::IFF_MULTI_QUEUE;
+                }
+                other => break other?,
+            }
+        };
+        Self::with_first(first, queues, wanted)
     }
 
     /// Takes over a device that another process opened, and attaches more queues if it was opened for several.
     ///
     /// # Errors
     /// If the descriptor is not a TUN queue without packet information.
-    pub fn from_fd(fd: OwnedFd, queues: usize) -> io::Result<Self> {
+    pub fn from_fd(fd: OwnedFd, queues: usize, wanted: &Wanted) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-        let first = Queue(File::from(fd));
-        let request = first.request()?;
-        let flags = flags_of(&request);
-        if flags & libc::IFF_TUN == 0 || flags & libc::IFF_NO_PI == 0 || flags & libc::IFF_VNET_HDR != 0 {
-            let text = "not a TUN device without packet information and virtio header";
+        let first = Queue { file: File::from(fd), has_header: false };
+        let flags = flags_of(&first.request()?);
+        if flags & libc::IFF_TUN == 0 || flags & libc::IFF_NO_PI == 0 {
+            let text = "not a TUN device without packet information";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let name = name_of(&request);
+        let has_header = flags & libc::IFF_VNET_HDR != 0;
+        Self::with_first(Queue { has_header, ..first }, queues, wanted)
+    }
+
+    fn with_first(first: Queue, queues: usize, wanted: &Wanted) -> io::Result<Self> {
+        let request = first.request()?;
+        let (name, flags) = (name_of(&request), flags_of(&request));
+        let has = |flag| flags & flag != 0;
+        let mut offloads = Active::default();
+        offloads.set(Feature::MultiQueue, has(libc::IFF_MULTI_QUEUE));
+        offloads.set(Feature::VnetHeader, first.has_header);
+        if first.has_header {
+            first.set_offloads(wanted, &mut offloads)?;
+        }
         let mut all = vec![first];
-        if flags & libc::IFF_MULTI_QUEUE != 0 {
-            let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+        if has(libc::IFF_MULTI_QUEUE) {
             for _ in 1..queues {
-                all.push(attach(&name, flags)?);
+                all.push(attach(&name, flags & (libc::IFF_MULTI_QUEUE | libc::IFF_VNET_HDR))?);
             }
         }
-        Ok(Self { name, queues: all })
+        Ok(Self { name, queues: all, offloads })
+    }
+
+    /// Returns what is in use of the features of TUN devices.
+    pub fn offloads(&self) -> Active {
+        self.offloads
     }
 
     /// Returns the device's name at this time; it can be renamed.
@@ -77,11 +132,18 @@ impl Tun {
     }
 }
 
+/// Opens a queue of the device; `flags` are added to those that every queue has.
 fn attach(name: &str, flags: c_int) -> io::Result<Queue> {
     if name.is_empty() || name.len() > NAME_MAX || name.bytes().any(|byte| byte == 0 || byte == b'/') {
         let text = format!("{name:?} is no interface name: 1 to {NAME_MAX} bytes without a slash");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
+    for (flag, call) in [(libc::IFF_MULTI_QUEUE, Call::MultiQueue), (libc::IFF_VNET_HDR, Call::VnetHeader)] {
+        if flags & flag != 0 {
+            fault::check(call)?;
+        }
+    }
+    let flags = flags | libc::IFF_TUN | libc::IFF_NO_PI;
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -94,7 +156,10 @@ fn attach(name: &str, flags: c_int) -> io::Result<Queue> {
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
     // SAFETY: the kernel reads and writes one ifreq, which outlives the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Queue(file)) }
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Queue { file, has_header: flags & libc::IFF_VNET_HDR != 0 })
 }
 
 fn new_request() -> libc::ifreq {
@@ -115,23 +180,78 @@ fn name_of(request: &libc::ifreq) -> String {
 
 /// One queue of a device: packets of one flow come out of the same queue.
 #[derive(Debug)]
-pub struct Queue(File);
+pub struct Queue {
+    file: File,
+    has_header: bool,
+}
 
 impl Queue {
-    /// Reads one packet.
+    /// Returns the length of the virtio header that stands before each packet: [`HEADER_LEN`] or 0.
+    pub fn header_len(&self) -> usize {
+        if self.has_header { HEADER_LEN } else { 0 }
+    }
+
+    /// Reads one packet with its header.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; `EBADFD` once the device is gone.
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        (&self.0).read(buf)
+        (&self.file).read(buf)
     }
 
-    /// Writes one packet.
+    /// Writes one packet that is complete.
     ///
     /// # Errors
     /// `EIO` while the interface is down; `EINVAL` for what is no IP packet; `EBADFD` once the device is gone.
     pub fn write(&self, packet: &[u8]) -> io::Result<usize> {
-        (&self.0).write(packet)
+        if self.has_header {
+            return (&self.file).write_vectored(&[IoSlice::new(&[0; HEADER_LEN]), IoSlice::new(packet)]);
+        }
+        (&self.file).write(packet)
+    }
+
+    /// Writes one packet or super-packet; the first of `parts` is its virtio header.
+    ///
+    /// # Errors
+    /// As [`Self::write`]; `EINVAL` also from kernels that refuse a super-packet.
+    pub fn write_with_header(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        // Where the header says that it is a super-packet: virtio's gso_type.
+        match parts.first().and_then(|header| header.get(1)) {
+            Some(1 | 4) => fault::check(Call::TunWriteTcp)?,
+            Some(5) => fault::check(Call::TunWriteUdp)?,
+            Some(_) | None => {}
+        }
+        (&self.file).write_vectored(parts)
+    }
+
+    /// Asks for super-packets; the kernel cuts them itself where it or the operator does not want that.
+    fn set_offloads(&self, wanted: &Wanted, active: &mut Active) -> io::Result<()> {
+        let tcp = TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+        // A device that was opened by somebody else may have any.
+        let mut bits = if self.try_offloads(TUN_F_CSUM).is_ok() { TUN_F_CSUM } else { 0 };
+        for (feature, call, more) in
+            [(Feature::Tso, Call::Tso, tcp), (Feature::Uso, Call::Uso, TUN_F_USO4 | TUN_F_USO6)]
+        {
+            let attempt = || fault::check(call).and_then(|()| self.try_offloads(bits | more));
+            if wanted.attempt(feature, attempt)? {
+                active.set(feature, true);
+                bits |= more;
+            }
+        }
+        active.set(Feature::Coalesce, wanted.attempt(Feature::Coalesce, || Ok(()))?);
+        // Kernels that know UDP super-packets take them as well; the older ones lose them in VXLAN and Geneve (tailscale #11026).
+        let is_safe =
+            wanted.switch(Feature::CoalesceUdp) == Switch::On || fault::kernel_version() >= [6, 8, 5];
+        let knows_udp =
+            || self.try_offloads(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).and_then(|()| self.try_offloads(bits));
+        active.set(Feature::CoalesceUdp, is_safe && wanted.attempt(Feature::CoalesceUdp, knows_udp)?);
+        Ok(())
+    }
+
+    fn try_offloads(&self, bits: u32) -> io::Result<()> {
+        // SAFETY: the argument of this request is a number.
+        let result = unsafe { libc::ioctl(self.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(bits)) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Tells whether the device still exists.
@@ -173,12 +293,12 @@ impl Queue {
 
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 
 impl AsRawFd for Queue {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.file.as_raw_fd()
     }
 }

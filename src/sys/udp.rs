@@ -2,10 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::fault::{self, Call};
+use super::offload::{Active, Feature, Switch, Wanted};
 use super::{cmsg, sockopt};
 
 /// Length of a `sockaddr_in6`, the longer of the two.
@@ -29,6 +34,8 @@ pub struct UdpOptions {
     pub mark: u32,
     /// Bytes that each buffer holds; 0 for the system's default.
     pub buffer: i32,
+    /// Which features of the kernel are to be tried.
+    pub wanted: Wanted,
 }
 
 /// A local address and the interface it was seen on; 0 for any.
@@ -39,6 +46,9 @@ pub type LocalAddr = (IpAddr, u32);
 pub struct UdpSocket {
     socket: Socket,
     family: Family,
+    offloads: Active,
+    /// `IP_TOS` as a control message, Linux 3.13; cleared when the kernel refuses it.
+    takes_ds: AtomicBool,
 }
 
 impl UdpSocket {
@@ -60,6 +70,7 @@ impl UdpSocket {
     /// As [`Self::bind`].
     pub fn sibling(&self, options: &UdpOptions) -> io::Result<Self> {
         let this = Self::open(self.family, options)?;
+        fault::check(Call::ReusePort)?;
         this.socket.set_reuse_port(true)?;
         this.bind_to(self.local_port()?)?;
         Ok(this)
@@ -68,7 +79,10 @@ impl UdpSocket {
     fn open(family: Family, options: &UdpOptions) -> io::Result<Self> {
         let domain = match family {
             Family::V4 => Domain::IPV4,
-            Family::V6 => Domain::IPV6,
+            Family::V6 => {
+                fault::check(Call::SocketV6)?;
+                Domain::IPV6
+            }
         };
         let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         match family {
@@ -92,7 +106,73 @@ impl UdpSocket {
             set_buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, options.buffer);
             set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, options.buffer);
         }
-        Ok(Self { socket, family })
+        let mut offloads = Active::default();
+        let segment = || {
+            fault::check(Call::UdpSegment)?;
+            // Zero changes nothing; a kernel that does not know the option refuses it.
+            sockopt::set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0)
+        };
+        // Linux 7.0 to 7.1.4 corrupts datagrams of a run whose last one is as long as the others (tailscale #19777).
+        let is_sound = !([7, 0, 0]..[7, 1, 5]).contains(&fault::kernel_version());
+        let is_tried = is_sound || options.wanted.switch(Feature::Gso) == Switch::On;
+        offloads.set(Feature::Gso, is_tried && options.wanted.attempt(Feature::Gso, segment)?);
+        let gro = || {
+            fault::check(Call::UdpGro)?;
+            sockopt::set(&socket, libc::SOL_UDP, libc::UDP_GRO, 1)
+        };
+        // Before Linux 5.12 runs are split again in ways that lose some of them (wireguard-go asks for the same version).
+        let is_tried =
+            fault::kernel_version() >= [5, 12, 0] || options.wanted.switch(Feature::Gro) == Switch::On;
+        offloads.set(Feature::Gro, is_tried && options.wanted.attempt(Feature::Gro, gro)?);
+        Ok(Self { socket, family, offloads, takes_ds: AtomicBool::new(true) })
+    }
+
+    /// Returns what is in use of the features of UDP sockets.
+    pub fn offloads(&self) -> Active {
+        self.offloads
+    }
+
+    /// Lets the kernel choose among this socket and its siblings, in the order of their opening, by what a datagram carries: the
+    /// little-endian number at bytes 4 to 7, modulo `data`, if the first four bytes are 4; the socket behind those otherwise.
+    ///
+    /// # Errors
+    /// `ENOPROTOOPT` before Linux 4.5.
+    pub fn steer(&self, data: u32) -> io::Result<()> {
+        fault::check(Call::Steering)?;
+        // Classic BPF; the program sees the datagram's payload, and numbers big-endian.
+        let load_word = |at| filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at);
+        let load_byte = |at| filter(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, at);
+        let shift = |bits| filter(libc::BPF_ALU | libc::BPF_LSH | libc::BPF_K, 0, 0, bits);
+        let or_x = filter(libc::BPF_ALU | libc::BPF_OR | libc::BPF_X, 0, 0, 0);
+        let to_x = filter(libc::BPF_MISC | libc::BPF_TAX, 0, 0, 0);
+        let answer = filter(libc::BPF_RET | libc::BPF_A, 0, 0, 0);
+        let program = [
+            // The type: 4, little-endian, is data.
+            load_word(0),
+            filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0, 0x0400_0000),
+            filter(libc::BPF_RET | libc::BPF_K, 0, 0, data),
+            // The receiver, byte by byte from the highest.
+            load_byte(7),
+            shift(8),
+            to_x,
+            load_byte(6),
+            or_x,
+            shift(8),
+            to_x,
+            load_byte(5),
+            or_x,
+            shift(8),
+            to_x,
+            load_byte(4),
+            or_x,
+            filter(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, 0, data),
+            answer,
+        ];
+        let program = libc::sock_fprog {
+            len: u16::try_from(program.len()).unwrap_or(0),
+            filter: program.as_ptr().cast_mut(),
+        };
+        sockopt::set_struct(&self.socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
     }
 
     fn bind_to(&self, port: u16) -> io::Result<()> {
@@ -135,6 +215,10 @@ impl UdpSocket {
     }
 }
 
+fn filter(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: u16::try_from(code).unwrap_or(0), jt, jf, k }
+}
+
 /// Beyond the limit of the system if that is permitted, and as far as it goes if not.
 fn set_buffer(socket: &Socket, force: i32, plain: i32, bytes: i32) {
     if sockopt::set(socket, libc::SOL_SOCKET, force, bytes).is_err() {
@@ -169,6 +253,10 @@ pub struct RecvBatch {
 pub struct Received<'a> {
     /// What it carries.
     pub payload: &'a mut [u8],
+    /// Where the payload lies in [`RecvBatch::bytes`].
+    pub range: Range<usize>,
+    /// Its payload is that of several datagrams of this length, of which only the last one may be shorter; else its length.
+    pub segment: usize,
     /// Who sent it; a link-local address with its scope.
     pub from: SocketAddr,
     /// Where it was sent to.
@@ -178,6 +266,9 @@ pub struct Received<'a> {
     /// It was longer than the buffer.
     pub truncated: bool,
 }
+
+// SAFETY: the pointers in the headers are written by the call that uses them and mean nothing afterwards.
+unsafe impl Send for RecvBatch {}
 
 impl RecvBatch {
     /// Returns `slots` buffers of `slot_len` bytes. Pages that no datagram touches take no memory.
@@ -192,15 +283,17 @@ impl RecvBatch {
         }
     }
 
-    /// Receives as many datagrams as there are, at most one a buffer, and returns their number.
+    /// Receives as many datagrams as there are, at most one a buffer and at most `most`, and returns their number.
     ///
     /// # Errors
     /// `WouldBlock` if there are none.
-    pub fn recv(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+    pub fn recv(&mut self, socket: &UdpSocket, most: usize) -> io::Result<usize> {
+        fault::check(Call::Receive)?;
         self.iovecs.clear();
         self.iovecs.extend(
             self.buffers
                 .chunks_exact_mut(self.slot_len)
+                .take(most)
                 .map(|slot| libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() }),
         );
         self.headers.clear();
@@ -233,7 +326,7 @@ impl RecvBatch {
     pub fn get_mut(&mut self, slot: usize) -> Option<Received<'_>> {
         let header = &self.headers[slot];
         let from = decode(&self.names[slot], header.msg_hdr.msg_namelen)?;
-        let (mut to, mut ecn) = (None, 0);
+        let (mut to, mut ecn, mut segment) = (None, 0, 0);
         for (level, kind, data) in self.controls[slot].iter() {
             match (level, kind) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => to = v4_info(data),
@@ -247,13 +340,24 @@ impl RecvBatch {
                         .try_into()
                         .unwrap_or(0);
                 }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    // An int, in the machine's byte order.
+                    segment = data.first_chunk().map_or(0, |len| i32::from_ne_bytes(*len));
+                }
                 _ => {}
             }
         }
         let truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
         let len = (header.msg_len as usize).min(self.slot_len);
         let start = slot * self.slot_len;
-        Some(Received { payload: &mut self.buffers[start..start + len], from, to, ecn, truncated })
+        let range = start..start + len;
+        let segment = usize::try_from(segment).ok().filter(|&segment| segment > 0).unwrap_or(len);
+        Some(Received { payload: &mut self.buffers[range.clone()], range, segment, from, to, ecn, truncated })
+    }
+
+    /// Returns all buffers.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.buffers
     }
 }
 
@@ -282,6 +386,23 @@ pub struct Datagram<'a> {
     pub ds: u8,
     /// What it carries.
     pub payload: &'a [u8],
+    /// It is several datagrams of this length, of which only the last one may be shorter (`UDP_SEGMENT`); 0 if it is one.
+    pub segment: u16,
+}
+
+impl<'a> Datagram<'a> {
+    /// Tells whether it is several datagrams.
+    pub fn is_segmented(&self) -> bool {
+        self.segment != 0 && usize::from(self.segment) < self.payload.len()
+    }
+
+    /// Returns the datagrams that it is, one by one.
+    pub fn parts(&self) -> impl Iterator<Item = Self> + use<'a> {
+        let whole = *self;
+        let len = if whole.is_segmented() { whole.segment.into() } else { whole.payload.len().max(1) };
+        let empty = whole.payload.is_empty().then_some(whole.payload);
+        whole.payload.chunks(len).chain(empty).map(move |payload| Self { payload, segment: 0, ..whole })
+    }
 }
 
 /// Room for the headers of datagrams to send in one call.
@@ -311,6 +432,38 @@ impl SendBatch {
     /// # Errors
     /// What hinders the first one.
     pub fn send(&mut self, socket: &UdpSocket, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
+        let takes_ds = socket.takes_ds.load(Relaxed);
+        let result = self.send_marked(socket, datagrams, takes_ds);
+        // Linux before 3.13 knows no DS field as a control message: better unmarked than not at all.
+        let is_refused = result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
+        if is_refused
+            && takes_ds
+            && datagrams.first().is_some_and(|first| !first.is_segmented() && first.from.is_none())
+        {
+            let again = self.send_marked(socket, datagrams, false);
+            if again.is_ok() {
+                socket.takes_ds.store(false, Relaxed);
+            }
+            return again;
+        }
+        result
+    }
+
+    fn send_marked(
+        &mut self,
+        socket: &UdpSocket,
+        datagrams: &[Datagram<'_>],
+        takes_ds: bool,
+    ) -> io::Result<usize> {
+        if let Some(first) = datagrams.first() {
+            fault::check(if first.is_segmented() { Call::SendSegmented } else { Call::Send })?;
+            if takes_ds {
+                fault::check(Call::SendTos)?;
+            }
+            if first.from.is_some() {
+                fault::check(Call::SendFrom)?;
+            }
+        }
         self.iovecs.clear();
         self.iovecs.extend(datagrams.iter().take(self.names.len()).map(|datagram| libc::iovec {
             iov_base: datagram.payload.as_ptr().cast_mut().cast(),
@@ -320,7 +473,7 @@ impl SendBatch {
         let parts = self.iovecs.iter_mut().zip(&mut self.names).zip(&mut self.controls).zip(datagrams);
         self.headers.extend(parts.map(|(((iovec, name), control), datagram)| {
             control.clear();
-            write_control(control, datagram);
+            write_control(control, datagram, takes_ds);
             let mut header = empty_header();
             header.msg_hdr.msg_iov = iovec;
             header.msg_hdr.msg_iovlen = 1;
@@ -339,11 +492,16 @@ impl SendBatch {
     }
 }
 
-fn write_control(control: &mut cmsg::Buffer, datagram: &Datagram<'_>) {
+fn write_control(control: &mut cmsg::Buffer, datagram: &Datagram<'_>, takes_ds: bool) {
+    if datagram.is_segmented() {
+        control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &datagram.segment.to_ne_bytes());
+    }
     let ds = i32::from(datagram.ds).to_ne_bytes();
     match datagram.to {
         SocketAddr::V4(_) => {
-            control.push(libc::IPPROTO_IP, libc::IP_TOS, &ds);
+            if takes_ds && datagram.ds != 0 {
+                control.push(libc::IPPROTO_IP, libc::IP_TOS, &ds);
+            }
             if let Some(IpAddr::V4(from)) = datagram.from {
                 // No interface: the routing table chooses it.
                 let mut info = [0; 12];
@@ -352,7 +510,9 @@ fn write_control(control: &mut cmsg::Buffer, datagram: &Datagram<'_>) {
             }
         }
         SocketAddr::V6(_) => {
-            control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &ds);
+            if takes_ds && datagram.ds != 0 {
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &ds);
+            }
             if let Some(IpAddr::V6(from)) = datagram.from {
                 let mut info = [0; 20];
                 info[..16].copy_from_slice(&from.octets());
@@ -417,7 +577,7 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "a deadline of a test")]
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            match batch.recv(socket) {
+            match batch.recv(socket, usize::MAX) {
                 Ok(received) => return received,
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
@@ -442,7 +602,7 @@ mod tests {
             let datagrams: Vec<_> = payloads
                 .iter()
                 .zip([Some(ip), None, Some(ip), None])
-                .map(|(payload, from)| Datagram { to, from, ds: 0x88 | 2, payload })
+                .map(|(payload, from)| Datagram { to, from, ds: 0x88 | 2, payload, segment: 0 })
                 .collect();
             assert_eq!(SendBatch::new(8).send(&socket, &datagrams).unwrap(), 4);
             let mut batch = RecvBatch::new(8, 30_000);
@@ -474,7 +634,8 @@ mod tests {
     fn a_source_that_is_not_ours_is_refused() {
         let socket = UdpSocket::bind(Family::V4, 0, &UdpOptions::default()).unwrap();
         let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.local_port().unwrap());
-        let datagram = Datagram { to, from: Some("192.0.2.9".parse().unwrap()), ds: 0, payload: &[1] };
+        let datagram =
+            Datagram { to, from: Some("192.0.2.9".parse().unwrap()), ds: 0, payload: &[1], segment: 0 };
         assert!(SendBatch::new(1).send(&socket, &[datagram]).is_err());
     }
 

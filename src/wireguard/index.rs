@@ -59,12 +59,15 @@ impl Table {
         larger
     }
 
-    /// Chooses a random index that is free, for a handshake of `peer` ([W] §5.4.2, kernel `peerlookup.c`).
-    pub fn insert(&self, peer: &Arc<Peer>, random: &mut dyn Random) -> u32 {
+    /// Chooses a random index that is free, for a handshake of `peer` ([W] §5.4.2, kernel `peerlookup.c`), such that the index modulo
+    /// `workers` is the peer's number modulo `workers`: who steers datagrams by it keeps all sessions of a peer together.
+    pub fn insert(&self, peer: &Arc<Peer>, workers: u32, random: &mut dyn Random) -> u32 {
+        let workers = workers.max(1);
         loop {
             let mut bytes = [0; 4];
             random.fill(&mut bytes);
             let index = u32::from_le_bytes(bytes);
+            let Some(index) = (index - index % workers).checked_add(peer.id() % workers) else { continue };
             let slot = self.slot(index);
             if slot.load().is_none() {
                 slot.store(Some(Arc::new(Entry { index, peer: Arc::clone(peer), keypair: None })));
@@ -108,6 +111,17 @@ mod tests {
     use crate::crypto::x25519::PublicKey;
 
     #[test]
+    fn indices_name_the_worker_of_their_peer() {
+        let table = Table::new(1000);
+        for id in 0..100 {
+            let peer = Arc::new(Peer::new(id, PublicKey::new([1; 32]), 0));
+            for workers in [3, 16] {
+                assert_eq!(table.insert(&peer, workers, &mut Os) % workers, id % workers);
+            }
+        }
+    }
+
+    #[test]
     fn indices_are_unique_and_survive_growth_and_removal() {
         let peer = Arc::new(Peer::new(0, PublicKey::new([1; 32]), 0));
         let mut table = Table::new(8);
@@ -116,7 +130,7 @@ mod tests {
             if i >= table.capacity() {
                 table = table.grown(i + 1);
             }
-            all.push(table.insert(&peer, &mut Os));
+            all.push(table.insert(&peer, 1, &mut Os));
         }
         assert!(all.iter().all(|&index| table.lookup(index).is_some()));
         let (gone, kept) = all.split_at(500);

@@ -142,6 +142,8 @@ pub struct Interface {
     retired: Vec<Weak<Table>>,
     /// Indices in use.
     indices: usize,
+    /// Indices of a peer are equal to its number modulo this.
+    workers: u32,
     /// Whether the view that was handed out last is out of date.
     changed: bool,
     schedule: BTreeSet<(Instant, u32)>,
@@ -172,6 +174,7 @@ impl Interface {
             table: Arc::new(Table::new(0)),
             retired: Vec::new(),
             indices: 0,
+            workers: 1,
             changed: false,
             schedule: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -180,6 +183,11 @@ impl Interface {
             drops,
             random,
         }
+    }
+
+    /// Spreads peers over `workers`: the index of every session to come, modulo that number, names the worker.
+    pub fn spread(&mut self, workers: u32) {
+        self.workers = workers;
     }
 
     // ---- what happens
@@ -731,7 +739,7 @@ impl Interface {
             self.changed = true;
         }
         self.indices += 1;
-        self.table.insert(peer, self.random.as_mut())
+        self.table.insert(peer, self.workers, self.random.as_mut())
     }
 
     fn remove_index(&mut self, index: u32) {

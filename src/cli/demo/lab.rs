@@ -11,6 +11,7 @@ use crate::crypto::x25519::PrivateKey;
 use crate::device::Device;
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
+use crate::sys::offload::Wanted;
 use crate::sys::tun::Tun;
 
 /// The UDP port of every node.
@@ -185,7 +186,8 @@ impl Lab {
                 .flat_map(|number| [(pod_v4(number, 0), 24), (pod_v6(number, 0), 64)])
                 .collect();
             let tunnel = netns::run_in(&node.namespace, || {
-                let device = Device::start(Tun::create(TUN, 1)?, || {})?;
+                let device =
+                    Device::start(Tun::create(TUN, 1, &Wanted::default())?, Wanted::default(), || {})?;
                 device.apply(edits).map_err(io::Error::other)?;
                 let mut netlink = Netlink::open()?;
                 let link = netlink.link(TUN)?.index;
