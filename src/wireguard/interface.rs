@@ -809,6 +809,8 @@ impl Interface {
             if let Some(control) = self.peers.get_mut(&id) {
                 control.static_static = None;
                 control.peer.keypairs().expire();
+                // Kernel `noise.c`, `wg_noise_expire_current_peer_keypairs`: the handshake with the new key need not wait.
+                control.peer.reset_last_sent_handshake();
             }
         }
     }
