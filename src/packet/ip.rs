@@ -94,23 +94,75 @@ fn addresses(packet: &[u8], version: Version) -> [IpAddr; 2] {
     }
 }
 
+/// Returns the hop limit (in IPv4: the time to live) of a packet with a whole header.
+pub fn hop_limit(packet: &[u8]) -> u8 {
+    match packet {
+        [first, ..] if first >> 4 == 4 => packet.get(8),
+        _ => packet.get(7),
+    }
+    .copied()
+    .unwrap_or_default()
+}
+
+/// What a packet holds of a UDP datagram (RFC 768).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Udp<'a> {
+    /// Nothing.
+    None,
+    /// A part of it that is not the first.
+    LaterFragment,
+    /// All of it, or the first fragment.
+    Datagram {
+        /// Where it comes from.
+        source_port: u16,
+        /// Where it goes to.
+        destination_port: u16,
+        /// What it carries, as far as it is in this packet.
+        payload: &'a [u8],
+    },
+}
+
+/// Returns what `packet` holds of a UDP datagram; IPv6 extension headers other than that of a fragment are not looked behind.
+pub fn udp(packet: &[u8]) -> Udp<'_> {
+    const UDP: u8 = 17;
+    const UDP_HEADER_LEN: usize = 8;
+    /// Of a fragment's header: next header, reserved, two bytes of offset and flags, identification (RFC 8200 §4.5).
+    const FRAGMENT: u8 = 44;
+    const FRAGMENT_HEADER_LEN: usize = 8;
+
+    let Ok(header) = inner(packet) else { return Udp::None };
+    let packet = &packet[..header.len];
+    let two = |at: usize| packet.get(at..at + 2).map_or(0, |two| u16::from_be_bytes([two[0], two[1]]));
+    let (protocol, offset, at) = match header.version {
+        Version::V4 => (packet[9], two(6) & 0x1fff, usize::from(packet[0] & 15) * 4),
+        Version::V6 if packet[6] == FRAGMENT && packet.len() >= V6_HEADER_LEN + FRAGMENT_HEADER_LEN => {
+            (packet[V6_HEADER_LEN], two(V6_HEADER_LEN + 2) & 0xfff8, V6_HEADER_LEN + FRAGMENT_HEADER_LEN)
+        }
+        Version::V6 => (packet[6], 0, V6_HEADER_LEN),
+    };
+    if protocol != UDP {
+        return Udp::None;
+    }
+    if offset != 0 {
+        return Udp::LaterFragment;
+    }
+    match packet.get(at + UDP_HEADER_LEN..) {
+        Some(payload) => Udp::Datagram { source_port: two(at), destination_port: two(at + 2), payload },
+        None => Udp::None,
+    }
+}
+
 /// Tells whether `packet` is a UDP datagram to `destination`, not a later fragment, with this source port: what our own socket sends.
 pub fn is_udp(packet: &[u8], source_port: u16, destination: std::net::SocketAddr) -> bool {
-    let Ok(header) = inner(packet) else { return false };
-    if header.destination != destination.ip() {
+    if self::destination(packet) != Ok(destination.ip()) {
         return false;
     }
-    let (protocol, at) = match header.version {
-        // RFC 791: a later fragment has no UDP header.
-        Version::V4 if u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0 => return false,
-        Version::V4 => (packet[9], usize::from(packet[0] & 15) * 4),
-        Version::V6 => (packet[6], V6_HEADER_LEN),
-    };
-    let ports = packet.get(at..at + 4);
-    protocol == 17
-        && ports.is_some_and(|ports| {
-            ports[..2] == source_port.to_be_bytes() && ports[2..] == destination.port().to_be_bytes()
-        })
+    match udp(packet) {
+        Udp::Datagram { source_port: from, destination_port: to, .. } => {
+            (from, to) == (source_port, destination.port())
+        }
+        Udp::LaterFragment | Udp::None => false,
+    }
 }
 
 #[cfg(test)]
@@ -178,5 +230,43 @@ mod tests {
         assert!(!is_udp(&packet, 51820, "10.0.0.3:7".parse().unwrap()));
         packet[7] = 1;
         assert!(!is_udp(&packet, 51820, "10.0.0.2:7".parse().unwrap()));
+    }
+    #[test]
+    fn fragments_of_udp_are_recognised_in_both_versions() {
+        let first = Udp::Datagram { source_port: 0xca6c, destination_port: 7, payload: &[0; 8][..] };
+        let mut packet = v4(36);
+        packet[9] = 17;
+        packet[20..24].copy_from_slice(&[0xca, 0x6c, 0x00, 0x07]);
+        for (flags, expected) in
+            [(0, first), (0x2000, first), (0x2001, Udp::LaterFragment), (185, Udp::LaterFragment)]
+        {
+            packet[6..8].copy_from_slice(&u16::to_be_bytes(flags));
+            assert_eq!(udp(&packet), expected);
+        }
+        packet[9] = 1;
+        assert_eq!(udp(&packet), Udp::None);
+
+        let mut packet = v6(24);
+        packet[6] = 44;
+        packet[40] = 17;
+        packet[48..52].copy_from_slice(&[0xca, 0x6c, 0x00, 0x07]);
+        for (offset, expected) in [(0, first), (1, first), (8, Udp::LaterFragment), (9, Udp::LaterFragment)] {
+            packet[42..44].copy_from_slice(&u16::to_be_bytes(offset));
+            assert_eq!(udp(&packet), expected);
+        }
+        packet[42..44].fill(0);
+        assert!(is_udp(&packet, 51820, "[fe00::]:7".parse().unwrap()));
+        // Cut within the headers.
+        for len in 0..16 {
+            packet[5] = len;
+            assert_eq!(udp(&packet), Udp::None, "{len}");
+        }
+    }
+
+    #[test]
+    fn the_hop_limit_is_found_in_both_versions() {
+        let (mut v4, mut v6) = (v4(28), v6(8));
+        (v4[8], v6[7]) = (17, 18);
+        assert_eq!((hop_limit(&v4), hop_limit(&v6), hop_limit(&[])), (17, 18, 0));
     }
 }
