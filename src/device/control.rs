@@ -342,6 +342,8 @@ impl Control {
             to: transmit.to.addr,
             from,
             ds: transmit.ds,
+            // Sent once, whatever it is nested in.
+            hop_limit: None,
             payload: &transmit.datagram,
             segment: 0,
         }];

@@ -31,6 +31,7 @@ use crate::wireguard::endpoint::Endpoint;
 use crate::wireguard::interface::View;
 use crate::wireguard::keypair::{Keypair, padded_len};
 use crate::wireguard::messages::{DATA_HEADER_LEN, DATA_OVERHEAD};
+use crate::wireguard::nesting;
 use crate::wireguard::peer::{Peer, Staged};
 use crate::wireguard::time::Instant;
 
@@ -70,6 +71,7 @@ struct Target {
     keypair: Arc<Keypair>,
     to: Endpoint,
     ds: u8,
+    hop_limit: Option<u8>,
 }
 
 /// Datagrams of one length, but for the last one that may be shorter, to one target.
@@ -176,7 +178,7 @@ impl Sender {
             Some(_) | None => virtio::Header::PLAIN,
         };
         let packet = self.read.get_mut(start..read.end).ok_or(Dropped::InnerMalformed)?;
-        let Routed { peer, to, mtu } = route(packet, view, mtu, own_port)?;
+        let Routed { peer, to, mtu, hop_limit } = route(packet, view, mtu, own_port)?;
         let split = Split::new(&header, packet).map_err(|_| Dropped::InnerMalformed)?;
         let ds = ecn::encapsulate(ip::ds_field(packet));
         let Some(ticket) = peer.reserve(split.count() as u64, now) else {
@@ -184,7 +186,7 @@ impl Sender {
             return Ok(());
         };
         self.sealed.run_max = self.run_max(to.addr, padded_len(split.longest(), mtu), sockets);
-        let target = Target { peer, keypair: ticket.keypair, to, ds };
+        let target = Target { peer, keypair: ticket.keypair, to, ds, hop_limit };
         let longest = padded_len(split.longest(), mtu) + DATA_OVERHEAD;
         let mut aimed = None;
         for (counter, index) in (ticket.first..).zip(0..split.count()) {
@@ -250,6 +252,7 @@ impl Sender {
                     to: target.to.addr,
                     from: target.to.source.map(|source| source.ip),
                     ds: target.ds,
+                    hop_limit: target.hop_limit,
                     payload: &buffer[message.place.clone()],
                     segment: if message.count > 1 { u16::try_from(message.segment).unwrap_or(0) } else { 0 },
                 });
@@ -306,7 +309,9 @@ impl Outbox {
     /// segment has.
     fn aim(&mut self, target: &Target) -> u8 {
         let is_last = self.targets.last().is_some_and(|last| {
-            Arc::ptr_eq(&last.keypair, &target.keypair) && last.to == target.to && last.ds == target.ds
+            Arc::ptr_eq(&last.keypair, &target.keypair)
+                && last.to == target.to
+                && (last.ds, last.hop_limit) == (target.ds, target.hop_limit)
         });
         if !is_last {
             self.targets.push(target.clone());
@@ -423,6 +428,7 @@ struct Routed {
     peer: Arc<Peer>,
     to: Endpoint,
     mtu: usize,
+    hop_limit: Option<u8>,
 }
 
 /// Finds out whom a packet is for ([W] §2; kernel `device.c`, `wg_xmit`).
@@ -430,11 +436,12 @@ fn route(packet: &[u8], view: &View, mtu: &Mtu, own_port: u16) -> Result<Routed,
     let destination = ip::destination(packet).map_err(|_| Dropped::InnerMalformed)?;
     let peer = view.route(destination).ok_or(Dropped::NoPeer)?;
     let to = peer.endpoint().ok_or(Dropped::NoEndpoint)?;
-    // A route to the peer that leads back into the tunnel would wrap a packet again and again (openwrt #22018).
+    // A route to the peer that leads back into the tunnel would wrap a packet again and again.
     if destination == to.addr.ip() && ip::is_udp(packet, own_port, to.addr) {
         return Err(Dropped::Loop);
     }
-    Ok(Routed { peer: Arc::clone(peer), to, mtu: mtu.towards(destination) })
+    let hop_limit = nesting::outer_hop_limit(packet)?;
+    Ok(Routed { peer: Arc::clone(peer), to, mtu: mtu.towards(destination), hop_limit })
 }
 
 fn answer_unreachable(packet: &[u8], queue: &Queue) {

@@ -2,7 +2,7 @@
 //!
 //! A message is a `cmsghdr` (length as `size_t`, level and type as `int`) and its data, each padded to the size of a pointer.
 
-/// Bytes for the control messages of one datagram: address and DS field need at most 64.
+/// Bytes for the control messages of one datagram: address, DS field, hop limit and length of a run need at most 112.
 pub(super) const CAPACITY: usize = 128;
 
 const ALIGN: usize = size_of::<usize>();

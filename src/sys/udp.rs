@@ -384,6 +384,8 @@ pub struct Datagram<'a> {
     pub from: Option<IpAddr>,
     /// The DS field.
     pub ds: u8,
+    /// The hop limit (in IPv4: the time to live), if it is not the system's default.
+    pub hop_limit: Option<u8>,
     /// What it carries.
     pub payload: &'a [u8],
     /// It is several datagrams of this length, of which only the last one may be shorter (`UDP_SEGMENT`); 0 if it is one.
@@ -497,10 +499,15 @@ fn write_control(control: &mut cmsg::Buffer, datagram: &Datagram<'_>, takes_ds: 
         control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &datagram.segment.to_ne_bytes());
     }
     let ds = i32::from(datagram.ds).to_ne_bytes();
+    // Linux 3.13 as well.
+    let hop_limit = datagram.hop_limit.filter(|_| takes_ds).map(|limit| i32::from(limit).to_ne_bytes());
     match datagram.to {
         SocketAddr::V4(_) => {
             if takes_ds && datagram.ds != 0 {
                 control.push(libc::IPPROTO_IP, libc::IP_TOS, &ds);
+            }
+            if let Some(limit) = hop_limit {
+                control.push(libc::IPPROTO_IP, libc::IP_TTL, &limit);
             }
             if let Some(IpAddr::V4(from)) = datagram.from {
                 // No interface: the routing table chooses it.
@@ -512,6 +519,9 @@ fn write_control(control: &mut cmsg::Buffer, datagram: &Datagram<'_>, takes_ds: 
         SocketAddr::V6(_) => {
             if takes_ds && datagram.ds != 0 {
                 control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &ds);
+            }
+            if let Some(limit) = hop_limit {
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &limit);
             }
             if let Some(IpAddr::V6(from)) = datagram.from {
                 let mut info = [0; 20];
@@ -602,7 +612,14 @@ mod tests {
             let datagrams: Vec<_> = payloads
                 .iter()
                 .zip([Some(ip), None, Some(ip), None])
-                .map(|(payload, from)| Datagram { to, from, ds: 0x88 | 2, payload, segment: 0 })
+                .map(|(payload, from)| Datagram {
+                    to,
+                    from,
+                    ds: 0x88 | 2,
+                    hop_limit: from.map(|_| 9),
+                    payload,
+                    segment: 0,
+                })
                 .collect();
             assert_eq!(SendBatch::new(8).send(&socket, &datagrams).unwrap(), 4);
             let mut batch = RecvBatch::new(8, 30_000);
@@ -634,8 +651,14 @@ mod tests {
     fn a_source_that_is_not_ours_is_refused() {
         let socket = UdpSocket::bind(Family::V4, 0, &UdpOptions::default()).unwrap();
         let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.local_port().unwrap());
-        let datagram =
-            Datagram { to, from: Some("192.0.2.9".parse().unwrap()), ds: 0, payload: &[1], segment: 0 };
+        let datagram = Datagram {
+            to,
+            from: Some("192.0.2.9".parse().unwrap()),
+            ds: 0,
+            hop_limit: None,
+            payload: &[1],
+            segment: 0,
+        };
         assert!(SendBatch::new(1).send(&socket, &[datagram]).is_err());
     }
 

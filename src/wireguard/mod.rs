@@ -12,6 +12,7 @@ pub mod index;
 pub mod interface;
 pub mod keypair;
 pub mod messages;
+pub mod nesting;
 pub mod noise;
 pub mod peer;
 pub mod ratelimiter;
