@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::node::{Node, Outbox};
+use super::node::{Node, Outbox, Outgoing};
 use super::random::Seeded;
 use crate::config::Edit;
 use crate::wireguard::endpoint::Endpoint;
@@ -19,13 +19,15 @@ pub struct Conditions {
     pub duplicate: u16,
     /// Held back by up to ten times the latency, so that others overtake.
     pub reorder: u16,
+    /// Marked as having met congestion, if it is ECN-capable.
+    pub mark: u16,
     /// The time a datagram takes.
     pub latency: Duration,
 }
 
 impl Default for Conditions {
     fn default() -> Self {
-        Self { loss: 0, duplicate: 0, reorder: 0, latency: Duration::from_millis(5) }
+        Self { loss: 0, duplicate: 0, reorder: 0, mark: 0, latency: Duration::from_millis(5) }
     }
 }
 
@@ -38,6 +40,8 @@ pub struct Record {
     pub from: usize,
     /// Where to.
     pub to: SocketAddr,
+    /// The outer DS field.
+    pub ds: u8,
     /// The UDP payload.
     pub datagram: Vec<u8>,
 }
@@ -54,6 +58,7 @@ pub struct Nat {
 struct Arrival {
     to: SocketAddr,
     from: SocketAddr,
+    ds: u8,
     datagram: Vec<u8>,
 }
 
@@ -120,6 +125,16 @@ impl Sim {
         self.on(node, |node, moment, out| node.apply(edits, moment, out));
     }
 
+    /// Brings a node's device up.
+    pub fn up(&mut self, node: usize) {
+        self.on(node, |node, moment, out| node.up(moment, out));
+    }
+
+    /// Takes a node's device down.
+    pub fn down(&mut self, node: usize) {
+        self.on(node, |node, _, out| node.down(out));
+    }
+
     /// Sends a packet of `len` bytes from the inner address of `from` to that of `to`.
     pub fn send(&mut self, from: usize, to: usize, len: usize) {
         let packet = self.packet(from, to, len);
@@ -151,7 +166,7 @@ impl Sim {
     /// Hands `datagram` to a node as if it came from `from`.
     pub fn inject(&mut self, node: usize, from: SocketAddr, datagram: &[u8]) {
         let from = Endpoint::new(from);
-        self.on(node, |node, moment, out| node.receive(datagram.to_vec(), from, moment, out));
+        self.on(node, |node, moment, out| node.receive(datagram.to_vec(), from, 0, moment, out));
     }
 
     /// Puts a translator in front of a node that forgets after `idle`.
@@ -214,12 +229,12 @@ impl Sim {
         let moment = self.moment_of(node);
         let mut out = Outbox::new();
         act(&mut self.nodes[node], moment, &mut out);
-        for (to, datagram) in out {
-            self.put_on_the_wire(node, to.addr, datagram);
+        for outgoing in out {
+            self.put_on_the_wire(node, outgoing);
         }
     }
 
-    fn put_on_the_wire(&mut self, node: usize, to: SocketAddr, datagram: Vec<u8>) {
+    fn put_on_the_wire(&mut self, node: usize, Outgoing { to, mut ds, datagram }: Outgoing) {
         let from = match self.nats.get_mut(&node) {
             None => self.nodes[node].addr,
             Some(nat) => {
@@ -230,7 +245,10 @@ impl Sim {
                 SocketAddr::new(nat.addr, nat.port)
             }
         };
-        self.log.push(Record { at: self.now, from: node, to, datagram: datagram.clone() });
+        self.log.push(Record { at: self.now, from: node, to, ds, datagram: datagram.clone() });
+        if ds & 3 != 0 && self.random.happens(self.conditions.mark) {
+            ds |= 3;
+        }
         if self.random.happens(self.conditions.loss) {
             return;
         }
@@ -242,7 +260,7 @@ impl Sim {
                 delay += Duration::from_nanos(self.random.below(most));
             }
             self.sent += 1;
-            let arrival = Arrival { to, from, datagram: datagram.clone() };
+            let arrival = Arrival { to, from, ds, datagram: datagram.clone() };
             self.on_the_way.insert((self.now + delay, self.sent), arrival);
         }
     }
@@ -268,10 +286,12 @@ impl Sim {
             }
         }
         while let Some(entry) = self.on_the_way.first_entry().filter(|entry| entry.key().0 <= self.now) {
-            let Arrival { to, from, datagram } = entry.remove();
+            let Arrival { to, from, ds, datagram } = entry.remove();
             let Some(node) = self.node_at(to) else { continue };
             if !self.asleep.contains_key(&node) {
-                self.on(node, |node, moment, out| node.receive(datagram, Endpoint::new(from), moment, out));
+                self.on(node, |node, moment, out| {
+                    node.receive(datagram, Endpoint::new(from), ds, moment, out)
+                });
             }
         }
     }

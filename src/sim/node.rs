@@ -18,8 +18,16 @@ use crate::wireguard::time::{Instant, Moment};
 /// The MTU of every simulated tunnel.
 const MTU: usize = 1420;
 
+/// A datagram that a node sends.
+pub(super) struct Outgoing {
+    pub(super) to: SocketAddr,
+    /// The outer DS field.
+    pub(super) ds: u8,
+    pub(super) datagram: Vec<u8>,
+}
+
 /// What a node does with an event is told by the datagrams that it appends here.
-pub(super) type Outbox = Vec<(Endpoint, Vec<u8>)>;
+pub(super) type Outbox = Vec<Outgoing>;
 
 /// A node: an interface, its addresses, and what has come out of its tunnel.
 pub struct Node {
@@ -108,8 +116,8 @@ impl Node {
         let destination = ip::destination(packet).map_err(|_| Dropped::InnerMalformed)?;
         let peer = Arc::clone(self.view.route(destination).ok_or(Dropped::NoPeer)?);
         let endpoint = peer.endpoint().ok_or(Dropped::NoEndpoint)?;
+        let ds = ecn::encapsulate(ip::ds_field(packet));
         let Some(ticket) = peer.reserve(1, moment.now) else {
-            let ds = ecn::encapsulate(ip::ds_field(packet));
             let (dropped, ask) = peer.stage(Staged { packet: packet.into(), mtu: MTU, ds });
             self.drops.add(Dropped::StagedOverflow, dropped);
             if ask {
@@ -119,11 +127,23 @@ impl Node {
         };
         let datagram = ticket.keypair.seal_to_vec(ticket.first, packet, MTU);
         let bytes = datagram.len() as u64;
-        out.push((endpoint, datagram));
+        out.push(Outgoing { to: endpoint.addr, ds, datagram });
         if peer.sent(&ticket.keypair, true, bytes, moment.now) {
             self.interface.handle_asked(&peer, moment);
         }
         Ok(())
+    }
+
+    /// The device comes up.
+    pub(super) fn up(&mut self, moment: Moment, out: &mut Outbox) {
+        self.interface.up(moment);
+        self.drain(out);
+    }
+
+    /// The device goes down.
+    pub(super) fn down(&mut self, out: &mut Outbox) {
+        self.interface.down();
+        self.drain(out);
     }
 
     /// A datagram comes from the network.
@@ -131,13 +151,14 @@ impl Node {
         &mut self,
         mut datagram: Vec<u8>,
         from: Endpoint,
+        ds: u8,
         moment: Moment,
         out: &mut Outbox,
     ) {
         let result = if is_handshake(&datagram) {
             self.interface.handle_handshake(&mut datagram, from, self.queued, moment)
         } else {
-            self.receive_data(&mut datagram, from, moment)
+            self.receive_data(&mut datagram, from, ds, moment)
         };
         if let Err(reason) = result {
             self.drops.count(reason);
@@ -145,7 +166,13 @@ impl Node {
         self.drain(out);
     }
 
-    fn receive_data(&mut self, datagram: &mut [u8], from: Endpoint, moment: Moment) -> Result<(), Dropped> {
+    fn receive_data(
+        &mut self,
+        datagram: &mut [u8],
+        from: Endpoint,
+        ds: u8,
+        moment: Moment,
+    ) -> Result<(), Dropped> {
         let header = DataHeader::parse(datagram).ok_or(Dropped::Malformed)?;
         let entry = self.view.session(header.receiver).ok_or(Dropped::UnknownIndex)?;
         let keypair = entry.keypair().ok_or(Dropped::UnknownIndex)?;
@@ -156,7 +183,7 @@ impl Node {
         }
         if padded > 0 {
             let packet = &mut datagram[16..16 + padded];
-            let len = self.view.admit(peer, packet, 0)?;
+            let len = self.view.admit(peer, packet, ds)?;
             self.received.push((moment.now, packet[..len].to_vec()));
         }
         peer.count_received((DATA_OVERHEAD + padded) as u64);
@@ -164,8 +191,8 @@ impl Node {
     }
 
     fn drain(&mut self, out: &mut Outbox) {
-        while let Some(Transmit { to, datagram, .. }) = self.interface.poll_transmit() {
-            out.push((to, datagram));
+        while let Some(Transmit { to, ds, datagram, .. }) = self.interface.poll_transmit() {
+            out.push(Outgoing { to: to.addr, ds, datagram });
         }
         if let Some(view) = self.interface.poll_view() {
             self.view = view;

@@ -312,3 +312,22 @@ fn no_configuration_change_loses_the_session() {
     assert_eq!(sim.nodes[B].received.len(), 1);
     assert_eq!(count(sim.log(), A, 1), 0);
 }
+
+#[test]
+fn handshake_messages_carry_af41_and_data_the_inner_ecn_bits_only() {
+    // Kernel `messages.h`, HANDSHAKE_DSCP.
+    let mut sim = Sim::pair(29);
+    sim.nodes[B].queued = 512;
+    for ds in [0xb8, 0xb9, 0xba, 0xbb] {
+        let mut packet = sim.packet(A, B, 40);
+        packet[1] = ds;
+        sim.send_packet(A, &packet);
+    }
+    sim.run_for(seconds(20));
+    let of_kind = |kind: u8| sim.log().iter().filter(move |record| record.datagram[0] == kind);
+    for kind in [1, 2, 3] {
+        assert!(of_kind(kind).count() > 0 && of_kind(kind).all(|record| record.ds == 0x88), "type {kind}");
+    }
+    let data: Vec<_> = of_kind(4).map(|record| (record.from, record.ds)).collect();
+    assert_eq!(data, [(A, 0), (A, 1), (A, 2), (A, 2), (B, 0)], "the last is a keepalive");
+}

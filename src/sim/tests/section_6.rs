@@ -1,7 +1,6 @@
 //! §6: timers.
 
 use super::*;
-use crate::config::{Edit, PeerEdit};
 use crate::wireguard::dropped::Dropped;
 
 #[test]
@@ -164,7 +163,7 @@ fn keys_are_wiped_after_nine_minutes() {
     // §6.3.
     let mut sim = connected(11);
     let peer = sim.nodes[A].peer(&sim.nodes[B].public_key);
-    let keypair = std::sync::Arc::downgrade(&peer.reserve(1, sim.now()).unwrap().keypair);
+    let keypair = Arc::downgrade(&peer.reserve(1, sim.now()).unwrap().keypair);
     // connected() has let eleven of the 540 seconds pass.
     sim.run_for(seconds(527));
     assert!(keypair.strong_count() > 0);
@@ -230,4 +229,27 @@ fn ten_thousand_idle_peers_cost_no_wake_up() {
         .collect();
     sim.apply(a, &edits);
     assert_eq!(sim.nodes[a].interface.poll_timeout(), None);
+}
+
+#[test]
+fn a_device_that_goes_down_forgets_and_one_that_comes_up_begins() {
+    // Kernel `device.c`, `wg_stop` and `wg_open`.
+    let mut sim = connected(24);
+    let keypair = Arc::downgrade(&peer(&sim, A, B).reserve(1, sim.now()).unwrap().keypair);
+    keep_alive(&mut sim, A, B, 25);
+    sim.run_for(seconds(1));
+    sim.take_log();
+    sim.down(A);
+    assert_eq!(keypair.strong_count(), 0);
+    assert_eq!(sim.nodes[A].interface.poll_timeout(), None);
+    sim.send(A, B, 50);
+    assert_eq!(sim.nodes[A].drops.get(Dropped::Down), 1);
+    sim.send(B, A, 50);
+    sim.run_for(seconds(60));
+    assert!(sim.log().iter().all(|record| record.from == B), "not a word");
+    sim.take_log();
+    sim.up(A);
+    assert_eq!(count(sim.log(), A, 1), 1, "at once, for the keepalive");
+    sim.run_for(seconds(1));
+    assert!(peer(&sim, A, B).has_session(sim.now()));
 }
