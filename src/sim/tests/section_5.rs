@@ -331,3 +331,18 @@ fn handshake_messages_carry_af41_and_data_the_inner_ecn_bits_only() {
     let data: Vec<_> = of_kind(4).map(|record| (record.from, record.ds)).collect();
     assert_eq!(data, [(A, 0), (A, 1), (A, 2), (A, 2), (B, 0)], "the last is a keepalive");
 }
+
+#[test]
+fn congestion_met_outside_is_told_inside() {
+    // RFC 6040.
+    let mut sim = connected(30);
+    sim.conditions.mark = 1000;
+    for ds in 0..4 {
+        let mut packet = sim.packet(A, B, 40);
+        packet[1] = 0xb8 | ds;
+        sim.send_packet(A, &packet);
+    }
+    sim.run_for(seconds(1));
+    let fields: Vec<_> = sim.nodes[B].received.iter().map(|entry| entry.1[1]).collect();
+    assert_eq!(fields, [0xb8, 0xbb, 0xbb, 0xbb]);
+}
