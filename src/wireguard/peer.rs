@@ -144,8 +144,11 @@ impl Peer {
         if keypair.confirm() {
             ask |= Ask::Confirm as u8;
         }
-        // Kernel `receive.c`, `keep_key_fresh`; [W] §6.2.
-        if keypair.is_stale_for_receiving(now) && self.timers.take_lastminute_handshake() {
+        // Kernel `receive.c`, `keep_key_fresh`; [W] §6.2. A late packet of an old session does not make the one in use old.
+        if keypair.is_stale_for_receiving(now)
+            && self.keypairs.current().is_some_and(|current| current.is_stale_for_receiving(now))
+            && self.timers.take_lastminute_handshake()
+        {
             ask |= Ask::Rekey as u8;
         }
         if self.authenticated_received(now) {
@@ -301,5 +304,75 @@ impl Peer {
 
     fn ask_bits(&self, bits: u8) -> bool {
         bits != 0 && self.asked.fetch_or(bits, SeqCst) == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::secret::Secret;
+    use crate::wireguard::keypair::Role;
+    use crate::wireguard::noise::TransportKeys;
+    use std::time::Duration;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::default() + Duration::from_secs(seconds)
+    }
+
+    fn peer() -> Peer {
+        Peer::new(1, PublicKey::new([1; 32]), 0)
+    }
+
+    fn session(role: Role, birth: Instant) -> Arc<Keypair> {
+        let keys = TransportKeys { send: Secret::new([1; 32]), receive: Secret::new([2; 32]) };
+        Arc::new(Keypair::new(&keys, role, 1, 2, birth))
+    }
+
+    fn staged(number: u8) -> Staged {
+        Staged { packet: [number].into(), mtu: 1420, ds: 0 }
+    }
+
+    #[test]
+    fn the_last_minute_handshake_is_asked_for_once_and_only_for_the_session_in_use() {
+        let peer = peer();
+        let from = Endpoint::new("192.0.2.1:7".parse().unwrap());
+        let rekey = |keypair: &Arc<Keypair>, now| {
+            let _ = peer.opened(keypair, false, from, now);
+            peer.take_asked()(Ask::Rekey)
+        };
+        let (old, new) = (session(Role::Initiator, at(0)), session(Role::Initiator, at(100)));
+        peer.keypairs().add(Arc::clone(&old));
+        peer.keypairs().add(Arc::clone(&new));
+        assert!(!rekey(&old, at(166)), "the session in use is 66 s old");
+        assert!(!rekey(&new, at(264)));
+        assert!(rekey(&new, at(265)));
+        assert!(!rekey(&new, at(266)), "once");
+    }
+
+    #[test]
+    fn more_than_128_waiting_packets_push_out_the_oldest() {
+        let peer = peer();
+        for number in 0..128 {
+            assert_eq!(peer.stage(staged(number)).0, 0);
+        }
+        assert_eq!(peer.stage(staged(128)).0, 1);
+        let left: Vec<_> = std::iter::from_fn(|| peer.pop_staged()).map(|staged| staged.packet[0]).collect();
+        assert_eq!(left, (1..=128).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn while_packets_wait_none_overtakes_them() {
+        let peer = peer();
+        peer.keypairs().add(session(Role::Initiator, at(0)));
+        assert!(peer.reserve(1, at(1)).is_some());
+        assert!(peer.stage(staged(0)).1, "the control thread is called");
+        assert!(!peer.stage(staged(1)).1, "once");
+        assert!(peer.reserve(1, at(1)).is_none());
+        assert!(peer.pop_staged().is_some());
+        assert!(!peer.release(), "one is left");
+        assert!(peer.reserve(1, at(1)).is_none());
+        assert!(peer.pop_staged().is_some());
+        assert!(peer.release());
+        assert!(peer.reserve(1, at(1)).is_some());
     }
 }
