@@ -335,8 +335,9 @@ impl Interface {
                 Output::Transmit(transmit) => return Some(transmit),
                 Output::Release(peer, now) => {
                     if !peer.release() {
-                        // Packets came while the others were sent; they queue behind them.
-                        self.flush_now(&peer, now);
+                        // Packets came while the others were sent; they queue behind them. Whoever staged them has asked for a look at
+                        // the peer, which follows.
+                        let _ = self.flush_now(&peer, now);
                     }
                 }
             }
@@ -614,7 +615,17 @@ impl Interface {
             self.drops.add(Dropped::Down, peer.purge_staged());
             return;
         }
-        if !self.flush_now(&peer, moment.now) {
+        let is_stale = match self.flush_now(&peer, moment.now) {
+            Flushed::NoSession => true,
+            // Kernel `send.c`, `keep_key_fresh`: a keepalive renews an old session as any other packet does ([W] §6.2).
+            Flushed::All { sent } => {
+                sent && peer
+                    .keypairs()
+                    .current()
+                    .is_some_and(|keypair| keypair.is_stale_for_sending(moment.now))
+            }
+        };
+        if is_stale {
             self.initiate(id, Attempt::First, moment);
         }
     }
@@ -634,14 +645,18 @@ impl Interface {
         self.flush(id, moment);
     }
 
-    /// Hands out everything staged, in order, if there is a session. Returns false if there is none.
-    fn flush_now(&mut self, peer: &Arc<Peer>, now: Instant) -> bool {
-        let Some(keypair) = peer.keypairs().current() else { return false };
+    /// Hands out what is staged, in order, as far as there is a session for it.
+    fn flush_now(&mut self, peer: &Arc<Peer>, now: Instant) -> Flushed {
+        let Some(keypair) = peer.keypairs().current() else { return Flushed::NoSession };
         let mut data = false;
         let mut sent = false;
+        let mut ended = false;
         while peer.is_staged() {
             // [W] §6.2: a session past its limits sends nothing; what is staged stays staged.
-            let Some(counter) = keypair.reserve(1, now) else { return false };
+            let Some(counter) = keypair.reserve(1, now) else {
+                ended = true;
+                break;
+            };
             let Some(staged) = peer.pop_staged() else { break };
             let Some(endpoint) = peer.endpoint() else {
                 self.drops.count(Dropped::NoEndpoint);
@@ -655,11 +670,14 @@ impl Interface {
             self.outputs.push_back(Output::Transmit(transmit));
         }
         if sent {
-            // Every caller schedules the peer's timers; an old session is renewed by the next packet of the data path.
+            // Every caller schedules the peer's timers.
             let _ = peer.note_sent(data, now);
         }
+        if ended {
+            return Flushed::NoSession;
+        }
         self.outputs.push_back(Output::Release(Arc::clone(peer), now));
-        true
+        Flushed::All { sent }
     }
 
     fn send_handshake(&mut self, peer: &Arc<Peer>, message: &[u8]) {
@@ -921,6 +939,14 @@ impl Interface {
         }
         self.changed = true;
     }
+}
+
+/// What became of the staged packets.
+enum Flushed {
+    /// All were handed out, `sent` if there was one.
+    All { sent: bool },
+    /// There is no session, or it came to its end.
+    NoSession,
 }
 
 /// Whether an initiation begins a new attempt or repeats one ([W] §6.4).

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::wireguard::dropped::Dropped;
+use crate::wireguard::peer::Staged;
 
 #[test]
 fn an_idle_session_is_silent() {
@@ -132,18 +133,16 @@ fn the_initiator_renews_the_session_after_two_minutes_of_use() {
 }
 
 #[test]
-fn a_receiving_initiator_renews_the_session_before_it_dies() {
-    // §6.2: at 165 s. B sends, A (who began) only receives and answers with keepalives, which would renew it at 120 s.
+fn a_receiving_initiator_renews_the_session_by_its_keepalives() {
+    // §6.2: B sends; A, who began, only answers with keepalives, the first of which after 120 s asks for a new session.
     let mut sim = connected(9);
-    let mut first = None;
     for _ in 0..200 {
         sim.send(B, A, 50);
         sim.run_for(seconds(1));
-        if first.is_none() {
-            first = times(sim.log(), A, 1).first().copied();
-        }
     }
-    assert!(first.is_some());
+    let first = times(sim.log(), A, 1)[0].since(sim.log()[0].at);
+    // connected() has let eleven seconds pass.
+    assert!((109..=120).contains(&first.as_secs()), "{first:?}");
     assert_eq!(sim.nodes[A].received.len(), 200);
 }
 
@@ -252,4 +251,39 @@ fn a_device_that_goes_down_forgets_and_one_that_comes_up_begins() {
     assert_eq!(count(sim.log(), A, 1), 1, "at once, for the keepalive");
     sim.run_for(seconds(1));
     assert!(peer(&sim, A, B).has_session(sim.now()));
+}
+
+#[test]
+fn keepalives_alone_renew_the_session_after_two_minutes() {
+    // §6.2; kernel `send.c`, `keep_key_fresh`, which every sent packet passes.
+    let mut sim = connected(16);
+    keep_alive(&mut sim, A, B, 25);
+    for _ in 0..1000 {
+        sim.run_for(seconds(1));
+        let now = sim.now();
+        assert!(peer(&sim, A, B).has_session(now) && peer(&sim, B, A).has_session(now), "at {now:?}");
+    }
+    let initiations = times(sim.log(), A, 1);
+    assert!((6..=8).contains(&initiations.len()), "{initiations:?}");
+    assert_eq!(count(sim.log(), B, 1), 0);
+}
+
+#[test]
+fn a_session_that_ends_while_waiting_packets_are_sent_leaves_the_rest_waiting() {
+    const REJECT: u64 = 0xffff_ffff_ffff_dfff;
+    let mut sim = connected(19);
+    skip_to_counter(&sim, A, B, REJECT - 2);
+    let peer = peer(&sim, A, B);
+    for len in 50..55 {
+        let packet = sim.packet(A, B, len).into();
+        let _ = peer.stage(Staged { packet, mtu: 1420, ds: 0 });
+    }
+    let moment = Moment { now: sim.now(), unix: seconds(2_000_000_000) };
+    sim.nodes[A].interface.handle_asked(&peer, moment);
+    sim.apply(A, &[]);
+    assert_eq!(counters(sim.log(), A), [REJECT - 2, REJECT - 1]);
+    assert_eq!(count(sim.log(), A, 1), 1);
+    sim.run_for(seconds(1));
+    let lengths: Vec<_> = sim.nodes[B].received.iter().map(|entry| entry.1.len()).collect();
+    assert_eq!(lengths, [50, 51, 52, 53, 54]);
 }
