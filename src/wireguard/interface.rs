@@ -310,7 +310,7 @@ impl Interface {
         }
         for edit in edits {
             match edit {
-                Edit::PrivateKey(key) => self.set_private_key(key.as_ref()),
+                Edit::PrivateKey(key) => self.set_private_key(key.as_ref(), moment),
                 Edit::ListenPort(_) | Edit::Fwmark(_) => {}
                 Edit::ClearPeers => self.ids().into_iter().for_each(|id| self.remove_peer(id)),
                 Edit::Peer(edit) => self.edit_peer(edit, moment),
@@ -811,10 +811,11 @@ impl Interface {
     }
 
     /// Kernel `netlink.c`, `wg_set_device`: the same key is no change; a new one ends every session's sending.
-    fn set_private_key(&mut self, key: Option<&PrivateKey>) {
+    fn set_private_key(&mut self, key: Option<&PrivateKey>, moment: Moment) {
         if self.own.as_ref().map(|own| own.keys.private()) == key {
             return;
         }
+        let is_first = self.own.is_none();
         self.own = key.map(|key| {
             let keys = Static::new(key.clone());
             Own { checker: cookie::Checker::new(keys.public()), keys }
@@ -826,9 +827,14 @@ impl Interface {
             self.forget_handshake(id);
             if let Some(control) = self.peers.get_mut(&id) {
                 control.static_static = None;
+                // Kernel `noise.c`, `wg_noise_expire_current_peer_keypairs`: the new key need not wait for the old one's handshake.
                 control.peer.keypairs().expire();
-                // Kernel `noise.c`, `wg_noise_expire_current_peer_keypairs`: the handshake with the new key need not wait.
                 control.peer.reset_last_sent_handshake();
+            }
+            if is_first && self.up {
+                // What was to be sent before there was a key has waited for it.
+                self.flush_staged(id, moment);
+                self.reschedule(id);
             }
         }
     }

@@ -346,3 +346,37 @@ fn congestion_met_outside_is_told_inside() {
     let fields: Vec<_> = sim.nodes[B].received.iter().map(|entry| entry.1[1]).collect();
     assert_eq!(fields, [0xb8, 0xbb, 0xbb, 0xbb]);
 }
+
+#[test]
+fn what_was_to_be_sent_before_there_was_a_key_goes_out_with_the_first_key() {
+    // Kernel `netlink.c`, `wg_set_device`.
+    let mut sim = Sim::pair(31);
+    let key = sim.nodes[A].private_key.clone();
+    sim.apply(A, &[Edit::PrivateKey(None)]);
+    keep_alive(&mut sim, A, B, 25);
+    sim.run_for(seconds(100));
+    assert!(sim.log().is_empty());
+    sim.apply(A, &[Edit::PrivateKey(Some(key))]);
+    assert_eq!(count(sim.log(), A, 1), 1);
+    sim.run_for(seconds(1));
+    assert!(peer(&sim, B, A).has_session(sim.now()));
+}
+
+#[test]
+fn a_new_private_key_does_not_wait_for_the_last_handshake() {
+    // Kernel `noise.c`, `wg_noise_expire_current_peer_keypairs`.
+    let mut sim = Sim::pair(32);
+    sim.send(A, B, 50);
+    sim.run_for(seconds(1));
+    let old = peer(&sim, A, B).reserve(1, sim.now()).unwrap().keypair;
+    let key = PrivateKey::new([3; 32]);
+    sim.nodes[A].public_key = key.public();
+    sim.apply(A, &[Edit::PrivateKey(Some(key))]);
+    let known = sim.nodes[A].as_peer();
+    sim.apply(B, &[Edit::Peer(known)]);
+    assert!(!old.may_send(sim.now()), "the old key sends nothing");
+    sim.send(A, B, 50);
+    assert_eq!(count(sim.log(), A, 1), 2);
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[B].received.len(), 2);
+}
