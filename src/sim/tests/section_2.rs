@@ -159,3 +159,112 @@ fn a_persistent_keepalive_holds_the_translation_open() {
     }
     assert_eq!(sim.nodes[A].received.len(), 20, "B reaches A whenever it wants to");
 }
+
+#[test]
+fn a_prefix_within_anothers_prefix_is_not_the_others() {
+    // T5: B holds 10.0.0.0/8, C 10.1.0.0/16 of it.
+    let mut sim = Sim::new(10);
+    let nodes = [sim.add_node(), sim.add_node(), sim.add_node()];
+    sim.introduce(nodes[0], nodes[1]);
+    sim.introduce(nodes[0], nodes[2]);
+    for (node, addr, len) in [(1, "10.0.0.0", 8), (2, "10.1.0.0", 16)] {
+        let mut edit = PeerEdit::new(sim.nodes[node].public_key);
+        edit.allowed_ips.push(AllowedIpEdit::Add(Prefix::new(addr.parse().unwrap(), len).unwrap()));
+        sim.apply(0, &[Edit::Peer(edit)]);
+    }
+    let mut send = |node: usize, source: [u8; 4]| {
+        let before = sim.nodes[0].received.len();
+        let mut packet = sim.packet(node, 0, 40);
+        packet[12..16].copy_from_slice(&source);
+        sim.send_packet(node, &packet);
+        sim.run_for(seconds(1));
+        sim.nodes[0].received.len() - before
+    };
+    assert_eq!(send(1, [10, 2, 0, 1]), 1);
+    assert_eq!(send(1, [10, 1, 0, 1]), 0, "C's");
+    assert_eq!(send(2, [10, 1, 0, 1]), 1);
+    assert_eq!(send(2, [10, 2, 0, 1]), 0, "B's");
+    assert_eq!(sim.nodes[0].drops.get(Dropped::NotAllowedSource), 2);
+}
+
+#[test]
+fn a_peer_roams_between_the_families() {
+    // T18, T20.
+    let mut sim = connected(11);
+    for addr in ["[2001:db8::1]:5", "10.0.0.70:6", "[fe80::1%3]:7", "10.0.0.71:8"] {
+        sim.nodes[A].addr = addr.parse().unwrap();
+        sim.nodes[A].received.clear();
+        sim.send(A, B, 50);
+        sim.run_for(seconds(1));
+        assert_eq!(peer(&sim, B, A).endpoint().unwrap().addr, sim.nodes[A].addr);
+        sim.send(B, A, 50);
+        sim.run_for(seconds(1));
+        assert_eq!(sim.nodes[A].received.len(), 1, "{addr}");
+    }
+}
+
+#[test]
+fn an_authentic_message_with_nonsense_inside_is_dropped() {
+    // T39.
+    let mut sim = connected(12);
+    let (keypair, from) = (peer(&sim, A, B).reserve(1, sim.now()).unwrap().keypair, sim.nodes[A].addr);
+    let good = sim.packet(A, B, 40);
+    let mut v6 = vec![0; 40];
+    v6[0] = 0x60;
+    let with = |at: usize, bytes: &[u8], packet: &[u8]| {
+        let mut packet = packet.to_vec();
+        packet[at..at + bytes.len()].copy_from_slice(bytes);
+        packet
+    };
+    let nonsense = [
+        good[..19].to_vec(),
+        with(0, &[0x55], &good),
+        with(2, &[0, 19], &good),
+        with(2, &[0, 49], &good),
+        with(2, &[0xff, 0xff], &good),
+        v6[..39].to_vec(),
+        with(4, &[0xff, 0xff], &v6),
+        with(4, &[0, 9], &v6),
+        vec![0; 1],
+    ];
+    let before = peer(&sim, B, A).transferred();
+    for (counter, packet) in (1000..).zip(&nonsense) {
+        sim.inject(B, from, &keypair.seal_to_vec(counter, packet, packet.len()));
+    }
+    assert_eq!(sim.nodes[B].drops.get(Dropped::InnerMalformed), nonsense.len() as u64);
+    assert_eq!(peer(&sim, B, A).transferred(), before);
+    // Whatever the length of the plaintext: the padding is the sender's choice (§5.4.6).
+    sim.inject(B, from, &keypair.seal_to_vec(2000, &[&good[..], &[7; 5]].concat(), 45));
+    assert_eq!(sim.nodes[B].received.pop().unwrap().1, good);
+}
+
+#[test]
+fn prefixes_are_told_masked_and_only_once() {
+    // Kernel `selftest/allowedips.c`: five entries.
+    let mut sim = Sim::pair(13);
+    let mut edit = PeerEdit::new(sim.nodes[B].public_key);
+    edit.replace_allowed_ips = true;
+    for (addr, len) in [
+        ("192.95.5.93", 27),
+        ("2607:5300:6000:6b00::c05f:543", 128),
+        ("10.1.0.20", 29),
+        ("2607:5300:6d8a:6bf8:dab1:f1df:c05f:1523", 83),
+        ("2607:5300:6d8a:6bf8:dab1:f1df:c05f:1523", 21),
+        ("192.95.5.70", 27),
+    ] {
+        edit.allowed_ips.push(AllowedIpEdit::Add(Prefix::new(addr.parse().unwrap(), len).unwrap()));
+    }
+    sim.apply(A, &[Edit::Peer(edit)]);
+    let told = sim.nodes[A].interface.snapshot().peers.remove(0).allowed_ips;
+    let told: Vec<_> = told.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "10.1.0.16/29",
+            "192.95.5.64/27",
+            "2607:5000::/21",
+            "2607:5300:6000:6b00::c05f:543/128",
+            "2607:5300:6d8a:6bf8:dab1:e000::/83",
+        ]
+    );
+}

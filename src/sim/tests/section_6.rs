@@ -36,8 +36,9 @@ fn one_way_traffic_costs_a_keepalive_every_ten_seconds_and_no_handshake() {
         sim.run_for(Duration::from_millis(100));
     }
     assert_eq!(count(sim.log(), A, 1) + count(sim.log(), B, 1), 0);
-    let kept = keepalives(sim.log(), B);
-    assert!((5..=6).contains(&kept), "{kept}");
+    let kept = keepalive_times(sim.log(), B);
+    assert!((5..=6).contains(&kept.len()), "{kept:?}");
+    assert!(kept.windows(2).all(|pair| pair[1].since(pair[0]) == seconds(10)), "{kept:?}");
 }
 
 #[test]
@@ -147,6 +148,155 @@ fn a_receiving_initiator_renews_the_session_by_its_keepalives() {
 }
 
 #[test]
+fn data_received_in_the_last_minute_renews_the_session_at_once() {
+    // §6.2: from 165 s on, and only the initiator.
+    let mut sim = connected(15);
+    sim.run_for(seconds(153));
+    sim.send(B, A, 50);
+    sim.run_for(Duration::from_millis(500));
+    assert_eq!(count(sim.log(), A, 1), 0, "the session is 164 s old");
+    sim.run_for(Duration::from_millis(600));
+    sim.send(B, A, 50);
+    sim.send(B, A, 50);
+    sim.run_for(Duration::from_millis(6));
+    assert_eq!(count(sim.log(), A, 1), 1);
+    sim.run_for(seconds(1));
+    assert_eq!(count(sim.log(), A, 1), 1, "once");
+    let mut sim = connected(15);
+    sim.run_for(seconds(160));
+    sim.send(A, B, 50);
+    sim.take_log();
+    sim.run_for(seconds(1));
+    assert_eq!(count(sim.log(), B, 1), 0, "the responder does not");
+}
+
+#[test]
+fn keepalives_alone_renew_the_session_after_two_minutes() {
+    // §6.2; kernel `send.c`, `keep_key_fresh`, which every sent packet passes.
+    let mut sim = connected(16);
+    keep_alive(&mut sim, A, B, 25);
+    for _ in 0..1000 {
+        sim.run_for(seconds(1));
+        let now = sim.now();
+        assert!(peer(&sim, A, B).has_session(now) && peer(&sim, B, A).has_session(now), "at {now:?}");
+    }
+    let initiations = times(sim.log(), A, 1);
+    assert!((6..=8).contains(&initiations.len()), "{initiations:?}");
+    assert_eq!(count(sim.log(), B, 1), 0);
+}
+
+#[test]
+fn after_two_to_the_sixtieth_messages_either_side_asks_for_a_new_session() {
+    // §6.2.
+    for (node, other) in [(A, B), (B, A)] {
+        let mut sim = connected(17);
+        // In two steps: the receiver's window does not tell counters apart by more than 45 bits.
+        skip_to_counter(&sim, node, other, 8192);
+        sim.send(node, other, 50);
+        skip_to_counter(&sim, node, other, (1 << 60) - 1);
+        sim.send(node, other, 50);
+        sim.run_for(seconds(1));
+        assert_eq!(count(sim.log(), node, 1), 0);
+        sim.send(node, other, 50);
+        assert_eq!(count(sim.log(), node, 1), 1);
+        sim.run_for(seconds(1));
+        sim.send(node, other, 50);
+        assert_eq!(counters(sim.log(), node).last(), Some(&1), "a new session, after its first keepalive");
+        sim.run_for(seconds(1));
+        assert_eq!(sim.nodes[other].received.len(), 4);
+    }
+}
+
+#[test]
+fn a_session_carries_its_last_message_and_the_next_waits_for_a_new_one() {
+    // §6.1, §6.2: 2^64 − 2^13 − 1 messages.
+    const REJECT: u64 = 0xffff_ffff_ffff_dfff;
+    let mut sim = connected(18);
+    skip_to_counter(&sim, A, B, REJECT - 2);
+    for len in 50..55 {
+        sim.send(A, B, len);
+    }
+    assert_eq!(counters(sim.log(), A), [REJECT - 2, REJECT - 1]);
+    sim.run_for(seconds(1));
+    let lengths: Vec<_> = sim.nodes[B].received.iter().map(|entry| entry.1.len()).collect();
+    assert_eq!(lengths, [50, 51, 52, 53, 54], "none is lost or overtaken");
+}
+
+#[test]
+fn a_session_that_ends_while_waiting_packets_are_sent_leaves_the_rest_waiting() {
+    const REJECT: u64 = 0xffff_ffff_ffff_dfff;
+    let mut sim = connected(19);
+    skip_to_counter(&sim, A, B, REJECT - 2);
+    let peer = peer(&sim, A, B);
+    for len in 50..55 {
+        let packet = sim.packet(A, B, len).into();
+        let _ = peer.stage(Staged { packet, mtu: 1420, ds: 0 });
+    }
+    let moment = Moment { now: sim.now(), unix: seconds(2_000_000_000) };
+    sim.nodes[A].interface.handle_asked(&peer, moment);
+    sim.apply(A, &[]);
+    assert_eq!(counters(sim.log(), A), [REJECT - 2, REJECT - 1]);
+    assert_eq!(count(sim.log(), A, 1), 1);
+    sim.run_for(seconds(1));
+    let lengths: Vec<_> = sim.nodes[B].received.iter().map(|entry| entry.1.len()).collect();
+    assert_eq!(lengths, [50, 51, 52, 53, 54]);
+}
+
+#[test]
+fn a_message_past_the_last_counter_or_the_last_second_is_refused() {
+    // §6.2.
+    const REJECT: u64 = 0xffff_ffff_ffff_dfff;
+    let mut sim = connected(20);
+    let keypair = peer(&sim, A, B).reserve(1, sim.now()).unwrap().keypair;
+    let (packet, from) = (sim.packet(A, B, 50), sim.nodes[A].addr);
+    for counter in [REJECT, REJECT + 1, u64::MAX] {
+        sim.inject(B, from, &keypair.seal_to_vec(counter, &packet, 1420));
+    }
+    assert_eq!(sim.nodes[B].drops.get(Dropped::Expired), 3);
+    // connected() has let 11 s pass.
+    sim.run_for(seconds(168));
+    sim.inject(B, from, &keypair.seal_to_vec(1000, &packet, 1420));
+    assert_eq!(sim.nodes[B].received.len(), 1);
+    sim.run_for(seconds(1));
+    sim.inject(B, from, &keypair.seal_to_vec(1001, &packet, 1420));
+    assert_eq!(sim.nodes[B].received.len(), 1);
+    assert_eq!(sim.nodes[B].drops.get(Dropped::Expired), 4);
+}
+
+#[test]
+fn counters_cross_32_bits() {
+    // T6.
+    let mut sim = connected(21);
+    skip_to_counter(&sim, A, B, (1 << 32) - 2);
+    for _ in 0..5 {
+        sim.send(A, B, 50);
+    }
+    assert_eq!(counters(sim.log(), A), ((1 << 32) - 2..(1 << 32) + 3).collect::<Vec<_>>());
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[B].received.len(), 5);
+}
+
+#[test]
+fn messages_up_to_a_window_late_are_received_once() {
+    // §5.4.6, T7: 8128 counters behind the greatest.
+    let mut sim = connected(22);
+    sim.conditions.loss = 1000;
+    for _ in 0..8130 {
+        sim.send(A, B, 20);
+    }
+    let (messages, from) = (sim.take_log(), sim.nodes[A].addr);
+    for record in messages.iter().rev() {
+        sim.inject(B, from, &record.datagram);
+    }
+    assert_eq!(sim.nodes[B].received.len(), 8129, "the greatest and those in the window behind it");
+    assert_eq!(sim.nodes[B].drops.get(Dropped::Replayed), 1);
+    for record in &messages {
+        sim.inject(B, from, &record.datagram);
+    }
+    assert_eq!(sim.nodes[B].received.len(), 8129);
+}
+
+#[test]
 fn a_session_is_dead_after_three_minutes() {
     // §6.2.
     let mut sim = connected(10);
@@ -184,6 +334,109 @@ fn both_sides_beginning_at_once_end_up_with_a_working_session() {
         sim.run_for(seconds(7));
         assert_eq!((sim.nodes[A].received.len(), sim.nodes[B].received.len()), (2, 2), "seed {seed}");
     }
+}
+
+#[test]
+fn two_sides_that_begin_at_the_same_moment_settle_without_a_duel() {
+    // T10. Each refuses the other's response, as its own initiation is superseded; the jitter decides who repeats first.
+    for seed in 100..150 {
+        let mut sim = Sim::pair(seed);
+        sim.send(A, B, 50);
+        sim.send(B, A, 50);
+        sim.run_for(seconds(6));
+        assert_eq!((sim.nodes[A].received.len(), sim.nodes[B].received.len()), (1, 1), "seed {seed}");
+        let initiations = |sim: &Sim| count(sim.log(), A, 1) + count(sim.log(), B, 1);
+        assert!((3..=4).contains(&initiations(&sim)), "seed {seed}: {}", initiations(&sim));
+        sim.run_for(seconds(30));
+        sim.take_log();
+        for _ in 0..60 {
+            sim.send(A, B, 50);
+            sim.send(B, A, 50);
+            sim.run_for(seconds(1));
+        }
+        assert_eq!(initiations(&sim), 0, "seed {seed}");
+        assert_eq!((sim.nodes[A].received.len(), sim.nodes[B].received.len()), (61, 61), "seed {seed}");
+    }
+}
+
+#[test]
+fn only_the_response_to_the_last_initiation_counts_and_only_once() {
+    // T9.
+    let mut sim = Sim::pair(23);
+    sim.conditions.loss = 1000;
+    sim.send(A, B, 50);
+    sim.run_for(seconds(6));
+    let log = sim.take_log();
+    let initiations: Vec<_> = log.iter().map(|record| record.datagram.clone()).collect();
+    assert_eq!(initiations.len(), 2);
+    sim.conditions.loss = 0;
+    let (a, b) = (sim.nodes[A].addr, sim.nodes[B].addr);
+    sim.inject(B, a, &initiations[0]);
+    sim.run_for(Duration::from_millis(30));
+    assert_eq!(sim.nodes[A].drops.get(Dropped::BadResponse), 1, "an answer to the first");
+    assert!(!peer(&sim, A, B).has_session(sim.now()));
+    sim.inject(B, a, &initiations[1]);
+    sim.run_for(Duration::from_millis(30));
+    assert_eq!(sim.nodes[B].received.len(), 1);
+    let response = sim.log().iter().rfind(|record| record.datagram[0] == 2).unwrap().datagram.clone();
+    sim.inject(A, b, &response);
+    sim.inject(A, b, &response);
+    assert_eq!(sim.nodes[A].drops.get(Dropped::BadResponse), 3);
+    sim.send(A, B, 50);
+    sim.run_for(seconds(4));
+    assert_eq!(sim.nodes[B].received.len(), 2);
+    assert_eq!(count(sim.log(), A, 1), 0);
+}
+
+#[test]
+fn a_late_response_races_with_the_next_initiation() {
+    // T9: the way there and back takes about as long as the initiator waits, 5 s and a jitter of up to 333 ms. An answer that comes
+    // after the next initiation is void, so that sooner or later a jitter must be long enough.
+    for latency in (2375..=2600).step_by(25) {
+        let mut sim = Sim::pair(latency);
+        sim.conditions.latency = Duration::from_millis(latency);
+        sim.send(A, B, 50);
+        sim.run_for(seconds(90));
+        assert_eq!(sim.nodes[B].received.len(), 1, "latency {latency} ms");
+    }
+}
+
+#[test]
+fn a_device_that_goes_down_forgets_and_one_that_comes_up_begins() {
+    // Kernel `device.c`, `wg_stop` and `wg_open`.
+    let mut sim = connected(24);
+    let keypair = Arc::downgrade(&peer(&sim, A, B).reserve(1, sim.now()).unwrap().keypair);
+    keep_alive(&mut sim, A, B, 25);
+    sim.run_for(seconds(1));
+    sim.take_log();
+    sim.down(A);
+    assert_eq!(keypair.strong_count(), 0);
+    assert_eq!(sim.nodes[A].interface.poll_timeout(), None);
+    sim.send(A, B, 50);
+    assert_eq!(sim.nodes[A].drops.get(Dropped::Down), 1);
+    sim.send(B, A, 50);
+    sim.run_for(seconds(60));
+    assert!(sim.log().iter().all(|record| record.from == B), "not a word");
+    sim.take_log();
+    sim.up(A);
+    assert_eq!(count(sim.log(), A, 1), 1, "at once, for the keepalive");
+    sim.run_for(seconds(1));
+    assert!(peer(&sim, A, B).has_session(sim.now()));
+}
+
+#[test]
+fn the_last_handshake_is_told_in_absolute_time_once_it_is_confirmed() {
+    // T11.
+    let mut sim = Sim::pair(25);
+    let last = |sim: &Sim, node: usize| sim.nodes[node].interface.snapshot().peers[0].last_handshake;
+    sim.send(A, B, 50);
+    sim.run_for(Duration::from_millis(12));
+    let (begun, confirmed) = (last(&sim, A).unwrap(), last(&sim, B));
+    // The simulator's clock began 1000 s ago.
+    assert_eq!(begun, seconds(1_700_001_000) + Duration::from_millis(10));
+    assert_eq!(confirmed, None, "the responder waits for data");
+    sim.run_for(Duration::from_millis(12));
+    assert_eq!(last(&sim, B).unwrap(), begun + Duration::from_millis(5));
 }
 
 #[test]
@@ -228,62 +481,4 @@ fn ten_thousand_idle_peers_cost_no_wake_up() {
         .collect();
     sim.apply(a, &edits);
     assert_eq!(sim.nodes[a].interface.poll_timeout(), None);
-}
-
-#[test]
-fn a_device_that_goes_down_forgets_and_one_that_comes_up_begins() {
-    // Kernel `device.c`, `wg_stop` and `wg_open`.
-    let mut sim = connected(24);
-    let keypair = Arc::downgrade(&peer(&sim, A, B).reserve(1, sim.now()).unwrap().keypair);
-    keep_alive(&mut sim, A, B, 25);
-    sim.run_for(seconds(1));
-    sim.take_log();
-    sim.down(A);
-    assert_eq!(keypair.strong_count(), 0);
-    assert_eq!(sim.nodes[A].interface.poll_timeout(), None);
-    sim.send(A, B, 50);
-    assert_eq!(sim.nodes[A].drops.get(Dropped::Down), 1);
-    sim.send(B, A, 50);
-    sim.run_for(seconds(60));
-    assert!(sim.log().iter().all(|record| record.from == B), "not a word");
-    sim.take_log();
-    sim.up(A);
-    assert_eq!(count(sim.log(), A, 1), 1, "at once, for the keepalive");
-    sim.run_for(seconds(1));
-    assert!(peer(&sim, A, B).has_session(sim.now()));
-}
-
-#[test]
-fn keepalives_alone_renew_the_session_after_two_minutes() {
-    // §6.2; kernel `send.c`, `keep_key_fresh`, which every sent packet passes.
-    let mut sim = connected(16);
-    keep_alive(&mut sim, A, B, 25);
-    for _ in 0..1000 {
-        sim.run_for(seconds(1));
-        let now = sim.now();
-        assert!(peer(&sim, A, B).has_session(now) && peer(&sim, B, A).has_session(now), "at {now:?}");
-    }
-    let initiations = times(sim.log(), A, 1);
-    assert!((6..=8).contains(&initiations.len()), "{initiations:?}");
-    assert_eq!(count(sim.log(), B, 1), 0);
-}
-
-#[test]
-fn a_session_that_ends_while_waiting_packets_are_sent_leaves_the_rest_waiting() {
-    const REJECT: u64 = 0xffff_ffff_ffff_dfff;
-    let mut sim = connected(19);
-    skip_to_counter(&sim, A, B, REJECT - 2);
-    let peer = peer(&sim, A, B);
-    for len in 50..55 {
-        let packet = sim.packet(A, B, len).into();
-        let _ = peer.stage(Staged { packet, mtu: 1420, ds: 0 });
-    }
-    let moment = Moment { now: sim.now(), unix: seconds(2_000_000_000) };
-    sim.nodes[A].interface.handle_asked(&peer, moment);
-    sim.apply(A, &[]);
-    assert_eq!(counters(sim.log(), A), [REJECT - 2, REJECT - 1]);
-    assert_eq!(count(sim.log(), A, 1), 1);
-    sim.run_for(seconds(1));
-    let lengths: Vec<_> = sim.nodes[B].received.iter().map(|entry| entry.1.len()).collect();
-    assert_eq!(lengths, [50, 51, 52, 53, 54]);
 }
