@@ -11,7 +11,7 @@
 //!             a handshake message: Interface::handle_handshake()
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use super::constants::{
 use super::dropped::{Dropped, Drops};
 use super::endpoint::Endpoint;
 use super::index::{Entry, Table};
+use super::keyed::Keyed;
 use super::keypair::{Keypair, Role};
 use super::messages::{COOKIE_REPLY_LEN, INITIATION_LEN, Message, RESPONSE_LEN};
 use super::noise::{self, CreatedInitiation, Static, TransportKeys};
@@ -134,7 +135,8 @@ pub struct Interface {
     own: Option<Own>,
     up: bool,
     peers: BTreeMap<u32, Control>,
-    by_key: BTreeMap<PublicKey, u32>,
+    /// Whoever knows our public key may ask for any key: the time of a look-up must not tell whom we know.
+    by_key: HashMap<PublicKey, u32, Keyed>,
     next_id: u32,
     routes: AllowedIps<Route>,
     table: Arc<Table>,
@@ -162,13 +164,13 @@ struct Own {
 impl Interface {
     /// Returns an interface that is down and has neither key nor peers.
     pub fn new(drops: Arc<Drops>, mut random: Box<dyn Random + Send>) -> Self {
-        let mut seed = [0; 16];
-        random.fill(&mut seed);
+        let mut seeds = [[0; 16]; 2];
+        seeds.iter_mut().for_each(|seed| random.fill(seed));
         Self {
             own: None,
             up: false,
             peers: BTreeMap::new(),
-            by_key: BTreeMap::new(),
+            by_key: HashMap::with_hasher(Keyed::new(seeds[0])),
             next_id: 0,
             routes: AllowedIps::new(),
             table: Arc::new(Table::new(0)),
@@ -178,7 +180,7 @@ impl Interface {
             changed: false,
             schedule: BTreeSet::new(),
             outputs: VecDeque::new(),
-            limiter: RateLimiter::new(seed, RATE_LIMITER_ENTRIES),
+            limiter: RateLimiter::new(seeds[1], RATE_LIMITER_ENTRIES),
             last_under_load: None,
             drops,
             random,
@@ -792,7 +794,7 @@ impl Interface {
 
     /// Returns how many peers there would be after `edits`, at most.
     fn peers_after(&self, edits: &[Edit]) -> usize {
-        let mut keys: BTreeSet<PublicKey> = self.by_key.keys().copied().collect();
+        let mut keys: BTreeSet<PublicKey> = self.peers().map(|peer| *peer.public_key()).collect();
         let mut most = 0;
         for edit in edits {
             match edit {

@@ -10,6 +10,7 @@ pub mod dropped;
 pub mod endpoint;
 pub mod index;
 pub mod interface;
+mod keyed;
 pub mod keypair;
 pub mod messages;
 pub mod nesting;

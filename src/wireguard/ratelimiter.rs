@@ -1,12 +1,11 @@
 //! A token bucket per source, for those who have proved under load that they own their address ([W] §5.3; kernel `ratelimiter.c`).
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::keyed::Keyed;
 use super::time::{Instant, nanos};
-use crate::crypto::blake2s;
 
 /// Kernel `ratelimiter.c`, `PACKETS_PER_SECOND`.
 const PACKETS_PER_SECOND: u32 = 20;
@@ -34,7 +33,7 @@ pub struct RateLimiter {
 impl RateLimiter {
     /// Returns a limiter of at most `max_entries` sources at a time. `seed` is secret: who knew it could choose sources that collide.
     pub fn new(seed: [u8; 16], max_entries: usize) -> Self {
-        Self { buckets: HashMap::with_hasher(Keyed { seed }), max_entries, last_sweep: Instant::default() }
+        Self { buckets: HashMap::with_hasher(Keyed::new(seed)), max_entries, last_sweep: Instant::default() }
     }
 
     /// Takes a packet's cost from the bucket of `source`, an IPv4 address or an IPv6 /64, and tells whether it was there.
@@ -69,37 +68,6 @@ impl RateLimiter {
             }
             self.last_sweep = now;
         }
-    }
-}
-
-/// A keyed hash for table keys of eight bytes.
-#[derive(Clone)]
-struct Keyed {
-    seed: [u8; 16],
-}
-
-struct KeyedHasher {
-    seed: [u8; 16],
-    hash: u64,
-}
-
-impl BuildHasher for Keyed {
-    type Hasher = KeyedHasher;
-
-    fn build_hasher(&self) -> KeyedHasher {
-        KeyedHasher { seed: self.seed, hash: 0 }
-    }
-}
-
-impl Hasher for KeyedHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        let previous = self.hash.to_le_bytes();
-        let [a, b, c, d, e, f, g, h, ..] = blake2s::mac(&self.seed, &[&previous, bytes]);
-        self.hash = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-    }
-
-    fn finish(&self) -> u64 {
-        self.hash
     }
 }
 
