@@ -100,4 +100,41 @@ mod tests {
         assert_eq!(a, kdf1(&key, input));
         assert!(a != b && b != c);
     }
+
+    #[test]
+    fn outputs_of_the_kdfs_are_those_of_another_implementation() {
+        // Python's `hmac` with `hashlib.blake2s`; the first is also wireguard-go's `device/kdf_test.go`. HMAC pads its key with zeros.
+        for (key, input, outputs) in [
+            (
+                &b"test-key"[..],
+                &b"test-input"[..],
+                [
+                    "6f0e5ad38daba1bea8a0d213688736f19763239305e0f58aba697f9ffc41c633",
+                    "df1194df20802a4fe594cde27e92991c8cae66c366e8106aaa937a55fa371e8a",
+                    "fac6e2745a325f5dc5d11a5b165aad08b0ada28e7b4e666b7c077934a4d76c24",
+                ],
+            ),
+            (
+                b"",
+                b"",
+                [
+                    "8387b46bf43eccfcf349552a095d8315c4055beb90208fb1be23b894bc2ed5d0",
+                    "58a0e5f6faefccf4807bff1f05fa8a9217945762040bcec2f4b4a62bdfe0e86e",
+                    "0ce6ea98ec548f8e281e93e32db65621c45eb18dc6f0a7ad94178610a2f7338e",
+                ],
+            ),
+        ] {
+            let mut padded = [0; 32];
+            padded[..key.len()].copy_from_slice(key);
+            let (a, b, c) = kdf3(&padded, input);
+            assert_eq!([a, b, c].map(|output| hex::encode(output.as_bytes())), outputs);
+        }
+    }
+
+    #[test]
+    fn a_keyed_hash_of_128_bits_is_that_of_another_implementation() {
+        // Python's `hashlib.blake2s(b"abc", digest_size=16, key=bytes(range(16)))`.
+        let key: [u8; 16] = std::array::from_fn(|i| u8::try_from(i).unwrap());
+        assert_eq!(hex::encode(mac(&key, &[b"a", b"bc"])), "75296c2d2c0f51210b383f386bc8b1ff");
+    }
 }

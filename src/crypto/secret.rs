@@ -50,3 +50,32 @@ impl<const N: usize> fmt::Debug for Secret<N> {
 pub fn equal(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::ManuallyDrop;
+
+    #[test]
+    fn a_dropped_secret_is_wiped() {
+        let mut secret = ManuallyDrop::new(Secret::new([0xa7; 32]));
+        let bytes = std::ptr::from_ref(secret.as_bytes()).cast::<u8>();
+        // SAFETY: inside the object, whose memory stays ours after the drop.
+        let read = || (0..32).map(|at| unsafe { std::ptr::read_volatile(bytes.wrapping_add(at)) });
+        assert!(read().all(|byte| byte == 0xa7));
+        // SAFETY: dropped once, and only its bytes are looked at afterwards.
+        unsafe { ManuallyDrop::drop(&mut secret) };
+        assert!(read().all(|byte| byte == 0));
+    }
+
+    #[test]
+    fn a_secret_is_not_printed_and_compared_whole() {
+        let secret = Secret::new([7; 16]);
+        assert_eq!(format!("{secret:?}"), "[redacted]");
+        let mut other = [7; 16];
+        other[15] = 8;
+        assert!(secret != Secret::new(other) && secret == secret.clone());
+        assert!(!equal(&[1, 2], &[1, 2, 3]) && equal(&[1, 2], &[1, 2]) && !equal(&[1, 2], &[1, 3]));
+        assert!(Secret::<16>::default().is_zero() && !secret.is_zero());
+    }
+}

@@ -121,6 +121,26 @@ mod tests {
     }
 
     #[test]
+    fn points_of_low_order_share_no_secret() {
+        // The seven of the kernel's `netns.sh`, and their twins with the top bit set, which is ignored (RFC 7748 §5).
+        for point in [
+            "0000000000000000000000000000000000000000000000000000000000000000",
+            "0100000000000000000000000000000000000000000000000000000000000000",
+            "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+            "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+            "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+            "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+            "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        ] {
+            let mut bytes: [u8; 32] = hex::decode(point).unwrap().try_into().unwrap();
+            let private = PrivateKey::new([7; 32]);
+            assert!(dh(&private, &PublicKey::new(bytes)).is_none(), "{point}");
+            bytes[31] |= 0x80;
+            assert!(dh(&private, &PublicKey::new(bytes)).is_none(), "{point} with the top bit");
+        }
+    }
+
+    #[test]
     fn keys_do_not_print() {
         let key = PrivateKey::new([7; 32]);
         assert_eq!(format!("{key:?}"), "[redacted]");

@@ -197,6 +197,7 @@ impl<T: fmt::Debug> fmt::Debug for AllowedIps<T> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
 
     fn prefix(text: &str) -> Prefix {
         let (addr, len) = text.split_once('/').unwrap();
@@ -359,6 +360,82 @@ mod tests {
             IpAddr::from(((0xfd00_u128 << 112) | bits.checked_shr(keep).unwrap_or(0)).to_be_bytes())
         });
         prop_oneof![near, near6]
+    }
+
+    /// The twin for many routes: a map for each length.
+    struct Lengths {
+        v4: Vec<BTreeMap<Prefix, u16>>,
+        v6: Vec<BTreeMap<Prefix, u16>>,
+    }
+
+    impl Lengths {
+        fn of_family(&mut self, addr: IpAddr) -> &mut Vec<BTreeMap<Prefix, u16>> {
+            if addr.is_ipv4() { &mut self.v4 } else { &mut self.v6 }
+        }
+
+        fn lookup(&mut self, addr: IpAddr) -> Option<u16> {
+            let of_family = self.of_family(addr);
+            (0..of_family.len()).rev().find_map(|len| {
+                let prefix = Prefix::new(addr, u8::try_from(len).unwrap()).unwrap();
+                of_family[len].get(&prefix).copied()
+            })
+        }
+    }
+
+    #[test]
+    fn forty_thousand_random_routes_of_each_family_are_found_and_removed_peer_by_peer() {
+        // Kernel `selftest/allowedips.c`, `randomized_test`: 2000 peers, 400 routes, each of them mutated 100 times.
+        let mut state = 7_u64;
+        let mut random = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            u128::from((state >> 33) ^ (state >> 12))
+        };
+        let mut map = AllowedIps::new();
+        let mut naive = Lengths { v4: vec![BTreeMap::new(); 33], v6: vec![BTreeMap::new(); 129] };
+        let mut of_peer = vec![BTreeSet::new(); 2000];
+        for is_v4 in [true, false] {
+            for _ in 0..400 {
+                let base = (0..4).fold(0_u128, |bits, _| bits << 32 | random() & 0xffff_ffff);
+                for _ in 0..100 {
+                    // A mutation changes some bits only.
+                    let changed = (0..4).fold(0_u128, |bits, _| bits << 32 | random() & random() & random());
+                    let bits = base ^ changed >> (random() % 128);
+                    let (addr, most) = match is_v4 {
+                        true => (IpAddr::from(u32::try_from(bits >> 96).unwrap().to_be_bytes()), 32),
+                        false => (IpAddr::from(bits.to_be_bytes()), 128),
+                    };
+                    let len = u8::try_from(random() % most).unwrap() + 1;
+                    let prefix = Prefix::new(addr, len).unwrap();
+                    let peer = u16::try_from(random() % 2000).unwrap();
+                    let old = map.insert(prefix, peer);
+                    assert_eq!(old, naive.of_family(addr)[usize::from(len)].insert(prefix, peer));
+                    if let Some(old) = old {
+                        of_peer[usize::from(old)].remove(&prefix);
+                    }
+                    of_peer[usize::from(peer)].insert(prefix);
+                }
+            }
+        }
+        let queries: Vec<_> = (0..2000)
+            .map(|i| {
+                let bits = (0..4).fold(0_u128, |bits, _| bits << 32 | random() & 0xffff_ffff);
+                match i % 2 {
+                    0 => IpAddr::from(u32::try_from(bits >> 96).unwrap().to_be_bytes()),
+                    _ => IpAddr::from(bits.to_be_bytes()),
+                }
+            })
+            .chain(of_peer.iter().flatten().step_by(20).map(Prefix::addr))
+            .collect();
+        for (peer, prefixes) in (0..).zip(of_peer) {
+            if peer % 500 == 0 {
+                assert!(queries.iter().all(|&addr| map.lookup(addr).copied() == naive.lookup(addr)));
+            }
+            for prefix in prefixes {
+                assert!(map.remove(prefix, &peer));
+                naive.of_family(prefix.addr())[usize::from(prefix.len())].remove(&prefix);
+            }
+        }
+        assert!(map.is_empty());
     }
 
     proptest! {

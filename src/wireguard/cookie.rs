@@ -183,6 +183,31 @@ mod tests {
     }
 
     #[test]
+    fn labels_and_lengths_are_those_of_the_paper() {
+        // §5.4.4, §5.4.7, computed by Python's `hashlib.blake2s`.
+        let public = PublicKey::new([9; 32]);
+        let mut message = [5; 148];
+        Generator::new(&public).add_macs(&mut message, at(0));
+        assert_eq!(hex::encode(&message[116..132]), "fa2f9ba08578ce8ddf00e056bc07c887");
+        let key = "1030827a08d835759b73ef5b8b35c67a34f8687612a96aefe1af01be3027f856";
+        assert_eq!(hex::encode(Keys::new(&public).cookie), key);
+    }
+
+    #[test]
+    fn a_cookie_reply_is_bound_to_the_mac1_it_answers() {
+        // §5.4.7: XAEAD with the additional data msg.mac1.
+        let (mut checker, mut generator) = pair();
+        let mut message = [5; 148];
+        generator.add_macs(&mut message, at(0));
+        let reply = checker.reply(&message, "192.0.2.1:7".parse().unwrap(), 1, at(0), &mut Os);
+        let (nonce, mac1) = (reply[8..32].try_into().unwrap(), &message[116..132]);
+        let key = Keys::new(&PublicKey::new([9; 32])).cookie;
+        let mut cookie = [0; 16];
+        assert!(xaead::open(&key, &nonce, mac1, &reply[32..], &mut cookie).is_ok());
+        assert!(xaead::open(&key, &nonce, &[0; 16], &reply[32..], &mut cookie).is_err());
+    }
+
+    #[test]
     fn a_cookie_is_good_for_one_address_and_port() {
         let (mut checker, mut generator) = pair();
         for from in ["192.0.2.1:7", "[2001:db8::1]:7"].map(|text| text.parse::<SocketAddr>().unwrap()) {
