@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::wireguard::dropped::Dropped;
+use crate::wireguard::endpoint::Source;
 use crate::wireguard::peer::Staged;
 
 #[test]
@@ -338,15 +339,22 @@ fn both_sides_beginning_at_once_end_up_with_a_working_session() {
 
 #[test]
 fn two_sides_that_begin_at_the_same_moment_settle_without_a_duel() {
-    // T10. Each refuses the other's response, as its own initiation is superseded; the jitter decides who repeats first.
+    // T10. Each refuses the other's response, as its own initiation is superseded; the jitter decides who repeats first. Only if that
+    // differs by less than the 5 ms of the way, which is one case in 33, they meet again.
+    let mut met_again = 0;
     for seed in 100..150 {
         let mut sim = Sim::pair(seed);
         sim.send(A, B, 50);
         sim.send(B, A, 50);
-        sim.run_for(seconds(6));
-        assert_eq!((sim.nodes[A].received.len(), sim.nodes[B].received.len()), (1, 1), "seed {seed}");
         let initiations = |sim: &Sim| count(sim.log(), A, 1) + count(sim.log(), B, 1);
-        assert!((3..=4).contains(&initiations(&sim)), "seed {seed}: {}", initiations(&sim));
+        sim.run_for(seconds(6));
+        if initiations(&sim) == 4 && sim.nodes[B].received.is_empty() {
+            met_again += 1;
+            sim.run_for(seconds(6));
+        } else {
+            assert_eq!(initiations(&sim), 3, "seed {seed}");
+        }
+        assert_eq!((sim.nodes[A].received.len(), sim.nodes[B].received.len()), (1, 1), "seed {seed}");
         sim.run_for(seconds(30));
         sim.take_log();
         for _ in 0..60 {
@@ -357,6 +365,7 @@ fn two_sides_that_begin_at_the_same_moment_settle_without_a_duel() {
         assert_eq!(initiations(&sim), 0, "seed {seed}");
         assert_eq!((sim.nodes[A].received.len(), sim.nodes[B].received.len()), (61, 61), "seed {seed}");
     }
+    assert!(met_again <= 4, "{met_again} of 50");
 }
 
 #[test]
@@ -481,4 +490,52 @@ fn ten_thousand_idle_peers_cost_no_wake_up() {
         .collect();
     sim.apply(a, &edits);
     assert_eq!(sim.nodes[a].interface.poll_timeout(), None);
+}
+
+#[test]
+fn a_path_that_stays_silent_is_looked_for_anew() {
+    // Kernel `timers.c`: the local address that was spoken to is forgotten when a handshake begins for silence, and with every repetition.
+    let mut sim = connected(26);
+    let known = peer(&sim, A, B);
+    let keypair = known.reserve(1, sim.now()).unwrap().keypair;
+    let mut from = known.endpoint().unwrap();
+    from.source = Some(Source { ip: "10.0.0.1".parse().unwrap(), interface: 3 });
+    let hear = |sim: &Sim| {
+        let _ = known.opened(&keypair, false, from, sim.now());
+        assert_eq!(known.endpoint(), Some(from));
+    };
+    let source = || known.endpoint().unwrap().source;
+    hear(&sim);
+    sim.conditions.loss = 1000;
+    sim.send(A, B, 50);
+    sim.run_for(seconds(14));
+    assert_eq!(source(), from.source);
+    sim.run_for(seconds(2));
+    assert_eq!((source(), count(sim.log(), A, 1)), (None, 1));
+    hear(&sim);
+    sim.run_for(seconds(5));
+    assert_eq!((source(), count(sim.log(), A, 1)), (None, 2));
+    hear(&sim);
+    sim.nodes[A].interface.clear_sources();
+    assert_eq!(source(), None);
+}
+
+#[test]
+fn what_is_left_of_a_handshake_that_was_given_up_is_wiped_after_nine_minutes() {
+    // §6.3; kernel `timers.c`, `wg_expired_retransmit_handshake`.
+    let mut sim = Sim::pair(27);
+    sim.conditions.loss = 1000;
+    sim.send(A, B, 50);
+    let given_up = sim.run_until(seconds(200), |sim| sim.nodes[A].drops.get(Dropped::HandshakeGivenUp) == 1);
+    assert!(given_up);
+    assert_eq!(sim.nodes[A].interface.poll_timeout(), Some(sim.now() + seconds(540)));
+    let last = sim.log().last().unwrap().datagram.clone();
+    sim.run_for(seconds(540));
+    assert_eq!(sim.nodes[A].interface.poll_timeout(), None);
+    // Its answer comes too late.
+    sim.conditions.loss = 0;
+    let from = sim.nodes[A].addr;
+    sim.inject(B, from, &last);
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[A].drops.get(Dropped::BadResponse), 1);
 }
