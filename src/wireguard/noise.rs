@@ -285,6 +285,7 @@ mod tests {
     use snow::Builder;
 
     const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
+    const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 
     struct Side {
         own: Static,
@@ -298,7 +299,7 @@ mod tests {
         let mut builder = Builder::new(PATTERN.parse().unwrap())
             .local_private_key(own.private.as_bytes())
             .unwrap()
-            .prologue(IDENTIFIER)
+            .prologue(PROLOGUE)
             .unwrap()
             .psk(2, psk)
             .unwrap();
