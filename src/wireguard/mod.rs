@@ -18,6 +18,7 @@ pub mod noise;
 pub mod peer;
 pub mod ratelimiter;
 pub mod replay;
+mod sync;
 pub mod tai64n;
 pub mod time;
 pub mod timers;

@@ -6,14 +6,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 
 use arc_swap::ArcSwapOption;
-use crossbeam_queue::SegQueue;
 
 use super::constants::{MAX_STAGED_PACKETS, REKEY_TIMEOUT};
 use super::endpoint::Endpoint;
 use super::keypair::{Keypair, Keypairs};
+use super::sync::{AtomicBool, AtomicU8, AtomicU64, SegQueue};
 use super::time::Instant;
 use super::timers::Timers;
 use crate::crypto::x25519::PublicKey;

@@ -10,10 +10,11 @@
 //! deadline it knows of. A deadline that moves later or vanishes leaves its wake-up in place, and the wake-up finds nothing due: so traffic
 //! in steady state never calls the control thread, and an idle peer never wakes it.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::constants::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX, ZERO_KEY_MATERIAL_AFTER};
+use super::sync::{AtomicBool, AtomicU16, AtomicU32, AtomicU64};
 use super::time::{Instant, nanos};
 
 /// A timer that is not pending, and the wake-up of a peer that has none.
@@ -293,5 +294,91 @@ mod tests {
         assert_eq!(timers.take_due(at(20)), Some(Timer::SendKeepalive));
         timers.keepalive_fired(at(20));
         assert_eq!(timers.schedule(), None);
+    }
+}
+
+#[cfg(all(loom, test))]
+mod models {
+    use super::*;
+    use crate::wireguard::sync::model;
+    use std::sync::Arc;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_nanos(seconds * 1_000_000_000)
+    }
+
+    /// Runs events on threads of their own while the control thread does `control`, which ends with a look at the schedule. Whatever is
+    /// pending in the end must be found: by the wake-up, or because an event has called the control thread.
+    fn no_deadline_is_missed<const N: usize>(
+        prepare: fn(&Timers),
+        events: [fn(&Timers) -> bool; N],
+        control: fn(&Timers) -> Option<Instant>,
+    ) {
+        let timers = Arc::new(Timers::new(0));
+        prepare(&timers);
+        let threads = events.map(|event| {
+            let timers = Arc::clone(&timers);
+            loom::thread::spawn(move || event(&timers))
+        });
+        let wake_up = control(&timers);
+        let called = threads.map(|thread| thread.join().unwrap()).contains(&true);
+        let earliest = timers.earliest();
+        assert!(
+            called || earliest == NEVER || wake_up.is_some_and(|wake_up| wake_up.as_nanos() <= earliest),
+            "{earliest} is pending, and the control thread sleeps until {wake_up:?}"
+        );
+    }
+
+    #[test]
+    fn loom_a_deadline_armed_while_the_control_thread_schedules_is_not_missed() {
+        model(|| {
+            let prepare = |timers: &Timers| timers.session_derived(at(0));
+            no_deadline_is_missed(prepare, [|timers| timers.data_received(at(1))], Timers::schedule);
+        });
+    }
+
+    #[test]
+    fn loom_a_deadline_armed_while_another_is_due_is_not_missed() {
+        model(|| {
+            let prepare = |timers: &Timers| {
+                let _ = timers.data_received(at(0));
+                let _ = timers.schedule();
+            };
+            let control = |timers: &Timers| {
+                while timers.take_due(at(10)).is_some() {
+                    timers.any_authenticated_packet_sent();
+                    timers.keepalive_fired(at(10));
+                }
+                timers.schedule()
+            };
+            no_deadline_is_missed(prepare, [|timers| timers.data_sent(at(10))], control);
+        });
+    }
+
+    #[test]
+    fn loom_a_deadline_that_is_stopped_and_armed_by_two_threads_is_not_missed() {
+        model(|| {
+            let prepare = |timers: &Timers| {
+                let _ = timers.data_sent(at(0));
+                let _ = timers.schedule();
+            };
+            let received = |timers: &Timers| {
+                timers.any_authenticated_packet_received();
+                false
+            };
+            no_deadline_is_missed(prepare, [received, |timers| timers.data_sent(at(1))], Timers::schedule);
+        });
+    }
+
+    #[test]
+    fn loom_a_persistent_deadline_that_moves_is_not_missed() {
+        model(|| {
+            let prepare = |timers: &Timers| {
+                timers.set_persistent_keepalive(25);
+                timers.session_derived(at(0));
+            };
+            let traversal = |timers: &Timers| timers.any_authenticated_packet_traversal(at(2));
+            no_deadline_is_missed(prepare, [traversal], Timers::schedule);
+        });
     }
 }
