@@ -102,8 +102,8 @@ pub struct Transmit {
 
 enum Output {
     Transmit(Transmit),
-    /// Everything that was staged at this moment has been handed out.
-    Release(Arc<Peer>, Instant),
+    /// So many staged packets of the peer have been handed out before.
+    Release(Arc<Peer>, u32),
 }
 
 /// The initiation we sent last and wait for, if any.
@@ -276,7 +276,7 @@ impl Interface {
     /// Stops work: sessions are wiped, timers stopped, waiting packets dropped (kernel `device.c`, `wg_stop`).
     pub fn down(&mut self) {
         self.up = false;
-        self.outputs.clear();
+        while self.poll_transmit().is_some() {}
         for id in self.ids() {
             self.forget_sessions(id);
             let peer = Arc::clone(&self.peers[&id].peer);
@@ -335,13 +335,8 @@ impl Interface {
         loop {
             match self.outputs.pop_front()? {
                 Output::Transmit(transmit) => return Some(transmit),
-                Output::Release(peer, now) => {
-                    if !peer.release() {
-                        // Packets came while the others were sent; they queue behind them. Whoever staged them has asked for a look at
-                        // the peer, which follows.
-                        let _ = self.flush_now(&peer, now);
-                    }
-                }
+                // Those that came meanwhile wait for the next look at the peer, which whoever staged them has asked for.
+                Output::Release(peer, packets) => peer.release(packets),
             }
         }
     }
@@ -653,6 +648,7 @@ impl Interface {
         let mut data = false;
         let mut sent = false;
         let mut ended = false;
+        let mut handed_out = 0;
         while peer.is_staged() {
             // [W] §6.2: a session past its limits sends nothing; what is staged stays staged.
             let Some(counter) = keypair.reserve(1, now) else {
@@ -660,6 +656,7 @@ impl Interface {
                 break;
             };
             let Some(staged) = peer.pop_staged() else { break };
+            handed_out += 1;
             let Some(endpoint) = peer.endpoint() else {
                 self.drops.count(Dropped::NoEndpoint);
                 continue;
@@ -675,11 +672,8 @@ impl Interface {
             // Every caller schedules the peer's timers.
             let _ = peer.note_sent(data, now);
         }
-        if ended {
-            return Flushed::NoSession;
-        }
-        self.outputs.push_back(Output::Release(Arc::clone(peer), now));
-        Flushed::All { sent }
+        self.outputs.push_back(Output::Release(Arc::clone(peer), handed_out));
+        if ended { Flushed::NoSession } else { Flushed::All { sent } }
     }
 
     fn send_handshake(&mut self, peer: &Arc<Peer>, message: &[u8]) {

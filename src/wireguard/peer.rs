@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use super::constants::{MAX_STAGED_PACKETS, REKEY_TIMEOUT};
 use super::endpoint::Endpoint;
 use super::keypair::{Keypair, Keypairs};
-use super::sync::{AtomicBool, AtomicU8, AtomicU64, SegQueue};
+use super::sync::{AtomicU8, AtomicU32, AtomicU64, SegQueue};
 use super::time::Instant;
 use super::timers::Timers;
 use crate::crypto::x25519::PublicKey;
@@ -59,8 +59,8 @@ pub struct Peer {
     timers: Timers,
     endpoint: ArcSwapOption<Endpoint>,
     staged: SegQueue<Staged>,
-    /// Set while packets wait: later packets queue behind them, so that order is kept.
-    staging: AtomicBool,
+    /// Packets that are staged, or handed out and not yet sent: later packets queue behind them, so that order is kept.
+    waiting: AtomicU32,
     asked: AtomicU8,
     /// When an initiation or response was last sent; nanoseconds, 0 for never.
     last_sent_handshake: AtomicU64,
@@ -78,7 +78,7 @@ impl Peer {
             timers: Timers::new(seed),
             endpoint: ArcSwapOption::empty(),
             staged: SegQueue::new(),
-            staging: AtomicBool::new(false),
+            waiting: AtomicU32::new(0),
             asked: AtomicU8::new(0),
             last_sent_handshake: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
@@ -90,7 +90,7 @@ impl Peer {
 
     /// Reserves `count` counters of the current session. `None`: the packets have to be staged.
     pub fn reserve(&self, count: u64, now: Instant) -> Option<Ticket> {
-        if self.staging.load(SeqCst) {
+        if self.waiting.load(SeqCst) != 0 {
             return None;
         }
         let keypair = self.keypairs.current()?;
@@ -119,15 +119,14 @@ impl Peer {
     ///
     /// Returns how many were dropped, and whether the control thread is to be called.
     pub fn stage(&self, packet: Staged) -> (u64, bool) {
-        self.staging.store(true, SeqCst);
-        self.staged.push(packet);
+        self.stage_quietly(packet);
         let mut dropped = 0;
         while self.staged.len() > MAX_STAGED_PACKETS && self.staged.pop().is_some() {
             dropped += 1;
         }
-        // Once more after the push: the control thread may have found the queue empty in between.
-        self.staging.store(true, SeqCst);
-        (dropped, self.ask(Ask::Flush))
+        self.release(dropped);
+        // After the push, so that the control thread finds the packet.
+        (u64::from(dropped), self.ask(Ask::Flush))
     }
 
     // ---- receiving
@@ -219,7 +218,7 @@ impl Peer {
 
     /// Stages a packet without asking for anything.
     pub(super) fn stage_quietly(&self, packet: Staged) {
-        self.staging.store(true, SeqCst);
+        self.waiting.fetch_add(1, SeqCst);
         self.staged.push(packet);
     }
 
@@ -244,18 +243,15 @@ impl Peer {
         while self.staged.pop().is_some() {
             dropped += 1;
         }
-        self.staging.store(false, SeqCst);
-        dropped
+        self.release(dropped);
+        u64::from(dropped)
     }
 
-    /// Lets packets pass directly again, all staged ones being sent. Returns whether that is true: one may have come meanwhile.
-    pub(super) fn release(&self) -> bool {
-        self.staging.store(false, SeqCst);
-        if self.is_staged() {
-            self.staging.store(true, SeqCst);
-            return false;
+    /// Notes that `packets` staged packets are sent or dropped: later ones may pass directly if no other waits.
+    pub(super) fn release(&self, packets: u32) {
+        if packets > 0 {
+            self.waiting.fetch_sub(packets, SeqCst);
         }
-        true
     }
 
     pub(super) fn set_endpoint(&self, endpoint: Endpoint) {
@@ -367,11 +363,98 @@ mod tests {
         assert!(peer.stage(staged(0)).1, "the control thread is called");
         assert!(!peer.stage(staged(1)).1, "once");
         assert!(peer.reserve(1, at(1)).is_none());
-        assert!(peer.pop_staged().is_some());
-        assert!(!peer.release(), "one is left");
-        assert!(peer.reserve(1, at(1)).is_none());
-        assert!(peer.pop_staged().is_some());
-        assert!(peer.release());
+        assert!(peer.pop_staged().is_some() && peer.pop_staged().is_some());
+        assert!(peer.reserve(1, at(1)).is_none(), "they are not sent yet");
+        peer.release(1);
+        assert!(peer.reserve(1, at(1)).is_none(), "one is left");
+        peer.release(1);
         assert!(peer.reserve(1, at(1)).is_some());
+    }
+}
+
+#[cfg(all(loom, test))]
+mod models {
+    use super::*;
+    use crate::crypto::secret::Secret;
+    use crate::wireguard::keypair::Role;
+    use crate::wireguard::noise::TransportKeys;
+    use crate::wireguard::sync::model;
+    use loom::sync::Mutex;
+
+    /// A peer with a session, and the packets that went out.
+    struct Sending {
+        peer: Peer,
+        sent: Mutex<Vec<u8>>,
+    }
+
+    impl Sending {
+        fn new() -> Self {
+            let peer = Peer::new(1, PublicKey::new([1; 32]), 0);
+            let keys = TransportKeys { send: Secret::new([1; 32]), receive: Secret::new([2; 32]) };
+            peer.keypairs().add(Arc::new(Keypair::new(&keys, Role::Initiator, 1, 2, Instant::default())));
+            Self { peer, sent: Mutex::new(Vec::new()) }
+        }
+
+        fn stage(&self, number: u8) -> bool {
+            self.peer.stage(Staged { packet: [number].into(), mtu: 1420, ds: 0 }).1
+        }
+
+        /// What a worker does with a packet. Returns whether the control thread is called.
+        fn send(&self, number: u8) -> bool {
+            if self.peer.reserve(1, Instant::default()).is_none() {
+                return self.stage(number);
+            }
+            self.sent.lock().unwrap().push(number);
+            false
+        }
+
+        /// What the control thread does when it is called.
+        fn flush(&self) {
+            if self.peer.take_asked()(Ask::Flush) {
+                let mut handed_out = 0;
+                while let Some(staged) = self.peer.pop_staged() {
+                    self.sent.lock().unwrap().push(staged.packet[0]);
+                    handed_out += 1;
+                }
+                self.peer.release(handed_out);
+            }
+        }
+    }
+
+    #[test]
+    fn loom_a_packet_staged_while_the_others_are_sent_is_neither_stuck_nor_overtaken() {
+        model(|| {
+            let sending = Arc::new(Sending::new());
+            assert!(sending.stage(0));
+            let worker = loom::thread::spawn({
+                let sending = Arc::clone(&sending);
+                move || (1..3).fold(false, |called, number| called | sending.send(number))
+            });
+            sending.flush();
+            if worker.join().unwrap() {
+                sending.flush();
+            }
+            assert_eq!(*sending.sent.lock().unwrap(), [0, 1, 2]);
+            assert!(sending.peer.reserve(1, Instant::default()).is_some(), "packets pass directly again");
+        });
+    }
+
+    #[test]
+    fn loom_packets_of_two_workers_are_all_sent() {
+        model(|| {
+            let sending = Arc::new(Sending::new());
+            assert!(sending.stage(0));
+            let workers = [1, 2].map(|number| {
+                let sending = Arc::clone(&sending);
+                loom::thread::spawn(move || sending.send(number))
+            });
+            sending.flush();
+            let called = workers.map(|worker| worker.join().unwrap());
+            called.into_iter().filter(|&called| called).for_each(|_| sending.flush());
+            let mut sent = sending.sent.lock().unwrap().clone();
+            sent.sort_unstable();
+            assert_eq!(sent, [0, 1, 2]);
+            assert!(sending.peer.reserve(1, Instant::default()).is_some());
+        });
     }
 }
