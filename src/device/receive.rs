@@ -3,9 +3,9 @@
 //! ```text
 //! receive      runs of datagrams into one buffer
 //! sort         handshake messages to the control thread; data messages: index → session
-//! open         a batch of messages, in place
-//! deliver      in the order of arrival: counter → inner source → ECN → merge with its neighbours of one flow → write
-//! report       once a run of one session from one address: endpoint, timers, counters
+//! open         a batch of messages, in place; note their counters, in the order of arrival
+//! tell         the peer, once a run of one session from one address: endpoint, timers
+//! deliver      in the order of arrival: ECN → inner source → merge with its neighbours of one flow → write
 //! ```
 
 use std::io::{self, IoSlice};
@@ -58,7 +58,25 @@ struct Message {
     counter: u64,
     /// Where it lies in the buffer of what was received.
     place: Range<usize>,
-    is_authentic: bool,
+    state: State,
+}
+
+/// How far a message has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Its session is known.
+    Sorted,
+    /// It was opened.
+    Authentic,
+    /// Its counter was not seen before.
+    New,
+}
+
+impl Message {
+    /// Returns where the packet lies, padding included; empty in a keepalive.
+    fn packet(&self) -> Range<usize> {
+        self.place.start + DATA_HEADER_LEN..self.place.end + DATA_HEADER_LEN - DATA_OVERHEAD
+    }
 }
 
 /// Messages of one session that came one after the other from one address.
@@ -172,7 +190,7 @@ impl Receiver {
             return Err(Dropped::Expired);
         }
         let session = u8::try_from(session).unwrap_or(u8::MAX);
-        self.messages.push(Message { session, ecn, counter: header.counter, place, is_authentic: false });
+        self.messages.push(Message { session, ecn, counter: header.counter, place, state: State::Sorted });
         Ok(())
     }
 
@@ -180,38 +198,48 @@ impl Receiver {
     fn deliver(&mut self, view: &View, queue: &Queue, now: Instant) {
         self.open();
         let Self { shared, received, messages, sessions, coalescer, kinds } = self;
-        let bytes = received.bytes();
-        for message in messages.drain(..) {
+        for message in &mut *messages {
             let session = &mut sessions[usize::from(message.session)];
-            let mut deliver = || {
-                if !message.is_authentic {
-                    return Err(Dropped::Forged);
-                }
+            let reason = match message.state {
                 // [W] §5.4.6: the window moves only after authentication.
-                if !session.keypair.accept(message.counter) {
-                    return Err(Dropped::Replayed);
+                State::Authentic if session.keypair.accept(message.counter) => {
+                    message.state = State::New;
+                    session.is_heard = true;
+                    session.has_data |= message.packet().len() > 0;
+                    continue;
                 }
-                session.is_heard = true;
-                let start = message.place.start + DATA_HEADER_LEN;
-                let padded = message.place.len() - DATA_OVERHEAD;
-                if padded > 0 {
-                    session.has_data = true;
-                    let packet = &mut bytes[start..start + padded];
-                    let len = view.admit(&session.peer, packet, message.ecn)?;
-                    let bytes = &*bytes;
-                    coalescer.push(bytes, start..start + len, |merged| {
-                        write(queue, bytes, merged, kinds, &shared.drops);
-                    });
-                }
-                session.bytes += message.place.len() as u64;
-                Ok(())
+                State::Authentic => Dropped::Replayed,
+                State::Sorted | State::New => Dropped::Forged,
             };
-            if let Err(reason) = deliver() {
-                shared.drops.count(reason);
+            shared.drops.count(reason);
+        }
+        // Before any packet is passed on: an answer to it may come at once, and shall go where it came from.
+        for session in sessions.iter().filter(|session| session.is_heard) {
+            if session.peer.opened(&session.keypair, session.has_data, session.from, now) {
+                shared.hand_over(&session.peer);
             }
         }
+        let bytes = received.bytes();
+        for message in messages.drain(..).filter(|message| message.state == State::New) {
+            let session = &mut sessions[usize::from(message.session)];
+            let packet = message.packet();
+            if packet.len() > 0 {
+                let len = match view.admit(&session.peer, &mut bytes[packet.clone()], message.ecn) {
+                    Ok(len) => len,
+                    Err(reason) => {
+                        shared.drops.count(reason);
+                        continue;
+                    }
+                };
+                let bytes = &*bytes;
+                coalescer.push(bytes, packet.start..packet.start + len, |merged| {
+                    write(queue, bytes, merged, kinds, &shared.drops);
+                });
+            }
+            session.bytes += message.place.len() as u64;
+        }
         for session in sessions.drain(..).filter(|session| session.is_heard) {
-            report(shared, &session, now);
+            session.peer.count_received(session.bytes);
         }
     }
 
@@ -230,7 +258,9 @@ impl Receiver {
         }
         aead::open_batch_in_place(&mut jobs);
         for (message, job) in messages.iter_mut().zip(&jobs) {
-            message.is_authentic = job.ok;
+            if job.ok {
+                message.state = State::Authentic;
+            }
         }
     }
 }
@@ -274,14 +304,6 @@ fn write(queue: &Queue, bytes: &[u8], merged: &Merged<'_>, kinds: &mut Kinds, dr
         if queue.write(&bytes[packet]).is_err() {
             drops.count(Dropped::TunWriteFailed);
         }
-    }
-}
-
-/// Tells the peer what was received from it.
-fn report(shared: &Shared, session: &Session, now: Instant) {
-    session.peer.count_received(session.bytes);
-    if session.peer.opened(&session.keypair, session.has_data, session.from, now) {
-        shared.hand_over(&session.peer);
     }
 }
 

@@ -259,22 +259,6 @@ fn a_new_private_key_needs_a_new_handshake() {
 }
 
 #[test]
-fn a_new_private_key_is_used_at_once_even_right_after_a_handshake() {
-    let mut sim = Sim::pair(19);
-    sim.send(A, B, 50);
-    sim.run_for(Duration::from_millis(500));
-    assert_eq!(sim.nodes[B].received.len(), 1);
-    let key = PrivateKey::new([3; 32]);
-    sim.nodes[A].public_key = key.public();
-    sim.apply(A, &[Edit::PrivateKey(Some(key))]);
-    let known = sim.nodes[A].as_peer();
-    sim.apply(B, &[Edit::Peer(known)]);
-    sim.send(A, B, 50);
-    sim.run_for(Duration::from_millis(500));
-    assert_eq!(sim.nodes[B].received.len(), 2);
-}
-
-#[test]
 fn ones_own_key_is_no_peer() {
     let mut sim = connected(16);
     let own = sim.nodes[A].as_peer();
