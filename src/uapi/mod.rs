@@ -17,6 +17,21 @@ pub mod socket;
 
 use crate::config::Refused;
 
+/// What the fuzz targets reach beyond the public interface.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use zeroize::Zeroizing;
+
+    use super::request::Request;
+    use super::serve;
+    use crate::config::Configure;
+
+    /// Returns the reply to a request, or `None` if the connection is to be closed.
+    pub fn answer(request: Request, configure: &dyn Configure) -> Option<Zeroizing<String>> {
+        serve::answer(request, configure)
+    }
+}
+
 /// Returns the errno that tells a client why its request was refused.
 fn errno_of(refused: &Refused) -> i32 {
     match refused {

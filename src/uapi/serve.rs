@@ -270,7 +270,7 @@ fn ended_unless_waiting(error: &io::Error) -> Result<bool, Ended> {
 }
 
 /// Returns the reply, or `None` to a client that speaks something else, as wireguard-go does (uapi.go:IpcHandle).
-fn answer(request: Request, configure: &dyn Configure) -> Option<Zeroizing<String>> {
+pub(super) fn answer(request: Request, configure: &dyn Configure) -> Option<Zeroizing<String>> {
     // `wg` takes the errno of a set with its sign turned, and that of a get as it is (wireguard-tools, ipc-uapi.h).
     let errno = match request {
         Request::Get => match configure.snapshot() {
