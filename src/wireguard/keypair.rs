@@ -216,9 +216,12 @@ pub struct Keypairs {
 }
 
 impl Keypairs {
-    /// Returns the session in use.
+    /// Returns the session in use: the waiting one from the moment it is confirmed, though it is promoted a little later.
     pub fn current(&self) -> Option<Arc<Keypair>> {
-        self.current.load_full()
+        match &*self.next.load() {
+            Some(next) if next.is_confirmed() => Some(Arc::clone(next)),
+            Some(_) | None => self.current.load_full(),
+        }
     }
 
     /// Returns the session that waits for its confirmation.
@@ -247,10 +250,10 @@ impl Keypairs {
     ///
     /// Returns whether it was, and the session that it displaces.
     pub fn promote(&self) -> (bool, Option<Arc<Keypair>>) {
-        if !self.next().is_some_and(|next| next.is_confirmed()) {
-            return (false, None);
-        }
-        let old = self.current.swap(self.next.swap(None));
+        let Some(next) = self.next().filter(|next| next.is_confirmed()) else { return (false, None) };
+        // In this order: whoever looks meanwhile finds the session in one of the two places.
+        let old = self.current.swap(Some(next));
+        self.next.store(None);
         (true, self.previous.swap(old))
     }
 
@@ -361,7 +364,9 @@ mod tests {
         assert!(Arc::ptr_eq(&slots.current().unwrap(), &c));
         let displaced = slots.add(d.clone());
         assert!(Arc::ptr_eq(displaced[1].as_ref().unwrap(), &b));
+        assert!(Arc::ptr_eq(&slots.current().unwrap(), &c));
         assert!(d.confirm() && !d.confirm());
+        assert!(Arc::ptr_eq(&slots.current().unwrap(), &d), "the answer to what confirmed it is sent on it");
         let (promoted, gone) = slots.promote();
         assert!(promoted && gone.is_none());
         assert!(Arc::ptr_eq(&slots.current().unwrap(), &d));
