@@ -14,6 +14,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 /// Where `wg` looks for sockets.
 pub const DIRECTORY: &str = "/var/run/wireguard";
 
+/// Ends the name of a socket that does not listen yet.
+const UNFINISHED: &str = "new";
+
 /// A listening socket with a name in the file system, which goes when this does.
 #[derive(Debug)]
 pub struct Socket {
@@ -46,15 +49,20 @@ impl Socket {
             let text = format!("{} is already in use: another process answers there", path.display());
             return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
         }
-        match fs::remove_file(&path) {
+        // `wg` removes a name where nobody listens, and between bind and listen nobody does: the socket gets its name when it listens.
+        let unfinished = path.with_added_extension(UNFINISHED);
+        match fs::remove_file(&unfinished) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
         // wireguard-go, uapi_linux.go:UAPIOpen. The name must not be open to others even for a moment, so a chmod would come too late.
         let umask = rustix::process::umask(Mode::from_raw_mode(0o077));
-        let listener = UnixListener::bind(&path);
+        let listener = UnixListener::bind(&unfinished);
         rustix::process::umask(umask);
-        Self::new(listener?, path)
+        let listener = listener?;
+        fs::rename(&unfinished, &path)?;
+
+        Self::new(listener, path)
     }
 
     /// Takes over a listening socket that another process opened for the interface `name`.
@@ -67,6 +75,10 @@ impl Socket {
         }
         let listener = UnixListener::from(fd);
         let path = match listener.local_addr()?.as_pathname() {
+            // The kernel remembers the name of before the socket listened.
+            Some(path) if path.extension().is_some_and(|extension| extension == UNFINISHED) => {
+                path.with_extension("")
+            }
             Some(path) => path.to_owned(),
             None => Path::new(DIRECTORY).join(format!("{name}.sock")),
         };
@@ -129,5 +141,51 @@ fn is_answered(path: &Path) -> io::Result<bool> {
         Ok(()) | Err(Errno::AGAIN) => Ok(true),
         Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(false),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    #[test]
+    fn whoever_sees_the_name_is_answered_and_a_socket_passed_on_keeps_it() {
+        let directory = std::env::temp_dir().join(format!("adit-socket-{}", std::process::id()));
+        let path = directory.join("wg0.sock");
+        let done = AtomicBool::new(false);
+        let refused = std::thread::scope(|scope| {
+            let knocker = scope.spawn(|| {
+                let addr = SocketAddrUnix::new(&path).unwrap();
+                let is_refused = || {
+                    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+                    connect(&probe, &addr) == Err(Errno::CONNREFUSED)
+                };
+                while !done.load(Relaxed) && !is_refused() {
+                    std::hint::spin_loop();
+                }
+                !done.load(Relaxed)
+            });
+            let open = |_| {
+                let fd = Socket::open_in(&directory, "wg0").unwrap().into_fd().unwrap();
+                fs::remove_file(&path).unwrap();
+                fd
+            };
+            // They stay open to the end: one that closes may refuse whoever saw its name before.
+            let sockets: Vec<OwnedFd> = (0..500).map(open).collect();
+            done.store(true, Relaxed);
+            let refused = knocker.join().unwrap();
+            drop(sockets);
+            refused
+        });
+        assert!(!refused, "for a moment nobody listened at the name");
+        let fd = Socket::open_in(&directory, "wg0").unwrap().into_fd().unwrap();
+        let passed_on = Socket::from_fd(fd, "wg0").unwrap();
+        assert_eq!(passed_on.path(), path);
+        assert!(passed_on.is_in_place());
+        drop(passed_on);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+        fs::remove_dir(&directory).unwrap();
     }
 }
