@@ -29,11 +29,14 @@ pub(super) enum News {
     Gone,
 }
 
+type Found = (Monitor, Option<Netlink>, u32, State);
+
 /// Follows one link.
 pub(super) struct Follower {
     queue: Arc<Queue>,
     monitor: Monitor,
-    netlink: Netlink,
+    /// A socket where the link is; none if that is another namespace, which it would keep from going away.
+    netlink: Option<Netlink>,
     index: u32,
     state: State,
     routes_changed: bool,
@@ -51,16 +54,25 @@ impl Follower {
         Ok(Self { queue, monitor, netlink, index, state, routes_changed: true })
     }
 
-    fn find(queue: &Queue) -> io::Result<(Monitor, Netlink, u32, State)> {
+    fn find(queue: &Queue) -> io::Result<Found> {
         // The monitor first, so that no change falls between the two.
         let monitor = Monitor::open()?;
         let mut netlink = Netlink::open()?;
         let link = netlink.link(&queue.ifname()?)?;
-        Ok((monitor, netlink, link.index, State { up: link.up, mtu: link.mtu }))
+        Ok((monitor, Some(netlink), link.index, State { up: link.up, mtu: link.mtu }))
     }
 
-    fn find_elsewhere(queue: &Queue) -> io::Result<(Monitor, Netlink, u32, State)> {
-        netns::run_in(queue.netns()?, || Self::find(queue))
+    fn find_elsewhere(queue: &Queue) -> io::Result<Found> {
+        let namespace = queue.netns()?;
+        if netns::is_current(&namespace)? {
+            return Self::find(queue);
+        }
+        let Ok(monitor) = Monitor::open_outside(&namespace) else {
+            // Without CAP_NET_BROADCAST. Better followed by a socket inside, which keeps the namespace, than not at all.
+            return netns::run_in(&namespace, || Self::find(queue));
+        };
+        let link = netns::run_in(&namespace, || Netlink::open()?.link(&queue.ifname()?))?;
+        Ok((monitor, None, link.index, State { up: link.up, mtu: link.mtu }))
     }
 
     /// Returns the state as of the last news.
@@ -120,8 +132,11 @@ impl Follower {
 
     /// Returns link and route MTUs.
     pub(super) fn mtu(&mut self) -> Mtu {
-        let routes = self.netlink.routes().unwrap_or_default();
-        let own = routes.into_iter().filter(|route| route.interface == self.index);
+        let routes = match &mut self.netlink {
+            Some(netlink) => netlink.routes(),
+            None => self.queue.netns().and_then(|netns| netns::run_in(netns, || Netlink::open()?.routes())),
+        };
+        let own = routes.unwrap_or_default().into_iter().filter(|route| route.interface == self.index);
         self.routes_changed = false;
         Mtu::new(self.state.mtu, own.filter_map(|route| Some((route.destination, route.mtu?))))
     }

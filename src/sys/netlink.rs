@@ -17,6 +17,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
     RouteType,
@@ -24,6 +25,8 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+
+use super::cmsg;
 
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
@@ -248,6 +251,27 @@ impl Netlink {
         replies.iter().find_map(interface_of).ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
     }
 
+    /// Returns the number by which this namespace knows `namespace`. It gets one if it has none.
+    ///
+    /// # Errors
+    /// `EINVAL` if `namespace` is none; `EPERM` without `CAP_NET_ADMIN`.
+    pub fn namespace_id(&mut self, namespace: impl AsFd) -> io::Result<i32> {
+        let fd = namespace.as_fd().as_raw_fd().cast_unsigned();
+        let mut message = NsidMessage::default();
+        message.attributes = vec![NsidAttribute::Fd(fd), NsidAttribute::Id(-1)];
+        match self.change(RouteNetlinkMessage::NewNsId(message.clone()), 0) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        message.attributes.pop();
+        let replies = self.request(RouteNetlinkMessage::GetNsId(message), 0)?;
+        let id = replies.iter().find_map(|reply| match reply {
+            RouteNetlinkMessage::NewNsId(answer) => answer.attributes.iter().find_map(id_of),
+            _ => None,
+        });
+        id.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
     fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.request(message, flags | NLM_F_ACK).map(drop)
     }
@@ -299,6 +323,9 @@ impl Netlink {
 pub struct Monitor {
     socket: Socket,
     buffer: Vec<u8>,
+    control: cmsg::Buffer,
+    /// The namespace that it tells of, by number, if it is not its own.
+    namespace: Option<i32>,
 }
 
 impl Monitor {
@@ -310,18 +337,31 @@ impl Monitor {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, GROUPS))?;
         socket.set_non_blocking(true)?;
-        Ok(Self { socket, buffer: Vec::with_capacity(RECEIVE_LEN) })
+        Ok(Self { socket, buffer: vec![0; RECEIVE_LEN], control: cmsg::Buffer::new(), namespace: None })
+    }
+
+    /// Opens a socket that tells of changes in `namespace`, another one than the calling thread's. Unlike a socket in that namespace it
+    /// does not keep it from going away.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_NET_BROADCAST`; `ENOPROTOOPT` before Linux 4.2.
+    pub fn open_outside(namespace: impl AsFd) -> io::Result<Self> {
+        let id = Netlink::open()?.namespace_id(namespace)?;
+        let this = Self::open()?;
+        this.socket.set_listen_all_namespaces(true)?;
+        Ok(Self { namespace: Some(id), ..this })
     }
 
     /// Returns what has changed since the last call.
     pub fn take(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, 0) {
-                Ok(_) => {
-                    events.extend(messages(&self.buffer).filter_map(Result::ok).filter_map(|m| event_of(&m)))
+            match self.receive() {
+                Ok((len, namespace)) if namespace == self.namespace => {
+                    let told = messages(&self.buffer[..len]).filter_map(Result::ok);
+                    events.extend(told.filter_map(|message| event_of(&message)));
                 }
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return events,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // ENOBUFS: the kernel had more to tell than the socket holds.
@@ -333,6 +373,26 @@ impl Monitor {
                 }
             }
         }
+    }
+
+    /// Receives messages and returns their length, and the namespace they came from if that is not the socket's own.
+    fn receive(&mut self) -> io::Result<(usize, Option<i32>)> {
+        let mut iovec = libc::iovec { iov_base: self.buffer.as_mut_ptr().cast(), iov_len: self.buffer.len() };
+        // SAFETY: a msghdr is numbers and pointers, for all of which zero is a value.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = &raw mut iovec;
+        header.msg_iovlen = 1;
+        header.msg_control = self.control.as_mut_ptr().cast();
+        header.msg_controllen = cmsg::CAPACITY;
+        // SAFETY: the header points to a buffer and a control buffer of the lengths it says, which outlive the call.
+        let len = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut header, 0) };
+        let Ok(len) = usize::try_from(len) else { return Err(io::Error::last_os_error()) };
+        self.control.set_len(header.msg_controllen);
+        let namespace = self.control.iter().find_map(|(level, kind, data)| {
+            let is_namespace = (level, kind) == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID);
+            is_namespace.then(|| data.first_chunk().map(|id| i32::from_ne_bytes(*id))).flatten()
+        });
+        Ok((len, namespace))
     }
 }
 
@@ -368,6 +428,13 @@ fn event_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
         | RouteNetlinkMessage::DelRoute(_)
         | RouteNetlinkMessage::NewAddress(_)
         | RouteNetlinkMessage::DelAddress(_) => Some(Event::Routes),
+        _ => None,
+    }
+}
+
+fn id_of(attribute: &NsidAttribute) -> Option<i32> {
+    match attribute {
+        NsidAttribute::Id(id) => Some(*id),
         _ => None,
     }
 }
@@ -477,6 +544,43 @@ mod tests {
             assert!(monitor.take().contains(&Event::LinkGone(left.index)));
             drop(back);
             Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn another_namespace_is_watched_from_outside_and_may_go() {
+        let (Ok(own), Ok(other)) = (netns::create(), netns::create()) else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let mut monitor = Monitor::open_outside(&other)?;
+            let mut netlink = Netlink::open()?;
+            assert_eq!(netlink.namespace_id(&other)?, netlink.namespace_id(&other)?);
+            netlink.add_veth("left", "right", &other)?;
+            let left = netlink.link("left")?;
+            netlink.set_up(left.index, None)?;
+            let names = |events: Vec<Event>| {
+                let name = |event: Event| match event {
+                    Event::Link(link) => Some(link.name),
+                    _ => None,
+                };
+                events.into_iter().filter_map(name).collect::<Vec<_>>()
+            };
+            let told = names(monitor.take());
+            assert!(told.iter().any(|name| name == "right") && !told.iter().any(|name| name == "left"));
+            // The end of a namespace is the end of its links, and of the other ends of their cables.
+            drop(other);
+            let mut own = Monitor::open()?;
+            for _ in 0..500 {
+                if own.take().contains(&Event::LinkGone(left.index)) || netlink.link("left").is_err() {
+                    return Ok(());
+                }
+                let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+                rustix::event::poll(&mut [], Some(&timeout))?;
+            }
+            panic!("the namespace is kept");
         })
         .unwrap();
     }

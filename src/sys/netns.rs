@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 
+use rustix::fs::fstat;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// Returns the namespace of the calling thread.
@@ -13,6 +14,15 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 /// If `/proc` is not there.
 pub fn current() -> io::Result<OwnedFd> {
     Ok(File::open("/proc/thread-self/ns/net")?.into())
+}
+
+/// Tells whether `namespace` is that of the calling thread.
+///
+/// # Errors
+/// As [`current`].
+pub fn is_current(namespace: impl AsFd) -> io::Result<bool> {
+    let [own, other] = [fstat(current()?)?, fstat(namespace)?];
+    Ok((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
 }
 
 /// Makes a new namespace. It lasts as long as the descriptor, a thread or a socket in it.
