@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -9,6 +10,7 @@ use std::thread;
 use adit::sys::netns;
 
 use super::process::{self, Process};
+use super::{SOON, wait_until};
 
 /// A network namespace. Its loopback is up.
 pub(crate) struct Namespace {
@@ -34,6 +36,11 @@ impl Namespace {
         });
         let this = Self { fd, jobs };
         this.ip("link set lo up");
+        // A link-local address that is being looked for elsewhere keeps neighbours from being found for a second or two.
+        if has_v6() {
+            this.sysctl("net/ipv6/conf/all/accept_dad", "0");
+            this.sysctl("net/ipv6/conf/default/accept_dad", "0");
+        }
         this
     }
 
@@ -138,12 +145,28 @@ impl Namespace {
                 let nodad = if addr.contains(':') { " nodad" } else { "" };
                 namespace.ip(&format!("addr add {addr} dev {name}{nodad}"));
             }
+            if has_v6() {
+                // The kernel takes in multicast to an address a little later than the address, and the first question gets lost.
+                namespace.sysctl(&format!("net/ipv6/neigh/{name}/retrans_time_ms"), "50");
+            }
             namespace.ip(&format!("link set {name} up"));
         }
+        self.wait_for_link(name);
+        other.wait_for_link(other_name);
+    }
+
+    /// Waits until a link that is switched on carries packets, which takes the kernel up to a second.
+    #[track_caller]
+    pub(crate) fn wait_for_link(&self, name: &str) {
+        wait_until("the link", SOON, || self.ip(&format!("link show dev {name}")).contains("state UP"));
     }
 
     /// Sends one echo request and tells whether it was answered within a second.
     pub(crate) fn pings(&self, addr: &str) -> bool {
         self.succeeds(&format!("ping -n -c 1 -W 1 {addr}"))
     }
+}
+
+fn has_v6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }

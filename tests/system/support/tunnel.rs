@@ -1,7 +1,7 @@
 //! Tunnels of any implementation that `wg` configures.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use adit::crypto::random::Os;
@@ -112,8 +112,24 @@ impl Tunnel {
         args: &[&str],
         env: &[(&str, &str)],
     ) -> Self {
-        let (name, key) = (ifname(), Key::generate());
-        let mut process = program.start(birth, &name, args, env);
+        let name = ifname();
+        let process = program.start(birth, &name, args, env);
+        Self::with_process(birth, name, process)
+    }
+
+    /// Starts adit in `birth` from a thread of `parent`, so that it lives as long as that.
+    #[track_caller]
+    pub(crate) fn start_from(parent: &Namespace, birth: &Namespace) -> Self {
+        let name = ifname();
+        let path = Program::Adit.path().expect("the program is there");
+        let net = format!("--net={}", birth.path());
+        let process = parent.spawn("nsenter", &[&net, path.to_str().unwrap(), "-f", &name]);
+        Self::with_process(birth, name, process)
+    }
+
+    #[track_caller]
+    fn with_process(birth: &Namespace, name: String, mut process: Process) -> Self {
+        let key = Key::generate();
         wait_until("a tunnel that wg can talk to", SOON, || {
             assert!(process.ended().is_none(), "it ended: {}", process.output());
             birth.try_run("wg", &["show", &name]).0
@@ -127,6 +143,20 @@ impl Tunnel {
     /// Moves the device to another namespace; the UDP sockets stay.
     pub(crate) fn move_to(&self, from: &Namespace, to: &Namespace) {
         from.ip(&format!("link set {} netns {}", self.name, to.path()));
+    }
+
+    /// Switches the device on, and returns when the process has taken notice of it: it looks at the link before it answers `wg`.
+    #[track_caller]
+    pub(crate) fn up(&self, namespace: &Namespace) {
+        namespace.ip(&format!("link set {} up", self.name));
+        self.show(namespace, "listen-port");
+    }
+
+    /// Switches the device off, and returns when the process has taken notice of it.
+    #[track_caller]
+    pub(crate) fn down(&self, namespace: &Namespace) {
+        namespace.ip(&format!("link set {} down", self.name));
+        self.show(namespace, "listen-port");
     }
 
     /// Runs `wg set` with the words of `line`.
@@ -171,10 +201,30 @@ impl Tunnel {
         (words.next().unwrap(), words.next().unwrap())
     }
 
+    /// Returns where the peer with `public` key is now, as `wg` prints it.
+    #[track_caller]
+    pub(crate) fn endpoint(&self, namespace: &Namespace, public: &str) -> String {
+        let all = self.show(namespace, "endpoints");
+        let line = all.lines().find(|line| line.starts_with(public)).expect("the peer is there");
+        line.split_whitespace().nth(1).expect("an endpoint").to_owned()
+    }
+
+    /// Returns where the configuration socket lies.
+    pub(crate) fn socket(&self) -> PathBuf {
+        Path::new("/var/run/wireguard").join(format!("{}.sock", self.name))
+    }
+
     /// Returns the moment of the last handshake with the only peer, in seconds since the Unix epoch; 0 if there was none.
     #[track_caller]
     pub(crate) fn latest_handshake(&self, namespace: &Namespace) -> u64 {
         let all = self.show(namespace, "latest-handshakes");
         all.split_whitespace().nth(1).expect("one peer").parse().expect("a number")
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        // The process is killed, so it cannot remove it itself; `wg show` would knock there for ever.
+        let _ = std::fs::remove_file(self.socket());
     }
 }
