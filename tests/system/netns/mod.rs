@@ -7,6 +7,9 @@
 //! ```
 
 mod tunnel;
+mod life;
+mod outer;
+mod settings;
 
 use crate::support::tunnel::{Program, Tunnel, preshared_key};
 use crate::support::{Namespace, SOON, need, wait_until};
@@ -60,7 +63,7 @@ impl Pair {
                 ],
                 &self.psk,
             );
-            ns.ip(&format!("link set {} up", own.name));
+            own.up(ns);
         }
     }
 
