@@ -9,12 +9,16 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use super::args::InterfaceArgs;
 use super::{daemon, log};
 use crate::device::Device;
+use crate::sys::netlink::Netlink;
 use crate::sys::process;
 use crate::sys::signal::Signals;
 use crate::sys::tun::Tun;
 use crate::sys::watch::Watch;
 use crate::uapi::serve::Server;
 use crate::uapi::socket::Socket;
+
+/// Ethernet's 1500 bytes without IPv6 and UDP headers and those of a data message (kernel `device.c`, `wg_setup`).
+const DEFAULT_MTU: u32 = 1420;
 
 /// Opens device and socket, or takes over those of the parent, and serves them until the end.
 ///
@@ -58,7 +62,9 @@ pub(super) fn open(args: &InterfaceArgs) -> Result<(Tun, Socket), String> {
     let given = args.name.as_deref().unwrap_or_default();
     let tun = match args.tun_fd.and_then(|fd| fd.0) {
         Some(fd) => Tun::from_fd(inherited(fd)?, args.workers(), &args.offload()),
-        None => Tun::create(given, args.workers(), &args.offload()),
+        None => {
+            Tun::create(given, args.workers(), &args.offload()).and_then(|tun| set_mtu(&tun).map(|()| tun))
+        }
     };
     let tun = tun.map_err(|error| format!("{given}: cannot open the TUN device: {}", explained(&error)))?;
     let socket = match args.uapi_fd.and_then(|fd| fd.0) {
@@ -67,6 +73,12 @@ pub(super) fn open(args: &InterfaceArgs) -> Result<(Tun, Socket), String> {
     };
     let socket = socket.map_err(|error| format!("{}: the configuration socket: {error}", tun.name()))?;
     Ok((tun, socket))
+}
+
+fn set_mtu(tun: &Tun) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let index = netlink.link(tun.name())?.index;
+    netlink.set_mtu(index, DEFAULT_MTU)
 }
 
 /// Takes over a descriptor that the parent has left open for us.

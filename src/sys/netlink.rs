@@ -134,6 +134,14 @@ impl Netlink {
         self.set_link(index, LinkFlags::Up, mtu.map(LinkAttribute::Mtu).into_iter().collect())
     }
 
+    /// Sets a link's MTU.
+    ///
+    /// # Errors
+    /// `EINVAL` for an MTU that the link cannot have.
+    pub fn set_mtu(&mut self, index: u32, mtu: u32) -> io::Result<()> {
+        self.set_link(index, LinkFlags::empty(), vec![LinkAttribute::Mtu(mtu)])
+    }
+
     fn set_link(&mut self, index: u32, flags: LinkFlags, attributes: Vec<LinkAttribute>) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;

@@ -41,11 +41,12 @@ fn scenario_18_down_closes_the_sockets_and_wipes_the_keys_and_up_works_again() {
 }
 
 #[test]
-fn scenario_18_a_port_that_the_kernel_chose_is_kept_over_down_and_up() {
+fn scenario_18_the_mtu_is_the_kernels_and_a_port_once_chosen_is_kept_over_down_and_up() {
     need!("ip", "wg");
     let ns = Namespace::new();
     let tunnel = Tunnel::start(Program::Adit, &ns);
     tunnel.up(&ns);
+    assert!(ns.ip(&format!("link show dev {}", tunnel.name)).contains("mtu 1420 "), "the kernel's MTU");
     let port = || tunnel.show(&ns, "listen-port");
     wait_until("a port", SOON, || port() != "0");
     let chosen = port();
