@@ -3,7 +3,7 @@
 //! A route can lead the outer packets of a tunnel into the tunnel itself, or into another one that leads back. Each round makes a packet
 //! longer until it is fragmented, and from there on every fragment makes the round: their number doubles and doubles again. What was
 //! encrypted on the way cannot be recognized, so the outer header counts how deep a packet is nested: the hop limit of a packet that
-//! carries no WireGuard message is the system's, and each tunnel around that takes [`STEP`] off. (IPv6 has an option for this, the tunnel
+//! carries no WireGuard message is the system's, and each tunnel around that takes 16 off. (IPv6 has an option for this, the tunnel
 //! encapsulation limit of RFC 2473 §4.1.1, that IPv4 lacks and many routers drop.)
 
 use super::dropped::Dropped;
