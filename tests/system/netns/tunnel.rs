@@ -303,24 +303,27 @@ fn scenario_5_a_peer_is_followed_to_every_port_and_address() {
     assert!(ns1.pings("192.168.241.2"));
     is_at("127.0.0.1:9990");
 
+    // Where the peer is found is what matters here; that nothing is lost on the way is asked for below.
+    let arrives = |addr: &str| wait_until(&format!("a ping of {addr}"), SOON, || ns1.pings(addr));
+
     // The kernel's moves: another address of IPv4 and another port, then IPv6.
     ns0.ip("-4 addr del 127.0.0.1/8 dev lo");
     ns0.ip("-4 addr add 127.212.121.99/8 dev lo");
     t1.set(ns1, "listen-port 9999");
     t1.set(ns1, &format!("peer {key2} endpoint 127.0.0.1:{PORT2}"));
-    assert!(ns1.pings("fd00::2"));
+    arrives("fd00::2");
     is_at("127.212.121.99:9999");
     t1.set(ns1, "listen-port 9998");
     t1.set(ns1, &format!("peer {key2} endpoint [::1]:{PORT2}"));
-    assert!(ns1.pings("192.168.241.2"));
+    arrives("192.168.241.2");
     is_at("[::1]:9998");
 
     // Another address of IPv6 alone, and back to IPv4 alone.
     t1.set(ns1, &format!("peer {key2} endpoint [fd11::1]:{PORT2}"));
-    assert!(ns1.pings("192.168.241.2"));
+    arrives("192.168.241.2");
     is_at("[fd11::1]:9998");
     t1.set(ns1, &format!("peer {key2} endpoint 127.0.0.1:{PORT2}"));
-    assert!(ns1.pings("192.168.241.2"));
+    arrives("192.168.241.2");
     is_at("127.212.121.99:9998");
 
     // The other side moves, and the one that moved before finds it: its very first answer goes to the new port.
