@@ -45,6 +45,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is switched on (`IFF_UP`).
     pub up: bool,
+    /// Whether there is something at its other end; for a TUN device, a process.
+    pub carrier: bool,
 }
 
 /// A route that leaves by an interface.
@@ -454,11 +456,13 @@ fn link_of(message: &RouteNetlinkMessage) -> Option<Link> {
         name: String::new(),
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
+        carrier: false,
     };
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => found.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
+            LinkAttribute::Carrier(carrier) => found.carrier = *carrier != 0,
             _ => {}
         }
     }

@@ -7,10 +7,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::fault::{self, Call};
+use super::netlink::Netlink;
+use super::netns;
 use super::offload::{Active, Feature, Switch, Wanted};
 
 /// The longest name of an interface.
 const NAME_MAX: usize = libc::IFNAMSIZ - 1;
+
+/// Packets without a header before them.
+const SINGLE: c_int = libc::IFF_TUN | libc::IFF_NO_PI;
 
 /// `_IO('T', 227)`, Linux 5.3.
 const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
@@ -45,6 +50,7 @@ impl Tun {
     /// # Errors
     /// `EBUSY` if it is in use, `EPERM` without `CAP_NET_ADMIN`, `EINVAL` for a name that is no interface name or is not a TUN device's.
     pub fn create(name: &str, queues: usize, wanted: &Wanted) -> io::Result<Self> {
+        check_name(name)?;
         let mut flags = 0;
         for (feature, flag) in
             [(Feature::MultiQueue, libc::IFF_MULTI_QUEUE), (Feature::VnetHeader, libc::IFF_VNET_HDR)]
@@ -56,7 +62,7 @@ impl Tun {
         }
         // What the kernel does not know it ignores or refuses: then without, one by one.
         let first = loop {
-            match attach(name, flags) {
+            match attach_alone(name, flags) {
                 Err(error)
                     if error.raw_os_error() == Some(libc::EINVAL) && flags & libc::IFF_VNET_HDR != 0 =>
                 {
@@ -103,10 +109,16 @@ impl Tun {
             first.set_offloads(wanted, &mut offloads)?;
         }
         let mut all = vec![first];
-        if has(libc::IFF_MULTI_QUEUE) {
-            for _ in 1..queues {
-                all.push(attach(&name, flags & (libc::IFF_MULTI_QUEUE | libc::IFF_VNET_HDR))?);
-            }
+        if has(libc::IFF_MULTI_QUEUE) && queues > 1 {
+            let flags = flags & (libc::IFF_MULTI_QUEUE | libc::IFF_VNET_HDR);
+            let more = || (1..queues).map(|_| attach(&name, flags)).collect();
+            // A name means something else in another network namespace.
+            all.extend(match all[0].netns() {
+                Ok(home) if !netns::is_current(&home)? => netns::run_in(home, more).unwrap_or_default(),
+                Ok(_) => more()?,
+                Err(_) if Netlink::open()?.link(&name).is_ok() => more()?,
+                Err(_) => Vec::new(),
+            });
         }
         Ok(Self { name, queues: all, offloads })
     }
@@ -132,12 +144,41 @@ impl Tun {
     }
 }
 
-/// Opens a queue of the device; `flags` are added to those that every queue has.
-fn attach(name: &str, flags: c_int) -> io::Result<Queue> {
-    if name.is_empty() || name.len() > NAME_MAX || name.bytes().any(|byte| byte == 0 || byte == b'/') {
-        let text = format!("{name:?} is no interface name: 1 to {NAME_MAX} bytes without a slash");
+/// Kernel `dev.c`, `dev_valid_name`.
+fn check_name(name: &str) -> io::Result<()> {
+    let is_bad = |byte: u8| matches!(byte, 0 | b'/' | b':' | 0x0b) || byte.is_ascii_whitespace();
+    if name.is_empty() || name.len() > NAME_MAX || matches!(name, "." | "..") || name.bytes().any(is_bad) {
+        let text =
+            format!("{name:?} is no interface name: 1 to {NAME_MAX} bytes without slash, colon and space");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
+    Ok(())
+}
+
+/// Makes the device with its first queue, or opens a queue of one that nobody holds.
+fn attach_alone(name: &str, flags: c_int) -> io::Result<Queue> {
+    let is = |error: &io::Error, errno| error.raw_os_error() == Some(errno);
+    match attach(name, flags | libc::IFF_TUN_EXCL) {
+        // It exists. A device of many queues is open to whoever comes: its packets would be shared out among two programs.
+        Err(error) if is(&error, libc::EBUSY) => {
+            if Netlink::open()?.link(name)?.carrier {
+                return Err(error);
+            }
+            attach(name, flags).or_else(|error| {
+                if is(&error, libc::EINVAL) {
+                    attach(name, flags ^ libc::IFF_MULTI_QUEUE)
+                } else {
+                    Err(error)
+                }
+            })
+        }
+        made => made,
+    }
+}
+
+/// Opens a queue of the device; `flags` are added to those that every queue has.
+fn attach(name: &str, flags: c_int) -> io::Result<Queue> {
+    check_name(name)?;
     for (flag, call) in [(libc::IFF_MULTI_QUEUE, Call::MultiQueue), (libc::IFF_VNET_HDR, Call::VnetHeader)] {
         if flags & flag != 0 {
             fault::check(call)?;
@@ -153,7 +194,7 @@ fn attach(name: &str, flags: c_int) -> io::Result<Queue> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
+    request.ifr_ifru.ifru_flags = u16::try_from(flags).unwrap_or_default().cast_signed();
     // SAFETY: the kernel reads and writes one ifreq, which outlives the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result < 0 {

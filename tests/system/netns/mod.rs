@@ -6,10 +6,10 @@
 //! ns2  192.168.241.2, fd00::2 on tunnel 2 ┘
 //! ```
 
-mod tunnel;
 mod life;
 mod outer;
 mod settings;
+mod tunnel;
 
 use crate::support::tunnel::{Program, Tunnel, preshared_key};
 use crate::support::{Namespace, SOON, need, wait_until};
