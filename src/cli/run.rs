@@ -44,7 +44,9 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     };
     let workers = tun.queues().len();
     let device = Device::start(tun, args.offload(), on_close).map_err(|error| format!("{name}: {error}"))?;
-    let watch = socket.path().parent().map(Watch::new).transpose();
+    // One that was handed over without a name cannot be removed.
+    let directory = socket.path().parent().filter(|_| socket.has_name());
+    let watch = directory.map(Watch::new).transpose();
     let watch = watch.map_err(|error| format!("{}: {error}", socket.path().display()))?;
     let server = Server::start(socket.listener(), Arc::new(device));
     let server = server.map_err(|error| format!("{}: {error}", socket.path().display()))?;
@@ -89,7 +91,7 @@ fn inherited(fd: RawFd) -> Result<OwnedFd, String> {
 fn explained(error: &io::Error) -> String {
     let hint = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => " (this needs root, or CAP_NET_ADMIN and access to /dev/net/tun)",
-        Some(libc::EBUSY) => " (another process has it open)",
+        Some(libc::EBUSY) => " (an interface of that name exists and is in use)",
         Some(libc::ENOENT) => " (the kernel lacks the tun module, or /dev/net/tun was not made)",
         Some(libc::EINVAL) => " (an interface of that name exists and is no TUN device of this kind)",
         Some(_) | None => "",
@@ -105,6 +107,10 @@ fn wait(
     socket: &Socket,
 ) -> io::Result<&'static str> {
     loop {
+        // Also before the first wait: it may have gone before it was watched.
+        if watch.is_some() && !socket.is_in_place() {
+            return Ok("the configuration socket was removed");
+        }
         let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
         fds.extend(watch.map(|watch| PollFd::new(watch, PollFlags::IN)));
         match poll(&mut fds, None) {
@@ -120,9 +126,6 @@ fn wait(
         }
         if let Some(watch) = watch {
             watch.clear();
-            if !socket.is_in_place() {
-                return Ok("the configuration socket was removed");
-            }
         }
     }
 }

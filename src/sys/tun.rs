@@ -14,9 +14,6 @@ use super::offload::{Active, Feature, Switch, Wanted};
 /// The longest name of an interface.
 const NAME_MAX: usize = libc::IFNAMSIZ - 1;
 
-/// Packets without a header before them.
-const SINGLE: c_int = libc::IFF_TUN | libc::IFF_NO_PI;
-
 /// `_IO('T', 227)`, Linux 5.3.
 const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 

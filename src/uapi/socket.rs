@@ -9,13 +9,18 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, listen, socket_with, sockopt,
+};
 
 /// Where `wg` looks for sockets.
 pub const DIRECTORY: &str = "/var/run/wireguard";
 
-/// Ends the name of a socket that does not listen yet.
-const UNFINISHED: &str = "new";
+/// How the name of a socket ends that does not listen yet.
+const UNFINISHED: &str = "starting";
+
+/// Clients that may wait to be accepted; the system bounds it (`net.core.somaxconn`).
+const BACKLOG: i32 = 128;
 
 /// A listening socket with a name in the file system, which goes when this does.
 #[derive(Debug)]
@@ -49,23 +54,23 @@ impl Socket {
             let text = format!("{} is already in use: another process answers there", path.display());
             return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
         }
-        // `wg` removes a name where nobody listens, and between bind and listen nobody does: the socket gets its name when it listens.
-        let unfinished = path.with_added_extension(UNFINISHED);
-        match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        remove(&path)?;
+        // A `wg` that dials between bind and listen is refused, takes the socket for a dead one and removes it (wireguard-tools,
+        // ipc-uapi-unix.h:userspace_interface_file): so it gets its name, which ends in `.sock`, only when it listens.
+        let unfinished = path.with_extension(UNFINISHED);
+        remove(&unfinished)?;
         // wireguard-go, uapi_linux.go:UAPIOpen. The name must not be open to others even for a moment, so a chmod would come too late.
         let umask = rustix::process::umask(Mode::from_raw_mode(0o077));
         let listener = UnixListener::bind(&unfinished);
         rustix::process::umask(umask);
         let listener = listener?;
         fs::rename(&unfinished, &path)?;
-
         Self::new(listener, path)
     }
 
     /// Takes over a listening socket that another process opened for the interface `name`.
+    ///
+    /// From now on its clients are told that it is this process that serves them (`SO_PEERCRED`).
     ///
     /// # Errors
     /// If the descriptor is not a listening unix socket.
@@ -73,11 +78,13 @@ impl Socket {
         if sockopt::socket_domain(&fd)? != AddressFamily::UNIX || !sockopt::socket_acceptconn(&fd)? {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a listening unix socket"));
         }
+        // Linux, unix_listen: the credentials that clients see are those of who called this last.
+        listen(&fd, BACKLOG)?;
         let listener = UnixListener::from(fd);
         let path = match listener.local_addr()?.as_pathname() {
-            // The kernel remembers the name of before the socket listened.
-            Some(path) if path.extension().is_some_and(|extension| extension == UNFINISHED) => {
-                path.with_extension("")
+            // One of ours: the kernel knows it by the name that it was bound to.
+            Some(path) if path.extension().is_some_and(|end| end == UNFINISHED) => {
+                path.with_extension("sock")
             }
             Some(path) => path.to_owned(),
             None => Path::new(DIRECTORY).join(format!("{name}.sock")),
@@ -91,10 +98,9 @@ impl Socket {
         Ok(Self { listener, path, identity })
     }
 
-    /// Gives the descriptor away and leaves the name in place.
-    pub fn into_fd(mut self) -> io::Result<OwnedFd> {
+    /// Closes it here and leaves the name to the process that it was handed to.
+    pub fn leave_name(mut self) {
         self.identity = None;
-        Ok(self.listener.try_clone()?.into())
     }
 
     /// Returns the listener.
@@ -105,6 +111,11 @@ impl Socket {
     /// Returns the name.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Tells whether a name led to this socket when it was opened or taken over.
+    pub fn has_name(&self) -> bool {
+        self.identity.is_some()
     }
 
     /// Tells whether the name still leads to this socket.
@@ -128,6 +139,14 @@ impl Drop for Socket {
     }
 }
 
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let metadata = fs::symlink_metadata(path).ok()?;
     metadata.file_type().is_socket().then(|| (metadata.dev(), metadata.ino()))
@@ -146,46 +165,73 @@ fn is_answered(path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    /// A directory that goes with the test.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("adit-socket-{}-{name}", std::process::id()));
+            Self(path)
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(&self.0).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
 
     #[test]
-    fn whoever_sees_the_name_is_answered_and_a_socket_passed_on_keeps_it() {
-        let directory = std::env::temp_dir().join(format!("adit-socket-{}", std::process::id()));
-        let path = directory.join("wg0.sock");
-        let done = AtomicBool::new(false);
-        let refused = std::thread::scope(|scope| {
-            let knocker = scope.spawn(|| {
-                let addr = SocketAddrUnix::new(&path).unwrap();
-                let is_refused = || {
-                    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-                    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
-                    connect(&probe, &addr) == Err(Errno::CONNREFUSED)
-                };
-                while !done.load(Relaxed) && !is_refused() {
-                    std::hint::spin_loop();
-                }
-                !done.load(Relaxed)
-            });
-            let open = |_| {
-                let fd = Socket::open_in(&directory, "wg0").unwrap().into_fd().unwrap();
-                fs::remove_file(&path).unwrap();
-                fd
-            };
-            // They stay open to the end: one that closes may refuse whoever saw its name before.
-            let sockets: Vec<OwnedFd> = (0..500).map(open).collect();
-            done.store(true, Relaxed);
-            let refused = knocker.join().unwrap();
-            drop(sockets);
-            refused
-        });
-        assert!(!refused, "for a moment nobody listened at the name");
-        let fd = Socket::open_in(&directory, "wg0").unwrap().into_fd().unwrap();
-        let passed_on = Socket::from_fd(fd, "wg0").unwrap();
-        assert_eq!(passed_on.path(), path);
-        assert!(passed_on.is_in_place());
-        drop(passed_on);
-        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
-        fs::remove_dir(&directory).unwrap();
+    fn a_socket_has_its_name_alone_and_takes_it_along() {
+        let directory = Directory::new("own");
+        let socket = Socket::open_in(&directory.0, "wg0").unwrap();
+        assert_eq!(directory.names(), ["wg0.sock"]);
+        UnixStream::connect(socket.path()).unwrap();
+        let again = Socket::open_in(&directory.0, "wg0").unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+        drop(socket);
+        assert!(directory.names().is_empty());
+    }
+
+    #[test]
+    fn a_dead_socket_and_an_unfinished_one_are_replaced() {
+        let directory = Directory::new("dead");
+        fs::create_dir(&directory.0).unwrap();
+        drop(UnixListener::bind(directory.0.join("wg0.sock")).unwrap());
+        drop(UnixListener::bind(directory.0.join("wg0.starting")).unwrap());
+        let socket = Socket::open_in(&directory.0, "wg0").unwrap();
+        assert_eq!(directory.names(), ["wg0.sock"]);
+        assert!(socket.is_in_place());
+    }
+
+    #[test]
+    fn a_socket_that_is_handed_over_keeps_its_name() {
+        let directory = Directory::new("handed");
+        let socket = Socket::open_in(&directory.0, "wg0").unwrap();
+        let taken = Socket::from_fd(socket.as_fd().try_clone_to_owned().unwrap(), "wg0").unwrap();
+        socket.leave_name();
+        assert_eq!(taken.path(), directory.0.join("wg0.sock"));
+        assert!(taken.has_name() && taken.is_in_place());
+        fs::rename(taken.path(), directory.0.join("other")).unwrap();
+        assert!(!taken.is_in_place());
+        drop(taken);
+        assert_eq!(directory.names(), ["other"]);
+    }
+
+    #[test]
+    fn what_is_no_listening_unix_socket_is_not_taken_over() {
+        let (stream, _other) = UnixStream::pair().unwrap();
+        assert_eq!(Socket::from_fd(stream.into(), "wg0").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let null = File::open("/dev/null").unwrap();
+        assert!(Socket::from_fd(null.into(), "wg0").is_err());
     }
 }
