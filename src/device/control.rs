@@ -239,10 +239,16 @@ impl Control {
                 Edit::PrivateKey(_) | Edit::ClearPeers | Edit::Peer(_) => {}
             }
         }
+        let asks_for_port = edits.iter().any(|edit| matches!(edit, Edit::ListenPort(_)));
         let must_bind = self.up && (port != self.listen_port || self.sockets.is_empty());
         let mut bound = None;
         if must_bind {
-            bound = Some(self.bind(port, mark).map_err(|error| refused(&error, port))?);
+            match self.bind(port, mark) {
+                Ok(sockets) => bound = Some(sockets),
+                Err(error) if asks_for_port => return Err(refused(&error, port)),
+                // The port could not be had when the link came up; the change is not about it.
+                Err(error) => tracing::warn!(port, %error, "there are no UDP sockets yet"),
+            }
         } else if mark != self.fwmark {
             self.mark_sockets(mark)
                 .inspect_err(|_| {
