@@ -46,8 +46,8 @@ pub(super) struct InterfaceArgs {
     pub(super) verbosity: Option<Level>,
 
     /// What is logged, by wireguard-go's name; WG_LOG_LEVEL goes before it [default: error].
-    #[arg(long, env = "LOG_LEVEL", value_enum, value_name = "LEVEL", ignore_case = true, hide = true)]
-    pub(super) log_level: Option<Level>,
+    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", value_parser = lenient_level, hide = true)]
+    pub(super) log_level: Option<LogLevel>,
 
     /// The log file [default: standard error in the foreground, none in the background unless LOG_LEVEL is set].
     #[arg(short, long, env = "WG_LOG_FILE", value_name = "FILE")]
@@ -83,11 +83,6 @@ pub(super) struct InterfaceArgs {
 }
 
 impl InterfaceArgs {
-    /// Tells whether device and socket come from a parent, which has gone to the background for us (wireguard-go's convention).
-    pub(super) fn is_child(&self) -> bool {
-        self.tun_fd.is_some_and(|fd| fd.0.is_some()) && self.uapi_fd.is_some_and(|fd| fd.0.is_some())
-    }
-
     /// Returns how many queues and workers there are to be.
     pub(super) fn workers(&self) -> usize {
         if self.disable_multi_queue {
@@ -102,7 +97,7 @@ impl InterfaceArgs {
     }
 
     pub(super) fn level(&self) -> Level {
-        self.verbosity.or(self.log_level).unwrap_or(Level::Error)
+        self.verbosity.or(self.log_level.and_then(|level| level.0)).unwrap_or(Level::Error)
     }
 }
 
@@ -124,9 +119,22 @@ pub(super) struct Descriptor(pub(super) Option<RawFd>);
 fn descriptor(text: &str) -> Result<Descriptor, String> {
     match text.parse::<RawFd>() {
         Ok(-1) => Ok(Descriptor(None)),
+        // A variable that is set to nothing.
+        Err(_) if text.is_empty() => Ok(Descriptor(None)),
         Ok(fd @ 3..) => Ok(Descriptor(Some(fd))),
         Ok(_) | Err(_) => Err("a descriptor is a number from 3 on, or -1 for none".to_owned()),
     }
+}
+
+/// A level by wireguard-go's variable, whose name others use too; `None` if the variable is set to nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LogLevel(pub(super) Option<Level>);
+
+/// wireguard-go, main.go: what is no level stands for the default.
+#[expect(clippy::unnecessary_wraps, reason = "the shape of a parser")]
+fn lenient_level(text: &str) -> Result<LogLevel, String> {
+    let level = (!text.is_empty()).then(|| Level::from_str(text, true).unwrap_or(Level::Error));
+    Ok(LogLevel(level))
 }
 
 /// What is logged: the names of wireguard-go and of boringtun.
@@ -147,4 +155,42 @@ pub(super) enum Level {
     /// Everything.
     #[value(alias = "max")]
     Trace,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> InterfaceArgs {
+        Args::try_parse_from([&["adit"], args, &["wg0"]].concat()).unwrap().interface
+    }
+
+    #[test]
+    fn the_definition_makes_sense() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_log_level_that_is_none_stands_for_the_default() {
+        assert_eq!(parse(&["--log-level", "verbose"]).level(), Level::Debug);
+        assert_eq!(parse(&["--log-level", "Silent"]).level(), Level::Silent);
+        assert_eq!(parse(&["--log-level", "notice"]).level(), Level::Error);
+        assert_eq!(parse(&["--log-level", ""]).level(), Level::Error);
+    }
+
+    #[test]
+    fn boringtuns_level_goes_before_wireguard_gos_and_is_checked() {
+        assert_eq!(parse(&["--log-level", "silent", "--verbosity", "trace"]).level(), Level::Trace);
+        assert!(Args::try_parse_from(["adit", "--verbosity", "notice", "wg0"]).is_err());
+    }
+
+    #[test]
+    fn a_descriptor_is_a_number_or_none() {
+        let fd = |text| parse(&["--tun-fd", text]).tun_fd.unwrap().0;
+        assert_eq!((fd("-1"), fd(""), fd("3")), (None, None, Some(3)));
+        for text in ["0", "2", "-2", "x"] {
+            assert!(Args::try_parse_from(["adit", "--tun-fd", text, "wg0"]).is_err(), "{text}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::args::InterfaceArgs;
+use super::args::{Descriptor, InterfaceArgs, Level};
 use super::run;
 use crate::sys::process::inherited;
 
@@ -64,13 +64,25 @@ pub(super) fn start(args: &InterfaceArgs) -> Result<(), String> {
     })
 }
 
+/// Lets what a parent hands over go before what the command line says, which was the parent's as well.
+pub(super) fn obey_parent(args: &mut InterfaceArgs) {
+    if env::var_os(READY_FD).is_none() {
+        return;
+    }
+    let handed = |name| env::var(name).ok().and_then(|fd| fd.parse().ok()).map(|fd| Descriptor(Some(fd)));
+    args.foreground = true;
+    args.tun_fd = handed("WG_TUN_FD");
+    args.uapi_fd = handed("WG_UAPI_FD");
+}
+
 fn number(fd: BorrowedFd<'_>) -> String {
     fd.as_raw_fd().to_string()
 }
 
 /// wireguard-go, main.go: only who asks for a log has the terminal written to.
 fn keeps_terminal(args: &InterfaceArgs) -> bool {
-    args.log_level.is_some() || args.verbosity.is_some()
+    let is_asked_for = args.verbosity.is_some() || args.log_level.is_some_and(|level| level.0.is_some());
+    is_asked_for && args.level() != Level::Silent
 }
 
 /// Tells the parent, if there is one, that device and socket are usable, and leaves its session.

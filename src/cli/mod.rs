@@ -15,9 +15,10 @@ use args::{Args, Command};
 /// Runs the program and returns its exit status.
 #[expect(clippy::print_stderr, reason = "an error of the command line belongs there")]
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    daemon::obey_parent(&mut args.interface);
     let result = match &args.command {
-        None if args.interface.foreground || args.interface.is_child() => run::run(&args.interface),
+        None if args.interface.foreground => run::run(&args.interface),
         None => daemon::start(&args.interface),
         Some(Command::Demo(args)) => demo::run(args),
     };
