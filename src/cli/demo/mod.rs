@@ -90,6 +90,9 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), String> {
     if totals.corrupt > 0 {
         return Err(format!("{} pieces of data arrived corrupt", totals.corrupt));
     }
+    if is_interrupted {
+        return interrupted();
+    }
     if !is_proved {
         return Err("what the fabric showed was not WireGuard alone, or frames were missed".to_owned());
     }
