@@ -24,20 +24,19 @@ pub(super) fn start(args: &InterfaceArgs) -> Result<(), String> {
     let (tun, socket) = run::open(args)?;
     let name = tun.name().to_owned();
     let fail = |error: io::Error| format!("{name}: cannot go to the background: {error}");
-    let socket_fd = socket.into_fd().map_err(fail)?;
     let (ready, child_ready) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| fail(errno.into()))?;
     let mut queues = tun.into_queues();
     // The child attaches the other queues itself.
     queues.truncate(1);
     let tun_fd = queues.first().map(AsFd::as_fd).ok_or("the device has no queue")?;
-    for fd in [tun_fd, socket_fd.as_fd(), child_ready.as_fd()] {
+    for fd in [tun_fd, socket.as_fd(), child_ready.as_fd()] {
         fcntl_setfd(fd, FdFlags::empty()).map_err(|errno| fail(errno.into()))?;
     }
     let mut command = Command::new("/proc/self/exe");
     command
         .args(env::args_os().skip(1))
         .env("WG_TUN_FD", number(tun_fd))
-        .env("WG_UAPI_FD", number(socket_fd.as_fd()))
+        .env("WG_UAPI_FD", number(socket.as_fd()))
         .env("WG_PROCESS_FOREGROUND", "1")
         .env(READY_FD, number(child_ready.as_fd()))
         .stdin(Stdio::null());
@@ -45,9 +44,10 @@ pub(super) fn start(args: &InterfaceArgs) -> Result<(), String> {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
     }
     let mut child = command.spawn().map_err(fail)?;
-    drop((socket_fd, child_ready, queues));
+    drop((child_ready, queues));
     let mut byte = [0];
     if File::from(ready).read(&mut byte).is_ok_and(|read| read == 1) {
+        socket.leave_name();
         return Ok(());
     }
     let mut reason = String::new();
@@ -79,10 +79,10 @@ fn number(fd: BorrowedFd<'_>) -> String {
     fd.as_raw_fd().to_string()
 }
 
-/// wireguard-go, main.go: only who asks for a log has the terminal written to.
+/// wireguard-go, main.go: only who asks for a log has the terminal written to; and not if the log goes to a file.
 fn keeps_terminal(args: &InterfaceArgs) -> bool {
     let is_asked_for = args.verbosity.is_some() || args.log_level.is_some_and(|level| level.0.is_some());
-    is_asked_for && args.level() != Level::Silent
+    is_asked_for && args.level() != Level::Silent && args.log.is_none()
 }
 
 /// Tells the parent, if there is one, that device and socket are usable, and leaves its session.
