@@ -97,7 +97,7 @@ impl InterfaceArgs {
     }
 
     pub(super) fn level(&self) -> Level {
-        self.verbosity.or(self.log_level.and_then(|level| level.0)).unwrap_or(Level::Error)
+        self.verbosity.or_else(|| self.log_level.and_then(|level| level.0)).unwrap_or(Level::Error)
     }
 }
 

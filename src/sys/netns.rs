@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 
+use rustix::event::{Timespec, poll};
 use rustix::fs::fstat;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
@@ -71,11 +72,25 @@ pub fn run_in<T: Send>(
 /// `EPERM` where the system forbids it; `EINVAL` once the process has a second thread.
 pub fn become_root_of_user_namespace() -> io::Result<()> {
     let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-    unshare(UnshareFlags::NEWUSER)?;
+    unshare_alone(UnshareFlags::NEWUSER)?;
     // user_namespaces(7): the group can be mapped only once setgroups is denied.
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("0 {} 1", uid.as_raw()))?;
     fs::write("/proc/self/gid_map", format!("0 {} 1", gid.as_raw()))
+}
+
+/// Like [`unshare`], by a process that has just joined its last other thread: the kernel takes a moment longer to forget it.
+fn unshare_alone(flags: UnshareFlags) -> io::Result<()> {
+    const ATTEMPTS: u32 = 100;
+    const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+    for _ in 1..ATTEMPTS {
+        match unshare(flags) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            other => return other,
+        }
+        let _ = poll(&mut [], Some(&PAUSE));
+    }
+    unshare(flags)
 }
 
 fn unshare(flags: UnshareFlags) -> io::Result<()> {
