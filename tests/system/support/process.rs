@@ -1,6 +1,8 @@
 //! Processes that end with the test.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -34,10 +36,13 @@ pub(crate) struct Process {
     name: String,
     child: Child,
     output: Arc<Mutex<String>>,
+    /// Files that it leaves behind when it is killed.
+    leavings: Vec<PathBuf>,
 }
 
 impl Process {
-    pub(super) fn new(name: &str, mut child: Child) -> Self {
+    /// Looks after a child; what its pipes carry is kept.
+    pub(crate) fn new(name: &str, mut child: Child) -> Self {
         let output = Arc::new(Mutex::new(String::new()));
         if let Some(stream) = child.stdout.take() {
             collect(stream, &output);
@@ -45,7 +50,13 @@ impl Process {
         if let Some(stream) = child.stderr.take() {
             collect(stream, &output);
         }
-        Self { name: name.to_owned(), child, output }
+        Self { name: name.to_owned(), child, output, leavings: Vec::new() }
+    }
+
+    /// Removes `file` when the process has been killed.
+    pub(crate) fn leaves(mut self, file: impl Into<PathBuf>) -> Self {
+        self.leavings.push(file.into());
+        self
     }
 
     /// Returns the process id.
@@ -93,6 +104,7 @@ impl Drop for Process {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.leavings.iter().for_each(|file| drop(fs::remove_file(file)));
         if thread::panicking() {
             eprintln!("--- {} (process {}) printed:\n{}---", self.name, self.id(), self.output());
         }

@@ -53,8 +53,13 @@ impl Program {
         }
         all.extend(args);
         all.push(ifname);
-        namespace.spawn_with(path.to_str().unwrap(), &all, env)
+        namespace.spawn_with(path.to_str().unwrap(), &all, env).leaves(socket_path(ifname))
     }
+}
+
+/// Returns the configuration socket of an interface.
+pub(crate) fn socket_path(ifname: &str) -> PathBuf {
+    format!("/var/run/wireguard/{ifname}.sock").into()
 }
 
 /// A private key, as `wg` writes it.
