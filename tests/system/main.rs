@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests fail by panicking, and say why")]
 
+mod cli;
 mod netns;
 mod support;
 mod uapi;
