@@ -49,7 +49,7 @@ pub fn enter(namespace: impl AsFd) -> io::Result<()> {
 /// Runs `act` on a thread of its own in `namespace`.
 ///
 /// # Errors
-/// As [`enter`], and those of `act`.
+/// As [`enter`], those of `act`, and `EAGAIN` if there can be no more threads.
 ///
 /// # Panics
 /// If `act` panics.
@@ -58,10 +58,10 @@ pub fn run_in<T: Send>(
     act: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {
     thread::scope(|scope| {
-        let done = scope.spawn(|| {
+        let done = thread::Builder::new().spawn_scoped(scope, || {
             enter(&namespace)?;
             act()
-        });
+        })?;
         done.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
