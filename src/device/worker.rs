@@ -92,7 +92,11 @@ impl Worker {
                 self.shared.wake_control();
             }
         }
-        let Some(sockets) = &self.sockets else { return };
+        let Some(sockets) = &self.sockets else {
+            // Without sockets nothing is ready, or the thread would never rest while the interface is down.
+            (self.ready.v4, self.ready.v6) = (false, false);
+            return;
+        };
         let mut receive = |socket: &Option<UdpSocket>, ready: bool| {
             let left = socket.as_ref().filter(|_| ready).map(|socket| receiver.turn(socket, &self.queue));
             left == Some(Left::More)
