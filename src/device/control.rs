@@ -161,7 +161,9 @@ impl Control {
             while let Ok(request) = self.requests.try_recv() {
                 self.serve(request);
             }
-            while let Some(peer) = self.shared.asked.pop() {
+            // Only those who wait already: a peer without a session asks again as fast as packets for it come.
+            for _ in 0..self.shared.asked.len() {
+                let Some(peer) = self.shared.asked.pop() else { break };
                 self.interface.handle_asked(&peer, moment());
                 self.send();
             }
