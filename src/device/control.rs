@@ -443,7 +443,8 @@ impl Control {
             self.interface.suspended();
             self.show_view();
         }
-        self.slept = slept;
+        // A thread that loses the processor between the two clocks reads too little. The next reading is no suspend.
+        self.slept = self.slept.max(slept);
     }
 }
 
