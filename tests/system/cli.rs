@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use adit::sys::clock::boottime;
+use adit::sys::offload::Wanted;
 use adit::sys::tun::Tun;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
@@ -442,7 +443,7 @@ fn device_and_socket_are_taken_over_from_a_parent() {
         for from in [&namespace, &elsewhere] {
             let name = ifname();
             let device = name.clone();
-            let tun = from.enter(move || Tun::create(&device, queues).unwrap().into_queues().remove(0));
+            let tun = from.enter(move || Tun::create(&device, queues, &Wanted::default()).unwrap().into_queues().remove(0));
             let tun = rustix::io::fcntl_dupfd_cloexec(tun, 0).unwrap();
             let socket = UnixListener::bind(socket_path(&name)).unwrap();
             let mut process = hand_over(&namespace, tun, OwnedFd::from(socket), &line);
