@@ -61,6 +61,8 @@ pub(super) struct Control {
     /// Where handshake messages arrive, if the kernel tells them apart.
     handshakes: Option<Arc<SocketSet>>,
     received: RecvBatch,
+    /// Sets that a worker may not yet have let go of. They are closed here, so that what is closed and what is not is known here.
+    leaving: Vec<Arc<SocketSet>>,
     send_batch: SendBatch,
     listen_port: u16,
     fwmark: u32,
@@ -103,6 +105,7 @@ impl Control {
             sockets: Vec::new(),
             handshakes: None,
             received: RecvBatch::new(RECEIVED, RECEIVED_LEN),
+            leaving: Vec::new(),
             send_batch: SendBatch::new(1),
             listen_port: 0,
             fwmark: 0,
@@ -149,6 +152,7 @@ impl Control {
                 }
             }
             self.notice_suspend();
+            self.leaving.retain(|set| Arc::strong_count(set) > 1);
             let has_more = self.receive_handshakes();
             busy = self.work() || has_more;
         }
@@ -279,8 +283,8 @@ impl Control {
     // ---- sockets
 
     fn bind(&self, port: u16, mark: u32) -> io::Result<Sockets> {
-        // Our own old sockets hold another port.
-        SocketSet::open(port, mark, self.shared.sockets.len(), &self.wanted)
+        // The link can be down and up again, or a port changed and changed back, before a busy worker looks.
+        SocketSet::open(port, mark, self.shared.sockets.len(), &self.wanted, &self.leaving)
     }
 
     /// Puts new sockets into use, or none.
@@ -297,7 +301,7 @@ impl Control {
         for (worker, slot) in self.shared.sockets.iter().enumerate() {
             slot.store(sockets.get(worker).cloned());
         }
-        self.sockets = sockets;
+        self.leaving.extend(std::mem::replace(&mut self.sockets, sockets));
         self.shared.wake_workers();
     }
 

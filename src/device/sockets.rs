@@ -41,13 +41,21 @@ pub(super) struct Sockets {
 }
 
 impl SocketSet {
-    /// Opens a set for each of `workers` on `port`, 0 for any.
+    /// Opens a set for each of `workers` on `port`, 0 for any. `leaving` are sets of ours that a worker may have open a little longer:
+    /// they are no reason to refuse the port.
     ///
     /// # Errors
     /// `EADDRINUSE`; `EPERM` for a mark without `CAP_NET_ADMIN`; `EAFNOSUPPORT` without any family.
-    pub(super) fn open(port: u16, mark: u32, workers: usize, wanted: &Wanted) -> io::Result<Sockets> {
+    pub(super) fn open(
+        port: u16,
+        mark: u32,
+        workers: usize,
+        wanted: &Wanted,
+        leaving: &[Arc<Self>],
+    ) -> io::Result<Sockets> {
         let options = UdpOptions { mark, buffer: BUFFER, wanted: *wanted };
-        let first = Self::open_first(port, &options)?;
+        let first = Self::open_first(port, &options, leaving)?;
+        let is_shared = leaving.iter().any(|set| set.port == first.port);
         let mut sets = vec![Arc::new(first)];
         for _ in 1..workers {
             sets.push(Arc::new(sets[0].sibling(&options)?));
@@ -66,7 +74,8 @@ impl SocketSet {
             handshakes = Some(Arc::new(set));
             Ok(())
         };
-        active.set(Feature::Steering, wanted.attempt(Feature::Steering, steer)?);
+        // The kernel numbers the sockets of a port; with others among them the numbers would be wrong.
+        active.set(Feature::Steering, !is_shared && wanted.attempt(Feature::Steering, steer)?);
         Ok(Sockets { workers: sets, handshakes, active })
     }
 
@@ -77,13 +86,19 @@ impl SocketSet {
         Ok(Self { v4: sibling(&self.v4)?, v6: sibling(&self.v6)?, port: self.port })
     }
 
-    fn open_first(port: u16, options: &UdpOptions) -> io::Result<Self> {
+    fn open_first(port: u16, options: &UdpOptions, leaving: &[Arc<Self>]) -> io::Result<Self> {
+        let leaving = leaving.iter().find(|set| set.port == port);
+        let bind =
+            |family, port, left: Option<&UdpSocket>| match (UdpSocket::bind(family, port, options), left) {
+                (Err(error), Some(left)) if error.kind() == io::ErrorKind::AddrInUse => left.sibling(options),
+                (result, _) => result,
+            };
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let v4 = available(UdpSocket::bind(Family::V4, port, options))?;
+            let v4 = available(bind(Family::V4, port, leaving.and_then(|set| set.v4.as_ref())))?;
             let chosen = v4.as_ref().map_or(Ok(port), UdpSocket::local_port)?;
-            let v6 = match available(UdpSocket::bind(Family::V6, chosen, options)) {
+            let v6 = match available(bind(Family::V6, chosen, leaving.and_then(|set| set.v6.as_ref()))) {
                 Err(error)
                     if error.kind() == io::ErrorKind::AddrInUse && port == 0 && attempts < PORT_ATTEMPTS =>
                 {
@@ -202,5 +217,23 @@ fn send_singly(batch: &mut SendBatch, socket: &UdpSocket, run: &Datagram<'_>, dr
         // It was the source that the kernel refused.
         (true, true) => Fate::SentElsewise,
         (true, false) => Fate::SentSingly,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_only_our_own_old_one_is_had_again() {
+        let open = |port, leaving: &[_]| {
+            SocketSet::open(port, 0, 2, &Wanted::default(), leaving).map(|sockets| sockets.workers)
+        };
+        let old = open(0, &[]).unwrap();
+        let port = old[0].port;
+        let error = open(port, &[]).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let new = open(port, &old[1..]).unwrap();
+        assert!(new.iter().all(|set| set.port == port));
     }
 }

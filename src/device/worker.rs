@@ -125,6 +125,8 @@ impl Worker {
             }
         }
         self.sockets = new;
+        // It closes the old ones.
+        self.shared.wake_control();
         // What came before the registration is told as well, but what the old sockets told is void.
         (self.ready.v4, self.ready.v6) = (true, true);
     }

@@ -443,7 +443,9 @@ fn device_and_socket_are_taken_over_from_a_parent() {
         for from in [&namespace, &elsewhere] {
             let name = ifname();
             let device = name.clone();
-            let tun = from.enter(move || Tun::create(&device, queues, &Wanted::default()).unwrap().into_queues().remove(0));
+            let tun = from.enter(move || {
+                Tun::create(&device, queues, &Wanted::default()).unwrap().into_queues().remove(0)
+            });
             let tun = rustix::io::fcntl_dupfd_cloexec(tun, 0).unwrap();
             let socket = UnixListener::bind(socket_path(&name)).unwrap();
             let mut process = hand_over(&namespace, tun, OwnedFd::from(socket), &line);
