@@ -12,7 +12,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::link::{Follower, News};
 use super::receive::enqueue;
 use super::shared::{Request, Shared, Stray, WAKE, moment};
-use super::sockets::{Fate, SocketSet, Sockets, send_all};
+use super::sockets::{Fate, Patience, SocketSet, Sockets, send_all};
 use crate::config::{Edit, Refused, Snapshot};
 use crate::sys::clock::{self, Jump, Timer};
 use crate::sys::netlink::{Monitor, Netlink};
@@ -359,7 +359,8 @@ impl Control {
             payload: &transmit.datagram,
             segment: 0,
         }];
-        send_all(&mut self.send_batch, socket, &mut datagrams, &self.shared.drops, |_, fate| {
+        let drops = &self.shared.drops;
+        send_all(&mut self.send_batch, socket, &mut datagrams, drops, Patience::NONE, |_, fate| {
             if let (Fate::SentElsewise, Some(peer)) = (fate, &transmit.peer) {
                 peer.clear_source();
             }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 
 use super::shared::{Mtu, Shared, now};
-use super::sockets::{Fate, RUN_MAX, SocketSet, send_all};
+use super::sockets::{Fate, Patience, RUN_MAX, SocketSet, send_all};
 use super::worker::Left;
 use crate::crypto::aead::{self, SealJob};
 use crate::packet::segment::{HEADER_MAX, Split};
@@ -265,7 +265,7 @@ impl Sender {
             shared.drops.add(Dropped::SendFailed, segments);
             return;
         };
-        send_all(batch, socket, &mut datagrams, &shared.drops, |i, fate| {
+        send_all(batch, socket, &mut datagrams, &shared.drops, Patience::SOME, |i, fate| {
             let message = &mut messages[owners[i]];
             let target = &targets[usize::from(message.target)];
             message.is_sent = fate != Fate::Dropped;

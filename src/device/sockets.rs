@@ -20,7 +20,15 @@ const PORT_ATTEMPTS: u32 = 100;
 pub(super) const RUN_MAX: usize = 64;
 
 /// How often a full socket buffer is waited for, 10 ms each, before datagrams are dropped.
-const FULL_ATTEMPTS: u32 = 20;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patience(u32);
+
+impl Patience {
+    /// For packets of the device, whose sender is to be slowed down.
+    pub(super) const SOME: Self = Self(20);
+    /// For what will be sent again, or is not worth it.
+    pub(super) const NONE: Self = Self(0);
+}
 
 /// The sockets of one worker. A machine may lack one family, not both.
 #[derive(Debug)]
@@ -156,6 +164,7 @@ pub(super) fn send_all(
     socket: &UdpSocket,
     datagrams: &mut [Datagram<'_>],
     drops: &Drops,
+    patience: Patience,
     mut fate: impl FnMut(usize, Fate),
 ) {
     let mut at = 0;
@@ -172,16 +181,16 @@ pub(super) fn send_all(
                 full = 0;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && full < FULL_ATTEMPTS => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && full < patience.0 => {
                 full += 1;
                 socket.wait_writable(10);
             }
             Err(error) if datagrams[at].is_segmented() && refuses_runs(&error) => {
-                fate(at, send_singly(batch, socket, &datagrams[at], drops));
+                fate(at, send_singly(batch, socket, &datagrams[at], drops, patience));
                 at += 1;
             }
             // The address it was to leave by is gone, or leads nowhere: let the routing table choose.
-            Err(_) if datagrams[at].from.is_some() => {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock && datagrams[at].from.is_some() => {
                 datagrams[at].from = None;
                 elsewise = true;
             }
@@ -205,10 +214,16 @@ fn refuses_runs(error: &io::Error) -> bool {
 }
 
 /// Sends a run of datagrams one by one, of which none is lost.
-fn send_singly(batch: &mut SendBatch, socket: &UdpSocket, run: &Datagram<'_>, drops: &Drops) -> Fate {
+fn send_singly(
+    batch: &mut SendBatch,
+    socket: &UdpSocket,
+    run: &Datagram<'_>,
+    drops: &Drops,
+    patience: Patience,
+) -> Fate {
     let mut singles: ArrayVec<Datagram<'_>, RUN_MAX> = run.parts().collect();
     let (mut sent, mut elsewise) = (false, false);
-    send_all(batch, socket, &mut singles, drops, |_, fate| {
+    send_all(batch, socket, &mut singles, drops, patience, |_, fate| {
         sent |= fate != Fate::Dropped;
         elsewise |= fate == Fate::SentElsewise;
     });
