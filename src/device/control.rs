@@ -10,33 +10,22 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::link::{Follower, News};
-use super::receive::enqueue;
-use super::shared::{Request, Shared, Stray, WAKE, moment};
+use super::shared::{Request, Shared, WAKE, moment};
 use super::sockets::{Fate, Patience, SocketSet, Sockets, send_all};
 use crate::config::{Edit, Refused, Snapshot};
 use crate::sys::clock::{self, Jump, Timer};
 use crate::sys::netlink::{Monitor, Netlink};
 use crate::sys::offload::Wanted;
 use crate::sys::tun::Queue;
-use crate::sys::udp::{Datagram, RecvBatch, SendBatch};
+use crate::sys::udp::{Datagram, SendBatch};
 use crate::wireguard::dropped::Dropped;
-use crate::wireguard::endpoint::{Endpoint, Source};
 use crate::wireguard::interface::{Interface, Transmit};
-use crate::wireguard::messages::{DataHeader, is_handshake};
 use crate::wireguard::time::Instant;
 
 const TIMER: Token = Token(1);
 const LINK: Token = Token(2);
 const ROUTES: Token = Token(3);
 const JUMP: Token = Token(4);
-const HANDSHAKES_V4: Token = Token(5);
-const HANDSHAKES_V6: Token = Token(6);
-
-/// Datagrams that are received in one call from the sockets of the handshakes.
-const RECEIVED: usize = 32;
-
-/// The longest message that comes there; a longer one is no handshake message, and is dropped if it is a data message, which is rare.
-const RECEIVED_LEN: usize = 2048;
 
 /// Clocks that drift apart by more than this did so in a suspend.
 const SUSPEND_MIN: Duration = Duration::from_millis(100);
@@ -58,9 +47,6 @@ pub(super) struct Control {
     /// Routes and addresses where the sockets are.
     outer: Option<(Monitor, Netlink)>,
     sockets: Vec<Arc<SocketSet>>,
-    /// Where handshake messages arrive, if the kernel tells them apart.
-    handshakes: Option<Arc<SocketSet>>,
-    received: RecvBatch,
     /// Sets that a worker may not yet have let go of. They are closed here, so that what is closed and what is not is known here.
     leaving: Vec<Arc<SocketSet>>,
     send_batch: SendBatch,
@@ -103,8 +89,6 @@ impl Control {
             link,
             outer,
             sockets: Vec::new(),
-            handshakes: None,
-            received: RecvBatch::new(RECEIVED, RECEIVED_LEN),
             leaving: Vec::new(),
             send_batch: SendBatch::new(1),
             listen_port: 0,
@@ -147,14 +131,12 @@ impl Control {
                             }
                         }
                     }
-                    // What has arrived is looked for below, whether it was told of or not.
                     Token(_) => {}
                 }
             }
             self.notice_suspend();
             self.leaving.retain(|set| Arc::strong_count(set) > 1);
-            let has_more = self.receive_handshakes();
-            busy = self.work() || has_more;
+            busy = self.work();
         }
     }
 
@@ -186,41 +168,6 @@ impl Control {
         self.interface.handle_timeout(moment());
         self.send();
         true
-    }
-
-    /// Takes what has arrived on the sockets of the handshakes into the queue, and tells whether there may be more.
-    fn receive_handshakes(&mut self) -> bool {
-        let Some(set) = self.handshakes.clone() else { return false };
-        let mut has_more = false;
-        for socket in set.iter() {
-            // A full queue drops here what the kernel would drop a little later.
-            let Ok(received) = self.received.recv(socket, RECEIVED) else { continue };
-            has_more |= received == RECEIVED;
-            for slot in 0..received {
-                let Some(datagram) = self.received.get_mut(slot) else { continue };
-                let source = datagram.to.map(|(ip, interface)| Source { ip, interface });
-                let from = Endpoint { addr: datagram.from, source };
-                let message = &*datagram.payload;
-                let result = if datagram.truncated {
-                    Err(Dropped::Truncated)
-                } else if is_handshake(message) {
-                    enqueue(&self.shared, message, from)
-                } else if DataHeader::parse(message).is_some() {
-                    let stray = Stray { bytes: message.to_vec(), from, ecn: datagram.ecn };
-                    self.shared
-                        .strays
-                        .push(stray)
-                        .map_err(|_| Dropped::UnknownIndex)
-                        .map(|()| self.shared.wake_workers())
-                } else {
-                    Err(Dropped::Malformed)
-                };
-                if let Err(reason) = result {
-                    self.shared.drops.count(reason);
-                }
-            }
-        }
-        has_more
     }
 
     fn serve(&mut self, request: Request) {
@@ -284,7 +231,7 @@ impl Control {
 
     fn bind(&self, port: u16, mark: u32) -> io::Result<Sockets> {
         // The link can be down and up again, or a port changed and changed back, before a busy worker looks.
-        SocketSet::open(port, mark, self.shared.sockets.len(), &self.wanted, &self.leaving)
+        SocketSet::open(port, mark, self.shared.sockets.len() - 1, &self.wanted, &self.leaving)
     }
 
     /// Puts new sockets into use, or none.
@@ -292,12 +239,10 @@ impl Control {
         if let Some(active) = sockets.as_ref().map(|sockets| sockets.active.with(self.shared.offloads)) {
             tracing::info!(offloads = %active, "in use");
         }
-        let (sockets, handshakes) =
-            sockets.map_or((Vec::new(), None), |sockets| (sockets.workers, sockets.handshakes));
+        let sockets = sockets.map_or_else(Vec::new, |sockets| sockets.sets);
         if let Some(set) = sockets.first() {
             self.listen_port = set.port;
         }
-        self.watch_handshakes(handshakes);
         for (worker, slot) in self.shared.sockets.iter().enumerate() {
             slot.store(sockets.get(worker).cloned());
         }
@@ -305,26 +250,8 @@ impl Control {
         self.shared.wake_workers();
     }
 
-    fn watch_handshakes(&mut self, new: Option<Arc<SocketSet>>) {
-        let registry = self.poll.registry();
-        for socket in self.handshakes.iter().flat_map(|set| set.iter()) {
-            // It is about to be closed.
-            let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
-        }
-        let opened = new.iter().flat_map(|set| [(&set.v4, HANDSHAKES_V4), (&set.v6, HANDSHAKES_V6)]);
-        for (socket, token) in opened.filter_map(|(socket, token)| Some((socket.as_ref()?, token))) {
-            if let Err(error) =
-                registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)
-            {
-                tracing::error!(%error, "cannot poll a UDP socket");
-            }
-        }
-        self.handshakes = new;
-    }
-
     fn mark_sockets(&self, mark: u32) -> io::Result<()> {
-        let sets = self.sockets.iter().chain(&self.handshakes);
-        sets.flat_map(|set| set.iter()).try_for_each(|socket| socket.set_mark(mark))
+        self.sockets.iter().flat_map(|set| set.iter()).try_for_each(|socket| socket.set_mark(mark))
     }
 
     /// Sends everything that the interface has to send, and shows the workers what has changed.

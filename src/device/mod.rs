@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! worker i   TUN queue i ⇄ UDP sockets i (v4, v6; same port)     run to completion: read, seal, send · receive, open, write
+//! handshakes UDP sockets of handshake messages                   turns floods away; idle where the kernel cannot tell messages apart
 //! control    handshakes (bounded queue) · peers that asked · timers · edits · the link: up, down, MTU, moved, deleted
 //! ```
 //!
@@ -11,6 +12,7 @@
 mod control;
 mod link;
 mod receive;
+mod screen;
 mod send;
 mod shared;
 mod sockets;
@@ -59,7 +61,7 @@ impl Device {
         let queues: Vec<_> = tun.into_queues().into_iter().map(Arc::new).collect();
         interface.spread(u32::try_from(queues.len()).unwrap_or(1));
         let (shared, control_poll, worker_polls) =
-            Shared::new(drops, interface.view(), queues.len(), offloads)?;
+            Shared::new(drops, interface.view(), queues.len() + 1, offloads)?;
         let shared = Arc::new(shared);
         let (requests, receiver) = mpsc::channel();
         let control = Control::new(
@@ -71,9 +73,14 @@ impl Device {
             receiver,
         )?;
         let mut device = Self { shared, requests, threads: Vec::new() };
+        let handshakes = queues.len();
+        // The last one has no queue of its own.
+        let queues: Vec<_> = queues.iter().chain(queues.first()).map(Arc::clone).collect();
         for (number, (queue, poll)) in queues.into_iter().zip(worker_polls).enumerate() {
-            let worker = Worker::new(number, Arc::clone(&device.shared), queue, poll)?;
-            device.spawn(format!("worker-{number}"), move || worker.run())?;
+            let reads = number != handshakes;
+            let name = if reads { format!("worker-{number}") } else { "handshakes".to_owned() };
+            let worker = Worker::new(number, Arc::clone(&device.shared), queue, reads, poll)?;
+            device.spawn(name, move || worker.run())?;
         }
         device.spawn("control".to_owned(), move || control.run(on_close))?;
         Ok(device)

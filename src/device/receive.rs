@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use super::shared::{HandshakeDatagram, Shared, now};
+use super::screen::Screen;
+use super::shared::{Shared, now};
+
 use super::worker::Left;
 use crate::crypto::aead::{self, OpenJob};
 use crate::packet::coalesce::{Coalescer, Kinds, Merged};
@@ -26,7 +28,7 @@ use crate::wireguard::dropped::{Dropped, Drops};
 use crate::wireguard::endpoint::{Endpoint, Source};
 use crate::wireguard::interface::View;
 use crate::wireguard::keypair::Keypair;
-use crate::wireguard::messages::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, INITIATION_LEN, is_handshake};
+use crate::wireguard::messages::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, is_handshake};
 use crate::wireguard::peer::Peer;
 use crate::wireguard::time::Instant;
 
@@ -49,6 +51,7 @@ pub(super) struct Receiver {
     sessions: ArrayVec<Session, BATCH>,
     coalescer: Coalescer,
     kinds: Kinds,
+    screen: Screen,
 }
 
 /// A data message that has yet to be opened.
@@ -104,6 +107,7 @@ impl Receiver {
             sessions: ArrayVec::new(),
             coalescer: Coalescer::new(kinds),
             kinds,
+            screen: Screen::new(),
         }
     }
 
@@ -131,37 +135,18 @@ impl Receiver {
                 if self.messages.is_full() || self.sessions.is_full() {
                     self.deliver(&view, queue, now);
                 }
-                if let Err(reason) = self.sort(&view, place, from, ecn, now) {
+                if let Err(reason) = self.sort(&view, place, from, ecn, socket, now) {
                     shared.drops.count(reason);
                 }
             }
         }
-        self.finish(&view, queue, now);
-        if received == most { Left::More } else { Left::Nothing }
-    }
-
-    /// Handles data messages that came to the socket of the handshakes.
-    pub(super) fn take_strays(&mut self, queue: &Queue) {
-        let shared = Arc::clone(&self.shared);
-        let view = shared.view.load();
-        while let Some(stray) = shared.strays.pop() {
-            let now = now();
-            let place = 0..stray.bytes.len();
-            self.received.bytes()[place.clone()].copy_from_slice(&stray.bytes);
-            if let Err(reason) = self.sort(&view, place, stray.from, stray.ecn, now) {
-                shared.drops.count(reason);
-            }
-            self.finish(&view, queue, now);
-        }
-    }
-
-    /// Brings everything on its way that is there.
-    fn finish(&mut self, view: &View, queue: &Queue, now: Instant) {
-        self.deliver(view, queue, now);
-        let Self { shared, received, coalescer, kinds, .. } = self;
-        let bytes = &*received.bytes();
+        self.deliver(&view, queue, now);
+        self.screen.reply(&shared, socket);
+        let Self { received: buffers, coalescer, kinds, .. } = self;
+        let bytes = &*buffers.bytes();
         coalescer.flush(bytes, |merged| write(queue, bytes, merged, kinds, &shared.drops));
         coalescer.set_kinds(*kinds);
+        if received == most { Left::More } else { Left::Nothing }
     }
 
     /// Hands a handshake message over; finds the session of a data message.
@@ -171,11 +156,12 @@ impl Receiver {
         place: Range<usize>,
         from: Endpoint,
         ecn: u8,
+        socket: &UdpSocket,
         now: Instant,
     ) -> Result<(), Dropped> {
         let message = &self.received.bytes()[place.clone()];
         if is_handshake(message) {
-            return enqueue(&self.shared, message, from);
+            return self.screen.pass(&self.shared, view, message, from, socket, now);
         }
         let header = DataHeader::parse(message).ok_or(Dropped::Malformed)?;
         let is_next = |last: &Session| last.keypair.local() == header.receiver && last.from == from;
@@ -197,7 +183,7 @@ impl Receiver {
     /// Opens the messages that were sorted, and brings what is in them on its way, in their order.
     fn deliver(&mut self, view: &View, queue: &Queue, now: Instant) {
         self.open();
-        let Self { shared, received, messages, sessions, coalescer, kinds } = self;
+        let Self { shared, received, messages, sessions, coalescer, kinds, .. } = self;
         for message in &mut *messages {
             let session = &mut sessions[usize::from(message.session)];
             let reason = match message.state {
@@ -305,16 +291,6 @@ fn write(queue: &Queue, bytes: &[u8], merged: &Merged<'_>, kinds: &mut Kinds, dr
             drops.count(Dropped::TunWriteFailed);
         }
     }
-}
-
-/// Hands a handshake message to the control thread.
-pub(super) fn enqueue(shared: &Shared, message: &[u8], from: Endpoint) -> Result<(), Dropped> {
-    let mut bytes = [0; INITIATION_LEN];
-    bytes[..message.len()].copy_from_slice(message);
-    let datagram = HandshakeDatagram { bytes, len: message.len(), from };
-    shared.handshakes.push(datagram).map_err(|_| Dropped::HandshakeQueueFull)?;
-    shared.wake_control();
-    Ok(())
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::wireguard::constants::MAX_QUEUED_INCOMING_HANDSHAKES;
 use crate::wireguard::dropped::Drops;
 use crate::wireguard::endpoint::Endpoint;
 use crate::wireguard::interface::View;
+use crate::wireguard::load::Load;
 use crate::wireguard::messages::INITIATION_LEN;
 use crate::wireguard::peer::Peer;
 use crate::wireguard::time::{Instant, Moment};
@@ -38,16 +39,6 @@ pub(super) struct HandshakeDatagram {
     pub(super) len: usize,
     pub(super) from: Endpoint,
 }
-
-/// A data message that the kernel did not bring to a worker.
-pub(super) struct Stray {
-    pub(super) bytes: Vec<u8>,
-    pub(super) from: Endpoint,
-    pub(super) ecn: u8,
-}
-
-/// Strays that wait at most: there are none but while the kernel changes its mind.
-const STRAYS: usize = 64;
 
 /// The MTU of the link, and of routes that have one of their own.
 pub(super) struct Mtu {
@@ -80,12 +71,11 @@ pub(super) struct Shared {
     pub(super) view: ArcSwap<View>,
     pub(super) mtu: ArcSwap<Mtu>,
     pub(super) handshakes: ArrayQueue<HandshakeDatagram>,
+    pub(super) load: Load,
     pub(super) asked: SegQueue<Arc<Peer>>,
     /// What is in use of the features of the TUN device.
     pub(super) offloads: Active,
-    /// Data messages that came to the socket of the handshakes; any worker may take them.
-    pub(super) strays: ArrayQueue<Stray>,
-    /// The sockets of each worker; none while the interface is down.
+    /// The sockets of each worker, the one for handshakes last; none while the interface is down.
     pub(super) sockets: Vec<ArcSwapOption<SocketSet>>,
     /// A worker has found the TUN device gone.
     pub(super) link_lost: AtomicBool,
@@ -112,9 +102,9 @@ impl Shared {
             view: ArcSwap::from_pointee(view),
             mtu: ArcSwap::from_pointee(Mtu::new(0, std::iter::empty())),
             handshakes: ArrayQueue::new(MAX_QUEUED_INCOMING_HANDSHAKES),
+            load: Load::default(),
             asked: SegQueue::new(),
             offloads,
-            strays: ArrayQueue::new(STRAYS),
             sockets: (0..workers).map(|_| ArcSwapOption::empty()).collect(),
             link_lost: AtomicBool::new(false),
             closing: AtomicBool::new(false),

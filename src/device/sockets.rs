@@ -40,10 +40,9 @@ pub(super) struct SocketSet {
 
 /// The sockets of an interface.
 pub(super) struct Sockets {
-    /// One set for each worker.
-    pub(super) workers: Vec<Arc<SocketSet>>,
-    /// Where handshake messages go to, so that a flood of them fills no other buffer; none where the kernel cannot tell them apart.
-    pub(super) handshakes: Option<Arc<SocketSet>>,
+    /// One set for each worker. Behind those, where the kernel can tell handshake messages apart, one for them: so that a flood of them
+    /// fills no other buffer.
+    pub(super) sets: Vec<Arc<SocketSet>>,
     /// What is in use of the features of UDP sockets.
     pub(super) active: Active,
 }
@@ -71,20 +70,21 @@ impl SocketSet {
         let mut active =
             sets[0].iter().fold(Active::default(), |active, socket| active.with(socket.offloads()));
         // The handshakes' socket comes last, and only if the kernel can be told what goes there.
-        let mut handshakes = None;
+        let mut behind = None;
         let steer = || {
             // A run of datagrams is received as one only where all of them are for the same socket.
             let mut plain = options;
             plain.wanted.set(Feature::Gro, Switch::Off);
             let set = sets[0].sibling(&plain)?;
-            let behind = u32::try_from(workers).unwrap_or(u32::MAX);
-            set.iter().try_for_each(|socket| socket.steer(behind))?;
-            handshakes = Some(Arc::new(set));
+            let number = u32::try_from(workers).unwrap_or(u32::MAX);
+            set.iter().try_for_each(|socket| socket.steer(number))?;
+            behind = Some(Arc::new(set));
             Ok(())
         };
         // The kernel numbers the sockets of a port; with others among them the numbers would be wrong.
         active.set(Feature::Steering, !is_shared && wanted.attempt(Feature::Steering, steer)?);
-        Ok(Sockets { workers: sets, handshakes, active })
+        sets.extend(behind);
+        Ok(Sockets { sets, active })
     }
 
     /// Opens a socket on the port of each one here.
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn a_port_that_is_only_our_own_old_one_is_had_again() {
         let open = |port, leaving: &[_]| {
-            SocketSet::open(port, 0, 2, &Wanted::default(), leaving).map(|sockets| sockets.workers)
+            SocketSet::open(port, 0, 2, &Wanted::default(), leaving).map(|sockets| sockets.sets)
         };
         let old = open(0, &[]).unwrap();
         let port = old[0].port;

@@ -49,8 +49,17 @@ struct Ready {
 }
 
 impl Worker {
-    pub(super) fn new(number: usize, shared: Arc<Shared>, queue: Arc<Queue>, poll: Poll) -> io::Result<Self> {
-        poll.registry().register(&mut SourceFd(&queue.as_raw_fd()), TUN, Interest::READABLE)?;
+    /// One that reads nothing from its queue is for handshake messages; what else comes to it is handled as anywhere.
+    pub(super) fn new(
+        number: usize,
+        shared: Arc<Shared>,
+        queue: Arc<Queue>,
+        reads: bool,
+        poll: Poll,
+    ) -> io::Result<Self> {
+        if reads {
+            poll.registry().register(&mut SourceFd(&queue.as_raw_fd()), TUN, Interest::READABLE)?;
+        }
         Ok(Self { number, shared, queue, poll, sockets: None, ready: Ready::default() })
     }
 
@@ -72,10 +81,7 @@ impl Worker {
                     TUN => self.ready.tun = true,
                     V4 => self.ready.v4 = true,
                     V6 => self.ready.v6 = true,
-                    Token(_) => {
-                        self.take_sockets();
-                        receiver.take_strays(&self.queue);
-                    }
+                    Token(_) => self.take_sockets(),
                 }
             }
             self.turn(&mut sender, &mut receiver);

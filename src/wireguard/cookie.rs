@@ -1,6 +1,9 @@
 //! mac1, mac2 and cookies: how a responder under load makes sure that its correspondent has an address ([W] §5.3, §5.4.4, §5.4.7).
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
 
 use super::constants::{COOKIE_SECRET_LATENCY, COOKIE_SECRET_MAX_AGE, LABEL_COOKIE, LABEL_MAC1};
 use super::messages::COOKIE_REPLY_LEN;
@@ -36,17 +39,29 @@ fn split(message: &[u8]) -> Option<(&[u8], &[u8; MAC_LEN], &[u8; MAC_LEN])> {
     Some((covered, mac1, mac2))
 }
 
-/// The receiver's side: checks macs and hands out cookies.
+/// The receiver's side: checks macs and hands out cookies. Any thread may do either.
 pub struct Checker {
     keys: Keys,
+    random: ArcSwapOption<Changing>,
+}
+
+/// R, the secret behind the cookies.
+struct Changing {
     secret: Secret<32>,
-    born: Option<Instant>,
+    born: Instant,
+}
+
+impl Changing {
+    /// [W] §5.4.7: the secret changes every two minutes, and cookies die with it.
+    fn is_valid(&self, now: Instant) -> bool {
+        now.since(self.born) < COOKIE_SECRET_MAX_AGE
+    }
 }
 
 impl Checker {
     /// Returns the checker of messages to the holder of `public`.
     pub fn new(public: &PublicKey) -> Self {
-        Self { keys: Keys::new(public), secret: Secret::default(), born: None }
+        Self { keys: Keys::new(public), random: ArcSwapOption::empty() }
     }
 
     /// Tells whether the sender knows our public key.
@@ -56,31 +71,25 @@ impl Checker {
 
     /// Tells whether the message carries a cookie that we gave to `from` and that has not expired.
     pub fn check_mac2(&self, message: &[u8], from: SocketAddr, now: Instant) -> bool {
-        // [W] §5.4.7: the secret changes every two minutes, and cookies die with it.
-        if self.born.is_none_or(|born| now.since(born) >= COOKIE_SECRET_MAX_AGE) {
+        let changing = self.random.load();
+        let Some(changing) = changing.as_deref().filter(|changing| changing.is_valid(now)) else {
             return false;
-        }
+        };
         split(message).is_some_and(|(covered, mac1, mac2)| {
-            equal(mac2, &mac(self.cookie_of(from).as_bytes(), &[covered, mac1]))
+            equal(mac2, &mac(cookie_of(&changing.secret, from).as_bytes(), &[covered, mac1]))
         })
     }
 
     /// Returns the reply that gives `to` a cookie; `receiver` is the index by which the sender knows its message.
     pub fn reply(
-        &mut self,
+        &self,
         message: &[u8],
         to: SocketAddr,
         receiver: u32,
         now: Instant,
         random: &mut dyn Random,
     ) -> [u8; COOKIE_REPLY_LEN] {
-        if self.born.is_none_or(|born| now.since(born) >= COOKIE_SECRET_MAX_AGE) {
-            let mut secret = [0; 32];
-            random.fill(&mut secret);
-            self.secret = Secret::new(secret);
-            zeroize::Zeroize::zeroize(&mut secret);
-            self.born = Some(now);
-        }
+        let changing = self.valid(now, random);
         let mut reply = [0; COOKIE_REPLY_LEN];
         reply[0] = 3;
         reply[4..8].copy_from_slice(&receiver.to_le_bytes());
@@ -89,20 +98,38 @@ impl Checker {
         reply[8..32].copy_from_slice(&nonce);
         // The additional data is the mac1 that is answered: the cookie is bound to that message.
         let mac1 = split(message).map_or([0; MAC_LEN], |(_, mac1, _)| *mac1);
-        let cookie = self.cookie_of(to);
+        let cookie = cookie_of(&changing.secret, to);
         xaead::seal(&self.keys.cookie, &nonce, &mac1, cookie.as_bytes(), &mut reply[32..]);
         reply
     }
 
-    /// τ := Mac(R, address ‖ port), the port in network order.
-    fn cookie_of(&self, source: SocketAddr) -> Secret<MAC_LEN> {
-        let port = source.port().to_be_bytes();
-        let key = self.secret.as_bytes();
-        Secret::new(match source.ip() {
-            IpAddr::V4(ip) => mac(key, &[&ip.octets(), &port]),
-            IpAddr::V6(ip) => mac(key, &[&ip.octets(), &port]),
-        })
+    /// Returns the secret, a new one if the last has had its time.
+    fn valid(&self, now: Instant, random: &mut dyn Random) -> Arc<Changing> {
+        let old = self.random.load();
+        if let Some(valid) = old.as_ref().filter(|changing| changing.is_valid(now)) {
+            return Arc::clone(valid);
+        }
+        let mut bytes = [0; 32];
+        random.fill(&mut bytes);
+        let new = Arc::new(Changing { secret: Secret::new(bytes), born: now });
+        zeroize::Zeroize::zeroize(&mut bytes);
+        let found = self.random.compare_and_swap(&*old, Some(Arc::clone(&new)));
+        // Another thread may have been first; then its secret is the one.
+        match &*found {
+            Some(other) if other.is_valid(now) => Arc::clone(other),
+            Some(_) | None => new,
+        }
     }
+}
+
+/// τ := Mac(R, address ‖ port), the port in network order.
+fn cookie_of(secret: &Secret<32>, source: SocketAddr) -> Secret<MAC_LEN> {
+    let port = source.port().to_be_bytes();
+    let key = secret.as_bytes();
+    Secret::new(match source.ip() {
+        IpAddr::V4(ip) => mac(key, &[&ip.octets(), &port]),
+        IpAddr::V6(ip) => mac(key, &[&ip.octets(), &port]),
+    })
 }
 
 /// The sender's side: writes macs and keeps the cookie that the responder gave.
@@ -209,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_cookie_is_good_for_one_address_and_port() {
-        let (mut checker, mut generator) = pair();
+        let (checker, mut generator) = pair();
         for from in ["192.0.2.1:7", "[2001:db8::1]:7"].map(|text| text.parse::<SocketAddr>().unwrap()) {
             let mut message = [5; 92];
             generator.add_macs(&mut message, at(1));
@@ -228,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_reply_counts_once_and_only_for_the_last_message() {
-        let (mut checker, mut generator) = pair();
+        let (checker, mut generator) = pair();
         let from = "192.0.2.1:7".parse().unwrap();
         let mut message = [5; 148];
         assert!(!generator.consume_reply(&[0; 64], at(0)), "nothing was sent");
@@ -246,7 +273,7 @@ mod tests {
 
     #[test]
     fn cookies_are_used_for_115_and_accepted_for_120_seconds() {
-        let (mut checker, mut generator) = pair();
+        let (checker, mut generator) = pair();
         let from = "192.0.2.1:7".parse().unwrap();
         let mut message = [5; 148];
         generator.add_macs(&mut message, at(0));

@@ -17,14 +17,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::allowed_ips::AllowedIps;
-use super::constants::{
-    INITIATION_INTERVAL, MAX_PEERS, MAX_TIMER_HANDSHAKES, UNDER_LOAD_QUEUE, UNDER_LOAD_STICKY,
-};
+use super::constants::{INITIATION_INTERVAL, MAX_PEERS, MAX_TIMER_HANDSHAKES};
 use super::dropped::{Dropped, Drops};
 use super::endpoint::Endpoint;
 use super::index::{Entry, Table};
 use super::keyed::Keyed;
 use super::keypair::{Keypair, Role};
+use super::load::{Load, RATE_LIMITER_ENTRIES, Screened, screen};
 use super::messages::{COOKIE_REPLY_LEN, INITIATION_LEN, Message, RESPONSE_LEN};
 use super::noise::{self, CreatedInitiation, Static, TransportKeys};
 use super::peer::{Ask, Peer, Staged};
@@ -39,9 +38,6 @@ use crate::crypto::secret::Secret;
 use crate::crypto::x25519::{PrivateKey, PublicKey};
 use crate::packet::{ecn, ip};
 
-/// Sources that the rate limiter remembers at most (kernel `ratelimiter.c`: eight a bucket, 8192 buckets on a machine of over 1 GiB).
-const RATE_LIMITER_ENTRIES: usize = 8 * 8192;
-
 /// A peer as the value of a prefix; two are equal if they are the same peer.
 #[derive(Clone, Debug)]
 struct Route(Arc<Peer>);
@@ -53,10 +49,11 @@ impl PartialEq for Route {
 }
 
 /// What the data path needs to know of the interface: a consistent picture that never changes.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct View {
     routes: AllowedIps<Route>,
     table: Arc<Table>,
+    checker: Option<Arc<cookie::Checker>>,
 }
 
 impl View {
@@ -68,6 +65,16 @@ impl View {
     /// Returns the session that receives under `index`, with its peer.
     pub fn session(&self, index: u32) -> Option<Arc<Entry>> {
         self.table.lookup(index).filter(|entry| entry.keypair().is_some())
+    }
+
+    /// Tells whether `index` is one that we gave to a peer: a response or a cookie reply to any other answers nothing.
+    pub fn knows(&self, index: u32) -> bool {
+        self.table.lookup(index).is_some()
+    }
+
+    /// Returns what checks the macs of handshake messages; none before a private key is set.
+    pub fn checker(&self) -> Option<&cookie::Checker> {
+        self.checker.as_deref()
     }
 
     /// Checks an opened packet from `peer`, padding included, and returns its length without the padding.
@@ -151,14 +158,14 @@ pub struct Interface {
     schedule: BTreeSet<(Instant, u32)>,
     outputs: VecDeque<Output>,
     limiter: RateLimiter,
-    last_under_load: Option<Instant>,
+    load: Load,
     drops: Arc<Drops>,
     random: Box<dyn Random + Send>,
 }
 
 struct Own {
     keys: Static,
-    checker: cookie::Checker,
+    checker: Arc<cookie::Checker>,
 }
 
 impl Interface {
@@ -181,7 +188,7 @@ impl Interface {
             schedule: BTreeSet::new(),
             outputs: VecDeque::new(),
             limiter: RateLimiter::new(seeds[1], RATE_LIMITER_ENTRIES),
-            last_under_load: None,
+            load: Load::default(),
             drops,
             random,
         }
@@ -205,7 +212,7 @@ impl Interface {
         queued: usize,
         moment: Moment,
     ) -> Result<(), Dropped> {
-        let under_load = self.under_load(queued, moment.now);
+        let under_load = self.load.is_heavy(queued, moment.now);
         if !self.up {
             return Err(Dropped::Down);
         }
@@ -353,7 +360,11 @@ impl Interface {
 
     /// Returns what the data path is to see.
     pub fn view(&self) -> View {
-        View { routes: self.routes.clone(), table: Arc::clone(&self.table) }
+        View {
+            routes: self.routes.clone(),
+            table: Arc::clone(&self.table),
+            checker: self.own.as_ref().map(|own| Arc::clone(&own.checker)),
+        }
     }
 
     /// Returns our public key, if a key is set.
@@ -373,7 +384,7 @@ impl Interface {
 
     // ---- handshake messages in
 
-    /// mac1, and under load mac2 and the rate limit ([W] §5.3, §5.4.4; kernel `receive.c`, `wg_receive_handshake_packet`).
+    /// mac1, and under load mac2 and the rate limit ([W] §5.3, §5.4.4).
     fn admit_handshake(
         &mut self,
         message: &[u8],
@@ -381,40 +392,23 @@ impl Interface {
         under_load: bool,
         now: Instant,
     ) -> Result<(), Dropped> {
-        let own = self.own.as_mut().ok_or(Dropped::NoPrivateKey)?;
-        if !own.checker.check_mac1(message) {
-            return Err(Dropped::BadMac1);
-        }
+        let own = self.own.as_ref().ok_or(Dropped::NoPrivateKey)?;
         if !under_load {
-            return Ok(());
+            return if own.checker.check_mac1(message) { Ok(()) } else { Err(Dropped::BadMac1) };
         }
-        if own.checker.check_mac2(message, from.addr, now) {
-            return match self.limiter.allow(from.addr.ip(), now) {
-                true => Ok(()),
-                false => Err(Dropped::RateLimited),
-            };
+        match screen(&own.checker, &mut self.limiter, message, from.addr, now, self.random.as_mut()) {
+            Screened::Admitted => Ok(()),
+            Screened::Dropped(reason) => Err(reason),
+            Screened::Answered(reply) => {
+                self.outputs.push_back(Output::Transmit(Transmit {
+                    peer: None,
+                    to: from,
+                    ds: constants::HANDSHAKE_DS,
+                    datagram: reply.to_vec(),
+                }));
+                Err(Dropped::CookieSent)
+            }
         }
-        let sender = message[4..8].try_into().map(u32::from_le_bytes).map_err(|_| Dropped::Malformed)?;
-        let reply = own.checker.reply(message, from.addr, sender, now, self.random.as_mut());
-        self.outputs.push_back(Output::Transmit(Transmit {
-            peer: None,
-            to: from,
-            ds: constants::HANDSHAKE_DS,
-            datagram: reply.to_vec(),
-        }));
-        Err(Dropped::CookieSent)
-    }
-
-    /// Kernel `receive.c`: an eighth of the queue, and for a second after that.
-    fn under_load(&mut self, queued: usize, now: Instant) -> bool {
-        if queued >= UNDER_LOAD_QUEUE {
-            self.last_under_load = Some(now);
-        }
-        let sticky = self.last_under_load.is_some_and(|last| now.since(last) < UNDER_LOAD_STICKY);
-        if !sticky {
-            self.last_under_load = None;
-        }
-        sticky
     }
 
     fn consume_initiation(
@@ -814,8 +808,9 @@ impl Interface {
         let is_first = self.own.is_none();
         self.own = key.map(|key| {
             let keys = Static::new(key.clone());
-            Own { checker: cookie::Checker::new(keys.public()), keys }
+            Own { checker: Arc::new(cookie::Checker::new(keys.public())), keys }
         });
+        self.changed = true;
         if let Some(id) = self.public_key().and_then(|own| self.by_key.get(own)).copied() {
             self.remove_peer(id);
         }

@@ -12,6 +12,7 @@ pub mod index;
 pub mod interface;
 mod keyed;
 pub mod keypair;
+pub mod load;
 pub mod messages;
 pub mod nesting;
 pub mod noise;

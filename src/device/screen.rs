@@ -1,0 +1,116 @@
+//! Handshake messages on their way to the control thread. Under load a flood of them is turned away here, by whichever thread it arrives at.
+
+use arrayvec::ArrayVec;
+
+use super::shared::{HandshakeDatagram, Shared};
+use super::sockets::{Patience, send_all};
+use crate::crypto::random::{Os, Random};
+use crate::sys::udp::{Datagram, SendBatch, UdpSocket};
+use crate::wireguard::constants::HANDSHAKE_DS;
+use crate::wireguard::dropped::Dropped;
+use crate::wireguard::endpoint::Endpoint;
+use crate::wireguard::interface::View;
+use crate::wireguard::load::{RATE_LIMITER_ENTRIES, Screened, screen};
+use crate::wireguard::messages::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
+use crate::wireguard::ratelimiter::RateLimiter;
+use crate::wireguard::time::Instant;
+
+/// Cookie replies that are sent at once.
+const BATCH: usize = 64;
+
+pub(super) struct Screen {
+    limiter: RateLimiter,
+    /// Cookie replies that are to be sent.
+    replies: ArrayVec<(Endpoint, [u8; COOKIE_REPLY_LEN]), BATCH>,
+    batch: SendBatch,
+}
+
+impl Screen {
+    pub(super) fn new() -> Self {
+        let mut seed = [0; 16];
+        Os.fill(&mut seed);
+        Self {
+            limiter: RateLimiter::new(seed, RATE_LIMITER_ENTRIES),
+            replies: ArrayVec::new(),
+            batch: SendBatch::new(BATCH),
+        }
+    }
+
+    /// Hands a handshake message to the control thread, unless it can be seen here that it leads nowhere.
+    pub(super) fn pass(
+        &mut self,
+        shared: &Shared,
+        view: &View,
+        message: &[u8],
+        from: Endpoint,
+        socket: &UdpSocket,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        self.check(shared, view, message, from, socket, now)?;
+        let mut bytes = [0; INITIATION_LEN];
+        bytes[..message.len()].copy_from_slice(message);
+        let datagram = HandshakeDatagram { bytes, len: message.len(), from };
+        shared.handshakes.push(datagram).map_err(|_| Dropped::HandshakeQueueFull)?;
+        shared.wake_control();
+        Ok(())
+    }
+
+    fn check(
+        &mut self,
+        shared: &Shared,
+        view: &View,
+        message: &[u8],
+        from: Endpoint,
+        socket: &UdpSocket,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        let index = |at: usize| message.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+        match message.len() {
+            RESPONSE_LEN if !index(8).is_some_and(|index| view.knows(index)) => {
+                return Err(Dropped::BadResponse);
+            }
+            COOKIE_REPLY_LEN => {
+                let is_known = index(4).is_some_and(|index| view.knows(index));
+                return if is_known { Ok(()) } else { Err(Dropped::BadCookieReply) };
+            }
+            _ => {}
+        }
+        if !shared.load.is_heavy(shared.handshakes.len(), now) {
+            return Ok(());
+        }
+        let checker = view.checker().ok_or(Dropped::NoPrivateKey)?;
+        match screen(checker, &mut self.limiter, message, from.addr, now, &mut Os) {
+            Screened::Admitted => Ok(()),
+            Screened::Dropped(reason) => Err(reason),
+            Screened::Answered(reply) => {
+                if self.replies.is_full() {
+                    self.reply(shared, socket);
+                }
+                self.replies.push((from, reply));
+                Err(Dropped::CookieSent)
+            }
+        }
+    }
+
+    /// Sends the cookie replies that are due.
+    pub(super) fn reply(&mut self, shared: &Shared, socket: &UdpSocket) {
+        let Self { replies, batch, .. } = self;
+        if replies.is_empty() {
+            return;
+        }
+        let mut datagrams: ArrayVec<Datagram<'_>, BATCH> = replies
+            .iter()
+            .map(|(to, reply)| Datagram {
+                to: to.addr,
+                from: to.source.map(|source| source.ip),
+                ds: HANDSHAKE_DS,
+                hop_limit: None,
+                payload: reply,
+                segment: 0,
+            })
+            .collect();
+        send_all(batch, socket, &mut datagrams, &shared.drops, Patience::NONE, |_, _| {});
+        drop(datagrams);
+        replies.clear();
+    }
+}
