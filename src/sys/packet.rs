@@ -1,4 +1,4 @@
-//! What an interface sends and receives, read beside the kernel (packet(7)).
+//! What an interface sends and receives, read and written beside the kernel (packet(7)).
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -41,6 +41,14 @@ impl Capture {
     pub fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         let mut reader = &self.0;
         io::Read::read(&mut reader, frame)
+    }
+
+    /// Sends one frame, whatever it holds, out of the interface.
+    ///
+    /// # Errors
+    /// `ENETDOWN` while the interface is down; `EMSGSIZE` for more than its MTU.
+    pub fn write(&self, frame: &[u8]) -> io::Result<usize> {
+        self.0.send(frame)
     }
 
     /// Returns how many frames were lost since the last call because they were not read in time.

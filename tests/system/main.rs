@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests fail by panicking, and say why")]
 
 mod cli;
+mod hostile;
 mod netns;
+mod robust;
 mod support;
 mod uapi;

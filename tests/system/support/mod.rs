@@ -4,7 +4,9 @@
 //! parent-death signal.
 
 pub(crate) mod namespace;
+pub(crate) mod proc;
 pub(crate) mod process;
+pub(crate) mod puppet;
 pub(crate) mod tunnel;
 
 use std::env;

@@ -117,6 +117,19 @@ impl Tunnel {
         args: &[&str],
         env: &[(&str, &str)],
     ) -> Self {
+        let tunnel = Self::start_without_key(program, birth, args, env);
+        tunnel.set_key(birth);
+        tunnel
+    }
+
+    /// Like [`Self::start_with`], but the private key is not yet set.
+    #[track_caller]
+    pub(crate) fn start_without_key(
+        program: Program,
+        birth: &Namespace,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
         let name = ifname();
         let process = program.start(birth, &name, args, env);
         Self::with_process(birth, name, process)
@@ -129,20 +142,26 @@ impl Tunnel {
         let path = Program::Adit.path().expect("the program is there");
         let net = format!("--net={}", birth.path());
         let process = parent.spawn("nsenter", &[&net, path.to_str().unwrap(), "-f", &name]);
-        Self::with_process(birth, name, process)
+        let tunnel = Self::with_process(birth, name, process);
+        tunnel.set_key(birth);
+        tunnel
     }
 
     #[track_caller]
     fn with_process(birth: &Namespace, name: String, mut process: Process) -> Self {
         let key = Key::generate();
         wait_until("a tunnel that wg can talk to", SOON, || {
-            assert!(process.ended().is_none(), "it ended: {}", process.output());
+            let ended = process.ended();
+            assert!(ended.is_none(), "it ended: {ended:?}: {}", process.output());
             birth.try_run("wg", &["show", &name]).0
         });
-        let tunnel = Self { name, key, process };
-        let secret = tunnel.key.secret();
-        tunnel.set_with_input(birth, &["private-key", "/dev/stdin"], &secret);
-        tunnel
+        Self { name, key, process }
+    }
+
+    /// Sets the private key.
+    #[track_caller]
+    pub(crate) fn set_key(&self, namespace: &Namespace) {
+        self.set_with_input(namespace, &["private-key", "/dev/stdin"], &self.key.secret());
     }
 
     /// Moves the device to another namespace; the UDP sockets stay.

@@ -1,0 +1,614 @@
+//! What happens to a machine over the years, in seconds: links that flap, peers that come and go, errors of every kind, thousands of
+//! peers; afterwards traffic goes on, nothing has grown and nobody is busy.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use adit::config::{Configure, Edit};
+use adit::crypto::random::Os;
+use adit::crypto::x25519::PrivateKey;
+use adit::device::Device;
+use adit::sys::clock::boottime;
+use adit::sys::netlink::Netlink;
+use adit::sys::offload::Wanted;
+use adit::sys::tun::Tun;
+use rustix::process::Signal;
+
+use crate::support::puppet::{Puppet, udp, udp_packet};
+use crate::support::tunnel::{Key, Program, Tunnel};
+use crate::support::{Namespace, Process, SOON, ifname, need, pause, wait_until};
+
+const PORT: u16 = 51820;
+
+/// Two machines on one cable, each with a tunnel to the other.
+///
+/// ```text
+/// a  192.168.1.1 fd00:1::1 ─ cable ─ 192.168.1.2 fd00:1::2  b
+///    10.8.0.1                                    10.8.0.2
+/// ```
+struct Pair {
+    a: Namespace,
+    b: Namespace,
+    ta: Tunnel,
+    tb: Tunnel,
+}
+
+impl Pair {
+    fn new(threads: &str) -> Self {
+        let (a, b) = (Namespace::new(), Namespace::new());
+        a.join(
+            "cable",
+            &["192.168.1.1/24", "fd00:1::1/64"],
+            &b,
+            "cable",
+            &["192.168.1.2/24", "fd00:1::2/64"],
+        );
+        let args = ["--threads", threads];
+        let ta = Tunnel::start_with(Program::Adit, &a, &args, &[]);
+        let tb = Tunnel::start_with(Program::Adit, &b, &args, &[]);
+        let this = Self { a, b, ta, tb };
+        this.introduce();
+        for (namespace, tunnel, host) in [(&this.a, &this.ta, 1), (&this.b, &this.tb, 2)] {
+            namespace.ip(&format!("addr add 10.8.0.{host}/24 dev {}", tunnel.name));
+            namespace.ip(&format!("link set {} mtu 1420 up", tunnel.name));
+        }
+        this
+    }
+
+    /// Makes them peers.
+    fn introduce(&self) {
+        let Self { a, b, ta, tb } = self;
+        for (namespace, own, other, host) in [(a, ta, tb, 2), (b, tb, ta, 1)] {
+            let public = other.key.public();
+            own.set(
+                namespace,
+                &format!(
+                    "listen-port {PORT} peer {public} allowed-ips 10.8.0.{host}/32 endpoint 192.168.1.{host}:{PORT}"
+                ),
+            );
+        }
+    }
+
+    /// Starts a steady flow from a to b.
+    fn flow(&self) -> Flow {
+        Flow::start((&self.a, "10.8.0.1:0"), (&self.b, "10.8.0.2:0"), 2, Duration::from_millis(1))
+    }
+
+    /// Checks that both have nothing to do and do nothing.
+    #[track_caller]
+    fn assert_idle(&self) {
+        // What is under way may end.
+        pause(Duration::from_millis(300));
+        let both = [&self.ta.process, &self.tb.process];
+        let before = both.map(Process::cpu_ms);
+        pause(Duration::from_secs(2));
+        for (process, before) in both.into_iter().zip(before) {
+            let used = process.cpu_ms() - before;
+            assert!(used < 200, "{used} ms of processor time in 2 s without traffic");
+        }
+    }
+}
+
+/// Checks that a process has as many descriptors open as before; a connection may take a moment to close.
+#[track_caller]
+fn assert_descriptors(process: &Process, before: usize) {
+    wait_until("descriptors as before", SOON, || process.descriptors() == before);
+}
+
+/// A UDP flow whose packets are numbered.
+struct Flow {
+    stop: Arc<AtomicBool>,
+    seen: Arc<Seen>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What has arrived of a flow.
+#[derive(Default)]
+struct Seen {
+    sent: AtomicU64,
+    packets: AtomicU64,
+    /// Packets that came after a later one, or twice.
+    late: AtomicU64,
+    /// The longest silence in milliseconds.
+    silence: AtomicU64,
+}
+
+impl Flow {
+    /// Sends `burst` packets, rests, and so on; `port` 0 stands for any.
+    fn start(from: (&Namespace, &str), to: (&Namespace, &str), burst: u64, rest: Duration) -> Self {
+        let (sender, receiver) = (udp(from.0, from.1), udp(to.0, to.1));
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
+        let destination = receiver.local_addr().unwrap();
+        let sending = {
+            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+            move || {
+                let mut payload = [0; 1000];
+                while !stop.load(Relaxed) {
+                    for _ in 0..burst {
+                        let number = seen.sent.fetch_add(1, Relaxed);
+                        payload[..8].copy_from_slice(&number.to_be_bytes());
+                        // The route may be gone for a while.
+                        let _ = sender.send_to(&payload, destination);
+                    }
+                    pause(rest);
+                }
+            }
+        };
+        let receiving = {
+            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+            move || seen.watch(&receiver, &stop)
+        };
+        Self { stop, seen, threads: vec![std::thread::spawn(sending), std::thread::spawn(receiving)] }
+    }
+
+    /// Checks that packets arrive from now on.
+    #[track_caller]
+    fn goes_on(&self, what: &str) {
+        let before = self.seen.packets.load(Relaxed);
+        wait_until(&format!("traffic {what}"), SOON, || self.seen.packets.load(Relaxed) > before + 20);
+    }
+
+    /// Checks that next to nothing arrives: what was under way may.
+    #[track_caller]
+    fn stands_still(&self, what: &str) {
+        pause(Duration::from_millis(500));
+        let before = self.seen.packets.load(Relaxed);
+        pause(Duration::from_millis(500));
+        let passed = self.seen.packets.load(Relaxed) - before;
+        assert!(passed < 100, "{passed} packets came through {what}");
+    }
+
+    fn end(mut self) -> Arc<Seen> {
+        self.stop.store(true, Relaxed);
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+        Arc::clone(&self.seen)
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+impl Seen {
+    fn watch(&self, receiver: &UdpSocket, stop: &AtomicBool) {
+        let (mut next, mut last) = (0, None);
+        let mut payload = [0; 2000];
+        while !stop.load(Relaxed) {
+            let received = receiver.recv(&mut payload);
+            let now = boottime();
+            let silence = last.map_or(Duration::ZERO, |last| now - last);
+            self.silence.fetch_max(silence.as_millis().try_into().unwrap(), Relaxed);
+            if received.is_err() {
+                continue;
+            }
+            last = Some(now);
+            let number = u64::from_be_bytes(payload[..8].try_into().unwrap());
+            self.packets.fetch_add(1, Relaxed);
+            if number < next {
+                self.late.fetch_add(1, Relaxed);
+            }
+            next = next.max(number + 1);
+        }
+    }
+}
+
+// T15, T23, T24.
+#[test]
+fn a_link_that_goes_up_and_down_a_thousand_times_works_and_costs_nothing_while_down() {
+    need!("ip", "wg");
+    let pair = Pair::new("2");
+    let flow = pair.flow();
+    flow.goes_on("at first");
+    let descriptors = pair.ta.process.descriptors();
+    let name = &pair.ta.name;
+    for _ in 0..100 {
+        pair.a.ip(&format!("link set {name} down"));
+        pair.a.ip(&format!("link set {name} up"));
+    }
+    flow.goes_on("after a hundred times");
+    let mut batch = String::new();
+    for _ in 0..1000 {
+        writeln!(batch, "link set {name} down\nlink set {name} up").unwrap();
+    }
+    let file = format!("/tmp/{name}.batch");
+    std::fs::write(&file, batch).unwrap();
+    pair.a.ip(&format!("-batch {file}"));
+    std::fs::remove_file(&file).unwrap();
+    flow.goes_on("after a thousand times");
+    assert_descriptors(&pair.ta.process, descriptors);
+    drop(flow);
+    pair.assert_idle();
+    pair.a.ip(&format!("link set {name} down"));
+    pair.assert_idle();
+    assert_eq!(pair.ta.process.output(), "");
+}
+
+// T23, T24.
+#[test]
+fn peers_that_come_and_go_a_thousand_times_disturb_nobody() {
+    need!("ip", "wg");
+    let pair = Pair::new("2");
+    let flow = pair.flow();
+    flow.goes_on("at first");
+    let (descriptors, resident) = (pair.ta.process.descriptors(), pair.ta.process.resident_kib());
+    let public = pair.tb.key.public();
+    for i in 0..500 {
+        let stranger = Key::generate().public();
+        pair.ta.set(
+            &pair.a,
+            &format!("peer {stranger} allowed-ips 10.9.0.0/24,fd00::/64 endpoint 192.168.1.2:9 persistent-keepalive 1"),
+        );
+        pair.ta.set(&pair.a, &format!("peer {stranger} remove"));
+        if i % 50 == 49 {
+            pair.ta.set(&pair.a, &format!("peer {public} remove"));
+            pair.introduce();
+        }
+    }
+    flow.goes_on("after a thousand changes");
+    assert_eq!(pair.ta.show(&pair.a, "peers"), public);
+    assert_descriptors(&pair.ta.process, descriptors);
+    let grown = pair.ta.process.resident_kib().saturating_sub(resident);
+    assert!(grown < 2048, "{grown} KiB more");
+    drop(flow);
+    pair.assert_idle();
+}
+
+// T15, T23.
+#[test]
+fn devices_start_and_stop_under_traffic_without_a_deadlock() {
+    need!("ip");
+    let namespace = Namespace::new();
+    let target = udp(&namespace, "127.0.0.1:0");
+    let began = boottime();
+    for round in 0..100 {
+        let name = ifname();
+        let (closed, on_close) = std::sync::mpsc::channel();
+        let device = {
+            let name = name.clone();
+            namespace.enter(move || {
+                let tun = Tun::create(&name, 2, &Wanted::default()).unwrap();
+                let device = Device::start(tun, Wanted::default(), move || closed.send(()).unwrap()).unwrap();
+                let key = PrivateKey::generate(&mut Os);
+                device.apply(vec![Edit::PrivateKey(Some(key)), Edit::ListenPort(PORT)]).unwrap();
+                let mut netlink = Netlink::open().unwrap();
+                let link = netlink.link(&name).unwrap();
+                netlink.set_up(link.index, None).unwrap();
+                device
+            })
+        };
+        for _ in 0..50 {
+            let _ = target.send_to(&[1; 148], ("127.0.0.1", PORT));
+        }
+        if round % 10 == 0 {
+            namespace.ip(&format!("link del {name}"));
+            on_close.recv_timeout(SOON).expect("on_close is called");
+        }
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(device);
+            ended.send(())
+        });
+        end.recv_timeout(SOON).expect("all threads end");
+        let gone = namespace.enter(move || Netlink::open().unwrap().link(&name).is_err());
+        assert!(gone, "round {round}");
+    }
+    assert!(boottime() - began < Duration::from_secs(25), "{:?}", boottime() - began);
+}
+
+// T16.
+#[test]
+fn a_stopped_process_catches_up_and_is_idle_afterwards() {
+    need!("ip", "wg");
+    let pair = Pair::new("2");
+    let flow = pair.flow();
+    flow.goes_on("at first");
+    for tunnel in [&pair.ta, &pair.tb] {
+        tunnel.process.signal(Signal::STOP);
+        pause(Duration::from_secs(4));
+        tunnel.process.signal(Signal::CONT);
+        flow.goes_on("after a stop");
+    }
+    drop(flow);
+    pair.assert_idle();
+}
+
+// T18.
+#[test]
+fn a_peer_that_roams_between_families_under_load_is_followed_at_once() {
+    need!("ip", "wg");
+    let pair = Pair::new("2");
+    let flow = pair.flow();
+    flow.goes_on("at first");
+    let to = format!("192.168.1.1:{PORT}").parse().unwrap();
+    let mut puppet = Puppet::new(&pair.b, "192.168.1.2:0", to, &pair.ta.key);
+    pair.ta.set(&pair.a, &format!("peer {} allowed-ips 10.8.0.3/32", puppet.key.public()));
+    let session = puppet.handshake(SOON);
+    let inner = udp(&pair.a, "10.8.0.1:0");
+    let port = inner.local_addr().unwrap().port();
+    let v6 = format!("[fd00:1::1]:{PORT}").parse().unwrap();
+    let mut places = [
+        (udp(&pair.b, "192.168.1.2:0"), to),
+        (udp(&pair.b, "[fd00:1::2]:0"), v6),
+        (udp(&pair.b, "192.168.1.2:0"), to),
+        (udp(&pair.b, "[fd00:1::2]:0"), v6),
+    ];
+    for round in 0..400_u16 {
+        let place = usize::from(round) % places.len();
+        std::mem::swap(&mut puppet.socket, &mut places[place].0);
+        puppet.to = places[place].1;
+        puppet.send(&session, &udp_packet([10, 8, 0, 3], [10, 8, 0, 1], port, &round.to_be_bytes()));
+        let mut payload = [0; 100];
+        wait_until("the packet from the new place", SOON, || {
+            inner.recv(&mut payload).is_ok_and(|_| payload[..2] == round.to_be_bytes())
+        });
+        wait_until("the answer to the new place", Duration::from_secs(2), || {
+            inner.send_to(&round.to_be_bytes(), "10.8.0.3:7").unwrap();
+            puppet.recv(&session).is_some_and(|packet| packet[28..30] == round.to_be_bytes())
+        });
+        std::mem::swap(&mut puppet.socket, &mut places[place].0);
+    }
+    flow.goes_on("at last");
+}
+
+// T22.
+#[test]
+fn memory_under_load_of_64_peers_is_bounded() {
+    need!("ip", "wg");
+    let pair = Pair::new("2");
+    let to = format!("192.168.1.1:{PORT}").parse().unwrap();
+    let inner = udp(&pair.a, "10.8.0.1:0");
+    let port = inner.local_addr().unwrap().port();
+    let mut peers = Vec::new();
+    for host in 0..64 {
+        let mut puppet = Puppet::new(&pair.b, "192.168.1.2:0", to, &pair.ta.key);
+        pair.ta.set(&pair.a, &format!("peer {} allowed-ips 10.8.0.{}/32", puppet.key.public(), 100 + host));
+        let session = puppet.handshake(SOON);
+        peers.push((host, puppet, session));
+    }
+    let load = |rounds: u32| {
+        for _ in 0..rounds {
+            for (host, puppet, session) in &peers {
+                let addr = [10, 8, 0, 100 + host];
+                let packet = udp_packet(addr, [10, 8, 0, 1], port, &[0; 1372]);
+                for _ in 0..32 {
+                    puppet.send(session, &packet);
+                    let _ = inner.send_to(&[0; 1372], (Ipv4Addr::from(addr), 7));
+                }
+            }
+        }
+    };
+    load(5);
+    let first = pair.ta.process.resident_kib();
+    load(20);
+    let resident = pair.ta.process.resident_kib();
+    eprintln!("64 peers under load: {resident} KiB resident, {first} KiB after the first fifth");
+    assert!(resident.saturating_sub(first) < 2048, "{first} KiB grew to {resident} KiB");
+    assert!(resident < 32 << 10, "{resident} KiB");
+    for (_, puppet, session) in &peers {
+        assert!(puppet.recv(session).is_some(), "nothing came");
+    }
+}
+
+// T25.
+#[test]
+fn packets_of_a_flow_stay_in_order_with_several_workers() {
+    need!("ip", "wg");
+    for threads in ["2", "4"] {
+        let pair = Pair::new(threads);
+        pair.a.sh("ping -n -c 1 -W 5 10.8.0.2");
+        let rest = Duration::from_millis(2);
+        let flows: Vec<_> = (0..6)
+            .flat_map(|_| {
+                [
+                    ((&pair.a, "10.8.0.1:0"), (&pair.b, "10.8.0.2:0")),
+                    ((&pair.b, "10.8.0.2:0"), (&pair.a, "10.8.0.1:0")),
+                ]
+            })
+            .map(|(from, to)| Flow::start(from, to, 8, rest))
+            .collect();
+        pause(Duration::from_secs(4));
+        for flow in flows {
+            let seen = flow.end();
+            let (sent, packets) = (seen.sent.load(Relaxed), seen.packets.load(Relaxed));
+            assert!(packets > sent / 2 && packets > 1000, "{packets} of {sent} arrived");
+            assert_eq!(seen.late.load(Relaxed), 0, "of {packets} with {threads} threads");
+        }
+    }
+}
+
+/// Errors of the UDP socket on machine a, what causes them there, and what ends them.
+const STORMS: [(&str, &[&str], &[&str]); 7] = [
+    ("ENETUNREACH, the cable is down", &["ip link set cable down"], &["ip link set cable up"]),
+    (
+        "EINVAL, a black hole",
+        &["ip route add blackhole 192.168.1.2"],
+        &["ip route del blackhole 192.168.1.2"],
+    ),
+    (
+        "EACCES, a prohibited route",
+        &["ip route add prohibit 192.168.1.2"],
+        &["ip route del prohibit 192.168.1.2"],
+    ),
+    ("EHOSTUNREACH", &["ip route add unreachable 192.168.1.2"], &["ip route del unreachable 192.168.1.2"]),
+    (
+        "ENETUNREACH, no route",
+        &["ip route del 192.168.1.0/24"],
+        &["ip route add 192.168.1.0/24 dev cable src 192.168.1.1"],
+    ),
+    (
+        "EPERM, a firewall",
+        &[
+            "nft add table inet wall",
+            "nft add chain inet wall out { type filter hook output priority 0 ; }",
+            "nft add rule inet wall out udp dport 51820 reject",
+        ],
+        &["nft delete table inet wall"],
+    ),
+    (
+        "EAGAIN, a full socket buffer",
+        &["tc qdisc add dev cable root tbf rate 8kbit burst 1600 limit 100mb"],
+        &["tc qdisc del dev cable root"],
+    ),
+];
+
+// T35.
+#[test]
+fn errors_of_the_udp_socket_pass() {
+    need!("ip", "wg", "nft", "tc");
+    let pair = Pair::new("2");
+    let Pair { a, b, ta, tb } = &pair;
+    let flow = pair.flow();
+    flow.goes_on("at first");
+    // Nobody listens there: ICMP port unreachable.
+    tb.set(b, "listen-port 9");
+    flow.stands_still("while the port is unreachable");
+    tb.set(b, &format!("listen-port {PORT}"));
+    flow.goes_on("after the port was unreachable");
+    for (what, begin, end) in STORMS {
+        begin.iter().for_each(|line| drop(a.sh(line)));
+        flow.stands_still(what);
+        let asked = boottime();
+        ta.show(a, "transfer");
+        assert!(
+            boottime() - asked < Duration::from_secs(1),
+            "{what}: wg waited for {:?}",
+            boottime() - asked
+        );
+        end.iter().for_each(|line| drop(a.sh(line)));
+        let ended = boottime();
+        flow.goes_on(&format!("after {what}"));
+        eprintln!("{what}: traffic went on {:?} after its end", boottime() - ended);
+    }
+    drop(flow);
+    pair.assert_idle();
+    assert_eq!(ta.process.output(), "");
+}
+
+// T35.
+#[test]
+fn packets_for_peers_without_a_session_do_not_occupy_the_control_thread() {
+    need!("ip", "wg");
+    let pair = Pair::new("2");
+    let mut words = String::new();
+    for host in 100..200 {
+        let public = Key::generate().public();
+        // Nobody is there.
+        write!(words, " peer {public} allowed-ips 10.8.0.{host}/32 endpoint 192.168.1.2:{host}").unwrap();
+    }
+    pair.ta.set(&pair.a, &words);
+    let blasts = [Blast::start(&pair.a), Blast::start(&pair.a)];
+    for _ in 0..100 {
+        let asked = boottime();
+        pair.ta.show(&pair.a, "transfer");
+        assert!(boottime() - asked < Duration::from_secs(1), "wg waited for {:?}", boottime() - asked);
+    }
+    let began = boottime();
+    assert!(pair.b.succeeds("ping -n -c 1 -i 0.2 -w 10 10.8.0.1"), "no handshake beside it");
+    let sent: u64 = blasts.iter().map(|blast| blast.sent.load(Relaxed)).sum();
+    eprintln!("a handshake beside {sent} packets took {:?}", boottime() - began);
+    assert!(sent > 10_000, "{sent} packets are not many");
+}
+
+/// Sends packets to 10.8.0.100…199 as fast as it can until it is dropped.
+struct Blast {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+}
+
+impl Blast {
+    fn start(from: &Namespace) -> Self {
+        let this = Self { stop: Arc::new(AtomicBool::new(false)), sent: Arc::default() };
+        let socket = udp(from, "10.8.0.1:0");
+        let (stop, sent) = (Arc::clone(&this.stop), Arc::clone(&this.sent));
+        std::thread::spawn(move || {
+            while !stop.load(Relaxed) {
+                let host = 100 + u8::try_from(sent.fetch_add(1, Relaxed) % 100).unwrap();
+                let _ = socket.send_to(&[0; 64], (Ipv4Addr::new(10, 8, 0, host), 9));
+            }
+        });
+        this
+    }
+}
+
+impl Drop for Blast {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+// T36.
+#[test]
+fn steady_traffic_does_not_stall() {
+    need!("ip", "wg");
+    let pair = Pair::new("2");
+    let flow = pair.flow();
+    flow.goes_on("at first");
+    pause(Duration::from_secs(10));
+    let seen = flow.end();
+    let (sent, packets) = (seen.sent.load(Relaxed), seen.packets.load(Relaxed));
+    let silence = seen.silence.load(Relaxed);
+    eprintln!("{packets} of {sent} packets arrived, the longest silence was {silence} ms");
+    assert!(silence < 1000, "{silence} ms without a packet");
+    assert!(packets * 100 > sent * 95, "{packets} of {sent} arrived");
+}
+
+// T14.
+#[test]
+fn ten_thousand_idle_peers_wake_nobody() {
+    need!("ip", "wg");
+    let namespace = Namespace::new();
+    let tunnel = Tunnel::start_with(Program::Adit, &namespace, &["--threads", "2"], &[]);
+    namespace.ip(&format!("link set {} up", tunnel.name));
+    let empty = tunnel.process.resident_kib();
+    let mut config = String::new();
+    for i in 0..10_000_u32 {
+        let public = Key::generate().public();
+        let [_, _, high, low] = i.to_be_bytes();
+        writeln!(config, "[Peer]\nPublicKey = {public}\nAllowedIPs = 10.{high}.{low}.0/24, fd00:{i:x}::/64")
+            .unwrap();
+        writeln!(config, "Endpoint = 127.0.0.1:{}", 1 + i).unwrap();
+    }
+    let file = format!("/tmp/{}.conf", tunnel.name);
+    std::fs::write(&file, config).unwrap();
+    let began = boottime();
+    namespace.run("wg", &["addconf", &tunnel.name, &file]);
+    let took = boottime() - began;
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(tunnel.show(&namespace, "peers").lines().count(), 10_000);
+    let resident = tunnel.process.resident_kib();
+    pause(Duration::from_millis(500));
+    let before = tunnel.process.wake_ups();
+    pause(Duration::from_secs(5));
+    let woken = tunnel.process.wake_ups() - before;
+    eprintln!(
+        "10 000 peers: {empty} KiB before, {resident} KiB resident, configured in {took:?}, {woken} wake-ups in 5 s"
+    );
+    assert!(woken <= 5, "{woken} wake-ups in 5 s");
+    assert!(resident < 64 << 10, "{resident} KiB");
+}
+
+// T17, T18.
+#[test]
+fn an_endpoint_of_a_family_that_is_missing_harms_nothing() {
+    need!("ip", "wg");
+    let pair = Pair::new("2");
+    let flow = pair.flow();
+    flow.goes_on("at first");
+    pair.a.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+    let public = pair.tb.key.public();
+    pair.ta.set(&pair.a, &format!("peer {public} endpoint [fd00:1::2]:{PORT}"));
+    pause(Duration::from_secs(1));
+    let before = flow.seen.packets.load(Relaxed);
+    pause(Duration::from_secs(1));
+    assert_eq!(flow.seen.packets.load(Relaxed), before);
+    pair.ta.set(&pair.a, &format!("peer {public} endpoint 192.168.1.2:{PORT}"));
+    flow.goes_on("over the family that there is");
+    drop(flow);
+    pair.assert_idle();
+}

@@ -1,0 +1,73 @@
+//! What `/proc` tells of a process: memory, time, wake-ups, descriptors; and of a socket: what waits in it and what was lost.
+
+use std::fs;
+
+use super::{Namespace, Process};
+
+impl Process {
+    /// Returns the resident memory in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        field(&self.read("status"), "VmRSS:")
+    }
+
+    /// Returns the processor time that all threads have used so far, in milliseconds.
+    pub(crate) fn cpu_ms(&self) -> u64 {
+        let stat = self.read("stat");
+        // The name, in parentheses, may hold anything.
+        let (_, rest) = stat.rsplit_once(')').unwrap();
+        let mut words = rest.split_whitespace().skip(11).map(|word| word.parse::<u64>().unwrap());
+        // Both in hundredths of a second (USER_HZ).
+        (words.next().unwrap() + words.next().unwrap()) * 10
+    }
+
+    /// Returns how often all threads have gone to sleep of their own accord: how often they were woken.
+    pub(crate) fn wake_ups(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        tasks
+            .map(|task| {
+                let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+                field(&status, "voluntary_ctxt_switches:")
+            })
+            .sum()
+    }
+
+    /// Returns how many descriptors are open.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{file}", self.id())).unwrap()
+    }
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+impl Namespace {
+    /// Returns [`udp_backlog`] of this namespace.
+    pub(crate) fn udp_backlog(&self, port: u16) -> (u64, u64) {
+        self.enter(move || udp_backlog(port))
+    }
+}
+
+/// Returns, over all sockets on UDP port `port` in the calling thread's namespace, the bytes that wait to be read and the datagrams
+/// that were lost.
+pub(crate) fn udp_backlog(port: u16) -> (u64, u64) {
+    let (mut waiting, mut lost) = (0, 0);
+    for table in ["udp", "udp6"] {
+        // Without IPv6 there is no second file.
+        let table = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+        for line in table.lines().skip(1) {
+            let words: Vec<_> = line.split_whitespace().collect();
+            if words[1].ends_with(&format!(":{port:04X}")) {
+                let (_, queue) = words[4].split_once(':').unwrap();
+                waiting += u64::from_str_radix(queue, 16).unwrap();
+                lost += words.last().unwrap().parse::<u64>().unwrap();
+            }
+        }
+    }
+    (waiting, lost)
+}
