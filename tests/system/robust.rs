@@ -389,7 +389,7 @@ fn memory_under_load_of_64_peers_is_bounded() {
     let resident = pair.ta.process.resident_kib();
     eprintln!("64 peers under load: {resident} KiB resident, {first} KiB after the first fifth");
     assert!(resident.saturating_sub(first) < 2048, "{first} KiB grew to {resident} KiB");
-    assert!(resident < 32 << 10, "{resident} KiB");
+    assert!(resident < 16 << 10, "{resident} KiB");
     for (_, puppet, session) in &peers {
         assert!(puppet.recv(session).is_some(), "nothing came");
     }
@@ -590,7 +590,7 @@ fn ten_thousand_idle_peers_wake_nobody() {
         "10 000 peers: {empty} KiB before, {resident} KiB resident, configured in {took:?}, {woken} wake-ups in 5 s"
     );
     assert!(woken <= 5, "{woken} wake-ups in 5 s");
-    assert!(resident < 64 << 10, "{resident} KiB");
+    assert!(resident < 48 << 10, "{resident} KiB");
 }
 
 // T17, T18.
