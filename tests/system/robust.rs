@@ -118,9 +118,12 @@ struct Seen {
 }
 
 impl Flow {
-    /// Sends `burst` packets, rests, and so on; `port` 0 stands for any.
+    /// Sends `burst` packets, rests, and so on; port 0 stands for any.
     fn start(from: (&Namespace, &str), to: (&Namespace, &str), burst: u64, rest: Duration) -> Self {
-        let (sender, receiver) = (udp(from.0, from.1), udp(to.0, to.1));
+        Self::between(udp(from.0, from.1), udp(to.0, to.1), burst, rest)
+    }
+
+    fn between(sender: UdpSocket, receiver: UdpSocket, burst: u64, rest: Duration) -> Self {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
         let destination = receiver.local_addr().unwrap();
         let sending = {
@@ -403,14 +406,11 @@ fn packets_of_a_flow_stay_in_order_with_several_workers() {
         let pair = Pair::new(threads);
         pair.a.sh("ping -n -c 1 -W 5 10.8.0.2");
         let rest = Duration::from_millis(2);
+        // Between the same two sockets one flow each way: the kernel moves a flow to the queue that its answers are written to.
         let flows: Vec<_> = (0..6)
-            .flat_map(|_| {
-                [
-                    ((&pair.a, "10.8.0.1:0"), (&pair.b, "10.8.0.2:0")),
-                    ((&pair.b, "10.8.0.2:0"), (&pair.a, "10.8.0.1:0")),
-                ]
-            })
-            .map(|(from, to)| Flow::start(from, to, 8, rest))
+            .map(|_| (udp(&pair.a, "10.8.0.1:0"), udp(&pair.b, "10.8.0.2:0")))
+            .flat_map(|(a, b)| [(a.try_clone().unwrap(), b.try_clone().unwrap()), (b, a)])
+            .map(|(from, to)| Flow::between(from, to, 8, rest))
             .collect();
         pause(Duration::from_secs(4));
         for flow in flows {
