@@ -39,7 +39,6 @@ pub(super) struct Follower {
     netlink: Option<Netlink>,
     index: u32,
     state: State,
-    routes_changed: bool,
 }
 
 impl Follower {
@@ -51,7 +50,7 @@ impl Follower {
             Err(_) => Self::find_elsewhere(&queue)?,
         };
         let (monitor, netlink, index, state) = found;
-        Ok(Self { queue, monitor, netlink, index, state, routes_changed: true })
+        Ok(Self { queue, monitor, netlink, index, state })
     }
 
     fn find(queue: &Queue) -> io::Result<Found> {
@@ -96,11 +95,9 @@ impl Follower {
                 }
                 Event::LinkGone(index) if index == self.index => return self.look_again(),
                 Event::Lost => return self.look_again(),
-                Event::Routes => {
-                    self.routes_changed = true;
-                    news = News::Changed;
-                }
-                Event::Link(_) | Event::LinkGone(_) => {}
+                // Only routes over this link bear on its MTU: on a router that learns routes all day, the others are not worth a look.
+                Event::Routes(interface) if interface == Some(self.index) => news = News::Changed,
+                Event::Routes(_) | Event::Link(_) | Event::LinkGone(_) => {}
             }
         }
         news
@@ -114,7 +111,6 @@ impl Follower {
         match Self::find_elsewhere(&self.queue) {
             Ok((monitor, netlink, index, state)) => {
                 (self.monitor, self.netlink, self.index, self.state) = (monitor, netlink, index, state);
-                self.routes_changed = true;
                 News::Moved
             }
             Err(error) if !self.queue.is_attached() => {
@@ -137,7 +133,6 @@ impl Follower {
             None => self.queue.netns().and_then(|netns| netns::run_in(netns, || Netlink::open()?.routes())),
         };
         let own = routes.unwrap_or_default().into_iter().filter(|route| route.interface == self.index);
-        self.routes_changed = false;
         Mtu::new(self.state.mtu, own.filter_map(|route| Some((route.destination, route.mtu?))))
     }
 }

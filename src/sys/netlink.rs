@@ -67,8 +67,8 @@ pub enum Event {
     Link(Link),
     /// A link is gone, from this namespace at least.
     LinkGone(u32),
-    /// Addresses or routes have changed.
-    Routes,
+    /// An address or a route has changed: of this interface, if it is of one.
+    Routes(Option<u32>),
     /// Notices were lost: anything may have changed.
     Lost,
 }
@@ -434,10 +434,12 @@ fn event_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
     match inner {
         RouteNetlinkMessage::NewLink(_) => link_of(inner).map(Event::Link),
         RouteNetlinkMessage::DelLink(link) => Some(Event::LinkGone(link.header.index)),
-        RouteNetlinkMessage::NewRoute(_)
-        | RouteNetlinkMessage::DelRoute(_)
-        | RouteNetlinkMessage::NewAddress(_)
-        | RouteNetlinkMessage::DelAddress(_) => Some(Event::Routes),
+        RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
+            Some(Event::Routes(interface_of(inner)))
+        }
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            Some(Event::Routes(Some(address.header.index)))
+        }
         _ => None,
     }
 }
@@ -495,7 +497,9 @@ fn route_of(message: &RouteNetlinkMessage) -> Option<Route> {
 }
 
 fn interface_of(message: &RouteNetlinkMessage) -> Option<u32> {
-    let RouteNetlinkMessage::NewRoute(route) = message else { return None };
+    let (RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) = message else {
+        return None;
+    };
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
@@ -542,7 +546,7 @@ mod tests {
                 assert!(routes.iter().any(|route| route.destination == (wanted.parse().unwrap(), 16)));
             }
             let events = monitor.take();
-            assert!(events.contains(&Event::Routes));
+            assert!(events.contains(&Event::Routes(Some(left.index))));
             assert!(events.iter().any(|event| matches!(event, Event::Link(link) if link.name == "left")));
             let from = "10.1.0.1".parse().unwrap();
             netns::run_in(&other, || {
