@@ -539,3 +539,60 @@ fn what_is_left_of_a_handshake_that_was_given_up_is_wiped_after_nine_minutes() {
     sim.run_for(seconds(1));
     assert_eq!(sim.nodes[A].drops.get(Dropped::BadResponse), 1);
 }
+
+#[test]
+fn traffic_in_both_directions_needs_no_keepalives() {
+    // §6.5.
+    let mut sim = connected(28);
+    for _ in 0..5 {
+        sim.send(A, B, 50);
+        sim.run_for(seconds(5));
+        sim.send(B, A, 50);
+        sim.run_for(seconds(5));
+    }
+    assert_eq!((keepalives(sim.log(), A), keepalives(sim.log(), B)), (0, 0));
+}
+
+#[test]
+fn what_is_received_puts_a_persistent_keepalive_off() {
+    // Kernel `timers.c`, `wg_timers_any_authenticated_packet_traversal`.
+    let mut sim = connected(29);
+    keep_alive(&mut sim, B, A, 20);
+    keep_alive(&mut sim, A, B, 25);
+    sim.run_for(seconds(1));
+    sim.take_log();
+    sim.run_for(seconds(90));
+    assert_eq!((sim.log().len(), keepalives(sim.log(), B)), (4, 4), "every 20 s, and A has nothing to add");
+}
+
+#[test]
+fn a_packet_that_asks_again_begins_the_attempts_anew() {
+    // §6.4; kernel `send.c`, `wg_packet_send_queued_handshake_initiation`.
+    let mut sim = Sim::pair(30);
+    sim.conditions.loss = 1000;
+    sim.send(A, B, 50);
+    sim.run_for(seconds(60));
+    sim.send(A, B, 50);
+    sim.run_for(seconds(90));
+    assert_eq!(
+        sim.nodes[A].drops.get(Dropped::HandshakeGivenUp),
+        0,
+        "150 s after the first, 90 s after the second"
+    );
+    sim.run_for(seconds(20));
+    assert_eq!(sim.nodes[A].drops.get(Dropped::HandshakeGivenUp), 2);
+}
+
+#[test]
+fn a_device_that_comes_up_again_does_not_wait_for_its_last_handshake() {
+    // Kernel `device.c`, `wg_stop`.
+    let mut sim = Sim::pair(31);
+    sim.send(A, B, 50);
+    sim.run_for(seconds(1));
+    sim.down(A);
+    sim.up(A);
+    sim.send(A, B, 50);
+    assert_eq!(count(sim.log(), A, 1), 2);
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[B].received.len(), 2);
+}
