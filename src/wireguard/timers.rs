@@ -284,6 +284,16 @@ mod tests {
     }
 
     #[test]
+    fn giving_up_stops_the_keepalive_and_leaves_a_pending_wipe_where_it_is() {
+        // Kernel `timers.c`, `wg_expired_retransmit_handshake`.
+        let timers = Timers::new(0);
+        timers.session_derived(at(0));
+        let _ = timers.data_received(at(95));
+        timers.handshake_given_up(at(100));
+        assert_eq!(timers.schedule(), Some(at(540)));
+    }
+
+    #[test]
     fn data_during_a_pending_keepalive_asks_for_another() {
         let timers = Timers::new(0);
         let _ = timers.data_received(at(0));
