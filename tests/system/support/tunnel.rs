@@ -1,6 +1,7 @@
 //! Tunnels of any implementation that `wg` configures.
 
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -153,7 +154,9 @@ impl Tunnel {
         wait_until("a tunnel that wg can talk to", SOON, || {
             let ended = process.ended();
             assert!(ended.is_none(), "it ended: {ended:?}: {}", process.output());
-            birth.try_run("wg", &["show", &name]).0
+            // `wg` removes a socket that is not listened on yet, and wireguard-go ends then.
+            UnixStream::connect(format!("/var/run/wireguard/{name}.sock")).is_ok()
+                && birth.try_run("wg", &["show", &name]).0
         });
         Self { name, key, process }
     }
