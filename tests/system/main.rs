@@ -7,6 +7,7 @@
 
 mod cli;
 mod hostile;
+mod interop;
 mod netns;
 mod robust;
 mod support;

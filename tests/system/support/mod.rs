@@ -7,6 +7,7 @@ pub(crate) mod namespace;
 pub(crate) mod proc;
 pub(crate) mod process;
 pub(crate) mod puppet;
+pub(crate) mod stream;
 pub(crate) mod tunnel;
 
 use std::env;
