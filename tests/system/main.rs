@@ -8,6 +8,7 @@
 mod cli;
 mod hostile;
 mod interop;
+mod kernel_peer;
 mod netns;
 mod robust;
 mod support;
