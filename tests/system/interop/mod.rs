@@ -1,5 +1,5 @@
 //! Ours and the other userspace implementations: both roles, both families outside and inside, with and without a preshared key,
-//! roaming, and hours of keys made short.
+//! roaming, and renewals of the session in real time.
 //!
 //! ```text
 //! left   ours, 10.2.0.1 and fd02::1 inside    10.1.0.1, fd01::1 ┐ veth
