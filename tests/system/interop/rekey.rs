@@ -82,6 +82,9 @@ fn sessions_with_every_implementation_are_renewed_twice_without_a_lost_packet() 
         runs.push(Run::start(program, Outside::V4, Initiator::Ours, true));
         runs.push(Run::start(program, other, Initiator::Theirs, false));
     }
+    if runs.is_empty() {
+        return;
+    }
     let end = boottime() + LENGTH;
     while boottime() < end {
         runs.iter_mut().for_each(Run::look);
