@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn a_cookie_reply_is_bound_to_the_mac1_it_answers() {
         // §5.4.7: XAEAD with the additional data msg.mac1.
-        let (mut checker, mut generator) = pair();
+        let (checker, mut generator) = pair();
         let mut message = [5; 148];
         generator.add_macs(&mut message, at(0));
         let reply = checker.reply(&message, "192.0.2.1:7".parse().unwrap(), 1, at(0), &mut Os);

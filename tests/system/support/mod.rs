@@ -13,7 +13,6 @@ pub(crate) mod tunnel;
 use std::env;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use adit::sys::clock::boottime;
@@ -91,13 +90,6 @@ pub(crate) fn pause(duration: Duration) {
         tv_nsec: duration.subsec_nanos().into(),
     };
     let _ = rustix::event::poll(&mut [], Some(&timeout));
-}
-
-/// Runs a command outside of any test namespace and returns what it printed; it must succeed.
-#[track_caller]
-pub(crate) fn run(program: &str, args: &[&str]) -> String {
-    let program_path = find(program).unwrap_or_else(|| panic!("{program} missing"));
-    process::expect_success(program, args, Command::new(program_path).args(args).output())
 }
 
 /// Returns a name that no other interface has: the sockets of all namespaces lie in one directory.

@@ -75,11 +75,6 @@ impl Process {
         stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("the process reads");
     }
 
-    /// Closes the process's standard input.
-    pub(crate) fn close_input(&mut self) {
-        self.child.stdin = None;
-    }
-
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.id().try_into().unwrap()).unwrap();
