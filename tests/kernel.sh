@@ -8,7 +8,12 @@ dir=$(cd "$1" && pwd)
 if compgen -G "$dir/boot/vmlinuz-*" >/dev/null; then
   exit 0
 fi
-package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: //p')
+name() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: //p'; }
+package=$(name)
+if [ -z "$package" ]; then
+  apt-get -qq update
+  package=$(name)
+fi
 download=$(mktemp -d)
 trap 'rm -rf "$download"' EXIT
 (cd "$download" && apt-get -qq -o APT::Sandbox::User=root download "$package")

@@ -118,8 +118,8 @@ fn searched_run(
     }
     is_interrupted = is_interrupted || wait(signals, SEARCHED);
     drop(traffic);
-    let seen = watcher.stop();
-    Ok((!is_interrupted).then_some(seen))
+    // Who is in a hurry does not wait until all that was captured has been searched.
+    Ok((!is_interrupted).then(|| watcher.stop()))
 }
 
 fn interrupted() -> Result<(), String> {

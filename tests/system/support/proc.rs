@@ -20,10 +20,12 @@ impl Process {
         (words.next().unwrap() + words.next().unwrap()) * 10
     }
 
-    /// Returns how often all threads have gone to sleep of their own accord: how often they were woken.
+    /// Returns how often all threads have gone to sleep of their own accord: how often they were woken. The main thread does not count:
+    /// it looks at every change in the directory of the sockets, where other tests have theirs as well.
     pub(crate) fn wake_ups(&self) -> u64 {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
         tasks
+            .filter(|task| task.as_ref().unwrap().file_name().to_str() != Some(&self.id().to_string()))
             .map(|task| {
                 let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
                 field(&status, "voluntary_ctxt_switches:")
