@@ -1,12 +1,13 @@
 //! §5: messages, silence, cookies, keys.
 
 use super::*;
-use crate::config::{Edit, PeerEdit, PresharedKey};
+use crate::config::{Edit, PeerEdit, PresharedKey, Refused};
 use crate::crypto::random::Random;
 use crate::crypto::x25519::{PrivateKey, PublicKey};
 use crate::sim::Seeded;
 use crate::wireguard::constants::UNDER_LOAD_QUEUE;
 use crate::wireguard::dropped::Dropped;
+use crate::wireguard::time::Moment;
 
 #[test]
 fn a_handshake_is_three_messages_of_exact_length() {
@@ -616,4 +617,25 @@ fn an_initiation_is_answered_once_however_often_it_arrives() {
     sim.run_for(seconds(1));
     assert_eq!(count(sim.log(), B, 2), 1);
     assert_eq!(sim.nodes[B].received.len(), 1);
+}
+
+#[test]
+fn more_than_two_to_the_twentieth_peers_are_refused_as_a_whole() {
+    // Kernel `device.h`, MAX_PEERS_PER_DEVICE.
+    let mut sim = Sim::pair(37);
+    let key = |number: u32| {
+        let mut bytes = [7; 32];
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        PublicKey::new(bytes)
+    };
+    // One is there already.
+    let edits: Vec<_> = (0..1 << 20).map(|number| Edit::Peer(PeerEdit::new(key(number)))).collect();
+    let moment = Moment { now: sim.now(), unix: Duration::ZERO };
+    let refused = sim.nodes[A].interface.apply(&edits, moment);
+    assert_eq!(refused, Err(Refused::TooManyPeers));
+    assert!(sim.nodes[A].interface.peer(&key(0)).is_none(), "none of them was made");
+    // Who removes as many as it makes is within the limit.
+    let mut replaced = vec![Edit::ClearPeers];
+    replaced.extend(edits.into_iter().take(3));
+    assert_eq!(sim.nodes[A].interface.apply(&replaced, moment), Ok(()));
 }
