@@ -274,7 +274,7 @@ fn write(queue: &Queue, bytes: &[u8], merged: &Merged<'_>, kinds: &mut Kinds, dr
     }
     let header = merged.header.to_bytes();
     let mut parts = ArrayVec::<IoSlice<'_>, { BATCH + 2 }>::new();
-    parts.push(IoSlice::new(&header));
+    parts.push(IoSlice::new(&header[..queue.header_len()]));
     parts.push(IoSlice::new(merged.head));
     parts.extend(merged.rest.iter().map(|span| IoSlice::new(&bytes[span.range()])));
     let Err(error) = queue.write_with_header(&parts) else { return };

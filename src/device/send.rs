@@ -24,7 +24,7 @@ use crate::crypto::aead::{self, SealJob};
 use crate::packet::segment::{HEADER_MAX, Split};
 use crate::packet::{ecn, icmp, ip, virtio};
 use crate::sys::offload::Feature;
-use crate::sys::tun::{HEADER_LEN, Queue};
+use crate::sys::tun::{HEADER_MAX as VIRTIO_HEADER_MAX, Queue};
 use crate::sys::udp::{Datagram, SendBatch};
 use crate::wireguard::dropped::Dropped;
 use crate::wireguard::endpoint::Endpoint;
@@ -39,7 +39,7 @@ use crate::wireguard::time::Instant;
 const BATCH: usize = 128;
 
 /// The longest packet that a TUN device hands out, with its header.
-const READ_MAX: usize = HEADER_LEN + 65535;
+const READ_MAX: usize = VIRTIO_HEADER_MAX + 65535;
 
 /// What is read before it is sent: two super-packets, or a batch of packets.
 const READ_BUFFER: usize = 2 * READ_MAX;
@@ -57,7 +57,7 @@ struct Segment {
     target: u8,
     counter: u64,
     /// Bytes of the header beside the payload.
-    head_len: u8,
+    head_len: u16,
     /// The payload, in the buffer of what was read.
     payload: Range<usize>,
     /// The place of the whole message in the buffer of what is sent.
@@ -171,11 +171,10 @@ impl Sender {
         now: Instant,
     ) -> Result<(), Dropped> {
         let start = read.start + queue.header_len();
-        let header = match self.read[read.start..read.end].first_chunk() {
-            Some(header) if start > read.start => {
-                virtio::Header::parse(header).map_err(|_| Dropped::InnerMalformed)?
-            }
-            Some(_) | None => virtio::Header::PLAIN,
+        let header = match self.read.get(read.start..start) {
+            Some([]) => virtio::Header::PLAIN,
+            Some(header) => virtio::Header::parse(header).map_err(|_| Dropped::InnerMalformed)?,
+            None => return Err(Dropped::InnerMalformed),
         };
         let packet = self.read.get_mut(start..read.end).ok_or(Dropped::InnerMalformed)?;
         let Routed { peer, to, mtu, hop_limit } = route(packet, view, mtu, own_port)?;
@@ -345,7 +344,7 @@ impl Outbox {
                 is_sent: false,
             }),
         }
-        let head_len = u8::try_from(head_len).unwrap_or(u8::MAX);
+        let head_len = u16::try_from(head_len).unwrap_or(u16::MAX);
         self.segments.push(Segment { target, counter, head_len, payload, place });
     }
 

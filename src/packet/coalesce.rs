@@ -147,7 +147,7 @@ impl Coalescer {
         let is_mergeable = self.is_mergeable(bytes, &layout);
         if let Some(at) = known {
             let flow = &mut self.flows[usize::from(self.places[at])];
-            if is_mergeable && flow.is_continued_by(buf, bytes, &layout) && layout.is_intact(bytes) {
+            if is_mergeable && flow.is_continued_by(buf, bytes, &layout) {
                 if flow.append(&packet, bytes, &layout) {
                     self.write_flow(buf, at, &mut write);
                 }
@@ -269,7 +269,8 @@ impl Flow {
         is_same_version && packet.get(hosts.clone()) == buf[self.first.range()].get(hosts)
     }
 
-    /// Tells whether `packet`, of this flow, can follow what there is. It looks at the first packet's checksum when it first matters.
+    /// Tells whether `packet`, of this flow, can follow what there is, and has a right checksum. The first packet's is looked at when it
+    /// first matters. Where a flow has none (VXLAN often has none, and what it carries has one of its own) there is none to be wrong.
     fn is_continued_by(&mut self, buf: &[u8], packet: &[u8], layout: &Layout) -> bool {
         let payload_len = packet.len().saturating_sub(layout.header_len);
         let most = match layout.protocol {
@@ -291,8 +292,11 @@ impl Flow {
         if !fits {
             return false;
         }
-        self.is_verified = self.is_verified || self.layout.is_intact(first);
+        let has_none = self.layout.lacks_checksum(first);
+        self.is_verified = self.is_verified || has_none || self.layout.is_intact(first);
         self.is_verified
+            && layout.lacks_checksum(packet) == has_none
+            && (has_none || layout.is_intact(packet))
     }
 
     fn has_same_ip_header(&self, first: &[u8], packet: &[u8]) -> bool {
@@ -353,6 +357,7 @@ impl Flow {
             gso_size: u16::try_from(self.gso_size).unwrap_or(0),
             header_len: u16::try_from(header_len).unwrap_or(0),
             partial: Some(Partial { start: ip_len, offset }),
+            tunnel: None,
         };
         write(&Merged { header, head, rest: &self.payloads[..self.count], header_len });
     }
@@ -526,8 +531,12 @@ mod tests {
             }
         }
         let mut packets: Vec<_> = (0..3).map(|i| nth(false, Protocol::Udp, 0, i, 100)).collect();
+        packets[1][26..28].fill(0);
+        assert_eq!(coalesce(&packets).len(), 3, "without a checksum among such that have one");
         packets.iter_mut().for_each(|packet| packet[26..28].fill(0));
-        assert_eq!(coalesce(&packets).len(), 3, "without a checksum nothing can be verified");
+        let mut without = cut(&coalesce(&packets));
+        without.iter_mut().for_each(|packet| packet[26..28].fill(0));
+        assert_eq!((without, coalesce(&packets).len()), (packets, 1), "where none has one, they are merged");
     }
 
     #[test]

@@ -15,10 +15,10 @@ use super::ip::Malformed;
 use super::transport::{
     Layout, Protocol, TCP_HEADER_LEN, UDP_HEADER_LEN, flags, write_length, write_v4_checksum,
 };
-use super::virtio::{Gso, Header, Partial};
+use super::virtio::{Gso, Header, Partial, Tunnel};
 
-/// The longest headers of a super-packet: an IPv6 header, some extension headers, and TCP's 60 bytes.
-pub const HEADER_MAX: usize = 192;
+/// The longest headers of a super-packet: IPv6, UDP, Geneve with all its options, Ethernet with a tag, IPv6, and TCP's 60 bytes.
+pub const HEADER_MAX: usize = 40 + 8 + 260 + 18 + 40 + 60 + 22;
 
 /// A packet from a TUN queue, ready to be cut.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,10 @@ pub struct Split {
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     protocol: Protocol,
-    is_v4: bool,
+    /// Headers around the IP header of what is cut.
+    tunnel: Option<Tunnel>,
+    /// Where the IP header begins.
+    network: usize,
     /// Where TCP's or UDP's header begins.
     transport: usize,
     /// Where the payload begins.
@@ -70,6 +73,7 @@ impl Split {
     /// [`Malformed`] if header and packet contradict each other.
     pub fn new(header: &Header, packet: &mut [u8]) -> Result<Self, Malformed> {
         let len = packet.len();
+        let network = header.tunnel.map_or(0, |tunnel| tunnel.network);
         let (protocol, version) = match header.gso {
             Gso::None => {
                 if let Some(partial) = header.partial {
@@ -79,9 +83,9 @@ impl Split {
             }
             Gso::TcpV4 => (Protocol::Tcp, 4),
             Gso::TcpV6 => (Protocol::Tcp, 6),
-            Gso::UdpL4 => (Protocol::Udp, packet.first().ok_or(Malformed)? >> 4),
+            Gso::UdpL4 => (Protocol::Udp, packet.get(network).ok_or(Malformed)? >> 4),
         };
-        if packet.first().is_none_or(|first| first >> 4 != version) || header.gso_size == 0 {
+        if packet.get(network).is_none_or(|first| first >> 4 != version) || header.gso_size == 0 {
             return Err(Malformed);
         }
         let cut = Cut::new(protocol, version == 4, header, packet)?;
@@ -109,6 +113,19 @@ impl Split {
 
 impl Cut {
     fn new(protocol: Protocol, is_v4: bool, header: &Header, packet: &[u8]) -> Result<Self, Malformed> {
+        let network = match header.tunnel {
+            None => 0,
+            Some(tunnel) => {
+                let outer = outer_ip_len(packet)?;
+                // Ethernet and VXLAN are behind the outer UDP header.
+                let is_even = (tunnel.network - tunnel.transport.min(tunnel.network)).is_multiple_of(2);
+                if tunnel.transport < outer || tunnel.network < tunnel.transport + UDP_HEADER_LEN || !is_even
+                {
+                    return Err(Malformed);
+                }
+                tunnel.network
+            }
+        };
         let (transport, pseudo) = match header.partial {
             // The field holds the sum of the pseudo-header with the length of the whole (kernel `tcp4_gso_segment` relies on it).
             Some(Partial { start, offset }) if offset == protocol.checksum_offset() => {
@@ -118,24 +135,25 @@ impl Cut {
             }
             Some(_) => return Err(Malformed),
             None => {
+                let inner = &packet[network..];
                 let layout =
-                    Layout::of(packet).filter(|layout| layout.protocol == protocol).ok_or(Malformed)?;
-                (layout.ip_len, layout.pseudo_sum(packet, 0))
+                    Layout::of(inner).filter(|layout| layout.protocol == protocol).ok_or(Malformed)?;
+                (network + layout.ip_len, layout.pseudo_sum(inner, 0))
             }
         };
-        let least = if is_v4 { usize::from(packet[0] & 15) * 4 } else { 40 };
+        let least = network + if is_v4 { usize::from(packet[network] & 15) * 4 } else { 40 };
         let len = match protocol {
             Protocol::Tcp => usize::from(packet.get(transport + 12).ok_or(Malformed)? >> 4) * 4,
             Protocol::Udp => UDP_HEADER_LEN,
         };
         let payload = transport + len;
         let is_short = protocol == Protocol::Tcp && len < TCP_HEADER_LEN;
-        if is_short || transport < least.max(20) || payload > packet.len().min(HEADER_MAX) {
+        if is_short || transport < least.max(network + 20) || payload > packet.len().min(HEADER_MAX) {
             return Err(Malformed);
         }
         let gso_size = usize::from(header.gso_size);
         let count = (packet.len() - payload).div_ceil(gso_size).max(1);
-        Ok(Self { protocol, is_v4, transport, payload, gso_size, count, pseudo })
+        Ok(Self { protocol, tunnel: header.tunnel, network, transport, payload, gso_size, count, pseudo })
     }
 
     fn segment(&self, packet: &[u8], index: usize, header: &mut [u8; HEADER_MAX]) -> Segment {
@@ -145,15 +163,8 @@ impl Cut {
         let header = &mut header[..self.payload];
         header.copy_from_slice(&packet[..self.payload]);
         let len = self.payload + payload.len();
-        write_length(header, len);
-        let (ip, transport) = header.split_at_mut(self.transport);
-        if self.is_v4 {
-            // RFC 6864: a packet that may be fragmented needs an id of its own.
-            let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(u16::try_from(index).unwrap_or(0));
-            ip[4..6].copy_from_slice(&id.to_be_bytes());
-            let ip_len = usize::from(ip[0] & 15) * 4;
-            write_v4_checksum(&mut ip[..ip_len]);
-        }
+        write_ip(&mut header[self.network..self.transport], len - self.network, index);
+        let (before, transport) = header.split_at_mut(self.transport);
         let transport_len = len - self.transport;
         match self.protocol {
             Protocol::Tcp => {
@@ -173,9 +184,44 @@ impl Cut {
         transport[field..field + 2].fill(0);
         let sum = checksum::add(self.pseudo + u32::try_from(transport_len).unwrap_or(0), transport);
         // A header has an even length, so the payload stands at an even offset.
-        let sum = checksum::finish(checksum::add(sum, &packet[payload.clone()]));
-        write_checksum(transport, field, sum);
+        let payload_sum = checksum::add(0, &packet[payload.clone()]);
+        write_checksum(transport, field, checksum::finish(sum + payload_sum));
+        if let Some(tunnel) = self.tunnel {
+            write_ip(&mut before[..tunnel.transport], len, index);
+            let outer_len = len - tunnel.transport;
+            let (ip, udp) = header.split_at_mut(tunnel.transport);
+            write_u16(udp, 4, outer_len);
+            write_u16(udp, 6, 0);
+            if tunnel.has_checksum {
+                let is_v6 = ip[0] >> 4 == 6;
+                let layout = Layout { is_v6, protocol: Protocol::Udp, ip_len: 0, header_len: 0 };
+                // All headers have even lengths, so the payload stands at an even offset here as well.
+                let sum = checksum::add(layout.pseudo_sum(ip, outer_len), udp);
+                write_checksum(udp, Protocol::Udp.checksum_offset(), checksum::finish(sum + payload_sum));
+            }
+        }
         Segment { header_len: self.payload, payload }
+    }
+}
+
+/// Returns the length of the IP header that `packet` begins with.
+fn outer_ip_len(packet: &[u8]) -> Result<usize, Malformed> {
+    match packet.first().ok_or(Malformed)? {
+        first if first >> 4 == 4 && first & 15 >= 5 => Ok(usize::from(first & 15) * 4),
+        first if first >> 4 == 6 => Ok(40),
+        _ => Err(Malformed),
+    }
+}
+
+/// Writes what differs from segment to segment in an IP header, behind which extension headers may stand: `len` counts from the header.
+fn write_ip(ip: &mut [u8], len: usize, index: usize) {
+    write_length(ip, len);
+    if ip[0] >> 4 == 4 {
+        // RFC 6864: a packet that may be fragmented needs an id of its own.
+        let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(u16::try_from(index).unwrap_or(0));
+        ip[4..6].copy_from_slice(&id.to_be_bytes());
+        let ip_len = (usize::from(ip[0] & 15) * 4).min(ip.len());
+        write_v4_checksum(&mut ip[..ip_len]);
     }
 }
 
@@ -276,7 +322,22 @@ pub(super) mod tests {
             (Protocol::Tcp, true) => Gso::TcpV6,
         };
         let partial = Some(Partial { start: layout.ip_len, offset });
-        (Header { gso, gso_size, header_len: 0, partial }, packet)
+        (Header { gso, gso_size, header_len: 0, partial, tunnel: None }, packet)
+    }
+
+    /// Headers of VXLAN in UDP in IP around `inner`, as a sender without offloads makes them.
+    fn in_vxlan(is_v6: bool, id: u16, has_checksum: bool, inner: &[u8]) -> Vec<u8> {
+        let payload = [&[8, 0, 0, 0, 0, 0, 7, 0][..], &[0x0e; 14], inner].concat();
+        let mut outer = packet(is_v6, Protocol::Udp, 0, &payload);
+        let ip_len = if is_v6 { 40 } else { 20 };
+        if !is_v6 {
+            outer[4..6].copy_from_slice(&id.to_be_bytes());
+        }
+        seal(&mut outer, ip_len, Protocol::Udp);
+        if !has_checksum {
+            outer[ip_len + 6..ip_len + 8].fill(0);
+        }
+        outer
     }
 
     fn segments(header: &Header, packet: &mut [u8]) -> Vec<Vec<u8>> {
@@ -327,8 +388,36 @@ pub(super) mod tests {
         }
 
         #[test]
+        fn segments_in_vxlan_are_what_a_sender_without_offloads_makes(
+            outer_is_v6: bool, is_v6: bool, has_checksum: bool, len in 1_usize..5000, gso_size in 100_u16..1500
+        ) {
+            let payload: Vec<u8> = (0..len).map(|i| u8::try_from(i * 11 % 256).unwrap()).collect();
+            let (header, whole) = super_packet(is_v6, Protocol::Tcp, 12, &payload, gso_size);
+            let single = |index: usize, piece: &[u8]| {
+                let mut inner = packet(is_v6, Protocol::Tcp, 12, piece);
+                let ip_len = if is_v6 { 40 } else { 20 };
+                if !is_v6 {
+                    let id = 0xfffe_u16.wrapping_add(u16::try_from(index).unwrap());
+                    inner[4..6].copy_from_slice(&id.to_be_bytes());
+                }
+                let sequence = 0xffff_ff00_u32.wrapping_add(u32::try_from(index * usize::from(gso_size)).unwrap());
+                inner[ip_len + 4..ip_len + 8].copy_from_slice(&sequence.to_be_bytes());
+                seal(&mut inner, ip_len, Protocol::Tcp);
+                in_vxlan(outer_is_v6, 5_u16.wrapping_add(u16::try_from(index).unwrap()), has_checksum, &inner)
+            };
+            let mut outer = in_vxlan(outer_is_v6, 5, has_checksum, &whole);
+            let transport = if outer_is_v6 { 40 } else { 20 };
+            let network = transport + 8 + 8 + 14;
+            let partial = header.partial.map(|partial| Partial { start: network + partial.start, ..partial });
+            let tunnel = Some(Tunnel { transport, network, has_checksum });
+            let found = segments(&Header { partial, tunnel, ..header }, &mut outer);
+            let expected: Vec<_> = payload.chunks(gso_size.into()).enumerate().map(|(i, piece)| single(i, piece)).collect();
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
         fn any_header_before_any_packet_is_cut_or_refused(
-            mut bytes in prop::collection::vec(any::<u8>(), 0..300), header: [u8; 10], version in 0_u8..8
+            mut bytes in prop::collection::vec(any::<u8>(), 0..300), header: [u8; 24], version in 0_u8..8
         ) {
             if let Some(first) = bytes.first_mut() {
                 *first = version << 4 | 5;

@@ -93,13 +93,17 @@ impl Layout {
         checksum::add(u32::from(self.protocol.number()) + (len & 0xffff) + (len >> 16), addresses)
     }
 
+    /// Tells whether `packet` has no checksum: zero in UDP (RFC 768; RFC 6935 for IPv6).
+    pub fn lacks_checksum(&self, packet: &[u8]) -> bool {
+        let at = self.ip_len + self.protocol.checksum_offset();
+        self.protocol == Protocol::Udp && packet[at..at + 2] == [0, 0]
+    }
+
     /// Tells whether the checksum of TCP or UDP in `packet` is there and right.
     pub fn is_intact(&self, packet: &[u8]) -> bool {
-        let at = self.ip_len + self.protocol.checksum_offset();
-        // RFC 768: a zero means that there is none.
-        let is_absent = self.protocol == Protocol::Udp && packet[at..at + 2] == [0, 0];
         let transport = &packet[self.ip_len..];
-        !is_absent && checksum::add(self.pseudo_sum(packet, transport.len()), transport) == 0xffff
+        !self.lacks_checksum(packet)
+            && checksum::add(self.pseudo_sum(packet, transport.len()), transport) == 0xffff
     }
 }
 

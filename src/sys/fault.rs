@@ -20,6 +20,8 @@ pub(super) enum Call {
     Tso,
     /// `TUNSETOFFLOAD` with the USO bits.
     Uso,
+    /// `TUNSETOFFLOAD` with the bits for tunnels.
+    TunnelGso,
     /// A write of a TCP super-packet.
     TunWriteTcp,
     /// A write of a UDP super-packet.

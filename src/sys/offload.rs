@@ -31,6 +31,8 @@ features! {
     Tso = "tso",
     /// `TUN_F_USO4`, `TUN_F_USO6`, Linux 6.2: UDP super-packets are read from the TUN device.
     Uso = "uso",
+    /// `TUN_F_UDP_TUNNEL_GSO`, Linux 6.17: super-packets inside VXLAN and Geneve are read from the TUN device.
+    TunnelGso = "tunnel",
     /// `UDP_SEGMENT`, Linux 4.18: many datagrams are sent as one.
     Gso = "gso",
     /// `UDP_GRO`, Linux 5.0: many datagrams are received as one.

@@ -18,7 +18,12 @@ const NAME_MAX: usize = libc::IFNAMSIZ - 1;
 const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 
 /// Length of the virtio header (`struct virtio_net_hdr`) before each packet of a queue that has them.
-pub const HEADER_LEN: usize = 10;
+const HEADER_LEN: usize = 10;
+/// Length of its longer form (`struct virtio_net_hdr_v1_hash_tunnel`), which begins with the shorter one.
+pub const HEADER_MAX: usize = 24;
+
+/// `_IOW('T', 216, int)`.
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 
 /// `_IOW('T', 208, unsigned int)`.
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
@@ -30,6 +35,8 @@ const TUN_F_TSO6: u32 = 0x04;
 const TUN_F_TSO_ECN: u32 = 0x08;
 const TUN_F_USO4: u32 = 0x20;
 const TUN_F_USO6: u32 = 0x40;
+const TUN_F_UDP_TUNNEL_GSO: u32 = 0x080;
+const TUN_F_UDP_TUNNEL_GSO_CSUM: u32 = 0x100;
 
 /// A TUN device and its queues.
 #[derive(Debug)]
@@ -85,24 +92,24 @@ impl Tun {
     pub fn from_fd(fd: OwnedFd, queues: usize, wanted: &Wanted) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-        let first = Queue { file: File::from(fd), has_header: false };
+        let first = Queue { file: File::from(fd), header_len: 0 };
         let flags = flags_of(&first.request()?);
         if flags & libc::IFF_TUN == 0 || flags & libc::IFF_NO_PI == 0 {
             let text = "not a TUN device without packet information";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let has_header = flags & libc::IFF_VNET_HDR != 0;
-        Self::with_first(Queue { has_header, ..first }, queues, wanted)
+        let header_len = if flags & libc::IFF_VNET_HDR != 0 { HEADER_LEN } else { 0 };
+        Self::with_first(Queue { header_len, ..first }, queues, wanted)
     }
 
-    fn with_first(first: Queue, queues: usize, wanted: &Wanted) -> io::Result<Self> {
+    fn with_first(mut first: Queue, queues: usize, wanted: &Wanted) -> io::Result<Self> {
         let request = first.request()?;
         let (name, flags) = (name_of(&request), flags_of(&request));
         let has = |flag| flags & flag != 0;
         let mut offloads = Active::default();
         offloads.set(Feature::MultiQueue, has(libc::IFF_MULTI_QUEUE));
-        offloads.set(Feature::VnetHeader, first.has_header);
-        if first.has_header {
+        offloads.set(Feature::VnetHeader, first.header_len > 0);
+        if first.header_len > 0 {
             first.set_offloads(wanted, &mut offloads)?;
         }
         let mut all = vec![first];
@@ -117,6 +124,9 @@ impl Tun {
                 Err(_) => Vec::new(),
             });
         }
+        // The length of the header is the device's.
+        let header_len = all[0].header_len;
+        all.iter_mut().for_each(|queue| queue.header_len = header_len);
         Ok(Self { name, queues: all, offloads })
     }
 
@@ -197,7 +207,7 @@ fn attach(name: &str, flags: c_int) -> io::Result<Queue> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(Queue { file, has_header: flags & libc::IFF_VNET_HDR != 0 })
+    Ok(Queue { file, header_len: if flags & libc::IFF_VNET_HDR != 0 { HEADER_LEN } else { 0 } })
 }
 
 fn new_request() -> libc::ifreq {
@@ -220,13 +230,13 @@ fn name_of(request: &libc::ifreq) -> String {
 #[derive(Debug)]
 pub struct Queue {
     file: File,
-    has_header: bool,
+    header_len: usize,
 }
 
 impl Queue {
-    /// Returns the length of the virtio header that stands before each packet: [`HEADER_LEN`] or 0.
+    /// Returns the length of the virtio header that stands before each packet: at most [`HEADER_MAX`], 0 for none.
     pub fn header_len(&self) -> usize {
-        if self.has_header { HEADER_LEN } else { 0 }
+        self.header_len
     }
 
     /// Reads one packet with its header.
@@ -242,8 +252,9 @@ impl Queue {
     /// # Errors
     /// `EIO` while the interface is down; `EINVAL` for what is no IP packet; `EBADFD` once the device is gone.
     pub fn write(&self, packet: &[u8]) -> io::Result<usize> {
-        if self.has_header {
-            return (&self.file).write_vectored(&[IoSlice::new(&[0; HEADER_LEN]), IoSlice::new(packet)]);
+        if self.header_len > 0 {
+            let header = &[0; HEADER_MAX][..self.header_len];
+            return (&self.file).write_vectored(&[IoSlice::new(header), IoSlice::new(packet)]);
         }
         (&self.file).write(packet)
     }
@@ -263,7 +274,9 @@ impl Queue {
     }
 
     /// Asks for super-packets; the kernel cuts them itself where it or the operator does not want that.
-    fn set_offloads(&self, wanted: &Wanted, active: &mut Active) -> io::Result<()> {
+    fn set_offloads(&mut self, wanted: &Wanted, active: &mut Active) -> io::Result<()> {
+        // A kernel that does not know the call knows no other length.
+        let _ = self.set_header_len(HEADER_LEN);
         let tcp = TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
         // A device that was opened by somebody else may have any.
         let mut bits = if self.try_offloads(TUN_F_CSUM).is_ok() { TUN_F_CSUM } else { 0 };
@@ -276,6 +289,19 @@ impl Queue {
                 bits |= more;
             }
         }
+        let tunnels = || {
+            fault::check(Call::TunnelGso)?;
+            self.set_header_len(HEADER_MAX)?;
+            let attempt = self.try_offloads(bits | TUN_F_UDP_TUNNEL_GSO | TUN_F_UDP_TUNNEL_GSO_CSUM);
+            if attempt.is_err() {
+                self.set_header_len(HEADER_LEN)?;
+            }
+            attempt
+        };
+        active.set(Feature::TunnelGso, wanted.attempt(Feature::TunnelGso, tunnels)?);
+        if active.has(Feature::TunnelGso) {
+            bits |= TUN_F_UDP_TUNNEL_GSO | TUN_F_UDP_TUNNEL_GSO_CSUM;
+        }
         active.set(Feature::Coalesce, wanted.attempt(Feature::Coalesce, || Ok(()))?);
         // Kernels that know UDP super-packets take them as well; the older ones lose them in VXLAN and Geneve (tailscale #11026).
         let is_safe =
@@ -283,6 +309,18 @@ impl Queue {
         let knows_udp =
             || self.try_offloads(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).and_then(|()| self.try_offloads(bits));
         active.set(Feature::CoalesceUdp, is_safe && wanted.attempt(Feature::CoalesceUdp, knows_udp)?);
+        Ok(())
+    }
+
+    /// Linux 2.6.35.
+    fn set_header_len(&mut self, len: usize) -> io::Result<()> {
+        let value = c_int::try_from(len).unwrap_or(0);
+        // SAFETY: the kernel reads one int, which outlives the call.
+        let result = unsafe { libc::ioctl(self.as_raw_fd(), TUNSETVNETHDRSZ, &raw const value) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.header_len = len;
         Ok(())
     }
 
