@@ -25,6 +25,7 @@ const DEFAULT_MTU: u32 = 1420;
 /// # Errors
 /// Names what cannot be set up, and why.
 pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
+    process::keep_one_heap();
     process::forbid_dumps();
     process::raise_open_files();
     log::start(args.level(), args.log.as_deref()).map_err(|error| format!("the log file: {error}"))?;

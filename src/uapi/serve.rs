@@ -20,6 +20,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::request::{Reader, Request};
 use super::{errno_of, get};
 use crate::config::Configure;
+use crate::sys::process;
 
 /// The most connections at a time.
 pub const CONNECTIONS_MAX: usize = 32;
@@ -166,6 +167,19 @@ struct Connection {
     unread: std::ops::Range<usize>,
     reply: Zeroizing<String>,
     sent: usize,
+    /// A large configuration has passed: what it took shall be given back.
+    was_large: bool,
+}
+
+/// Edits, or bytes of a reply, that make a configuration a large one.
+const LARGE: (usize, usize) = (1000, 1 << 20);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.was_large {
+            process::trim_heap();
+        }
+    }
 }
 
 /// The connection has ended.
@@ -185,6 +199,7 @@ impl Connection {
             unread: 0..0,
             reply: Zeroizing::default(),
             sent: 0,
+            was_large: false,
         })
     }
 
@@ -241,7 +256,9 @@ impl Connection {
         bytes[..length].zeroize();
         self.unread.start += length;
         if let Some(request) = request {
+            self.was_large |= matches!(&request, Request::Set(edits) if edits.len() > LARGE.0);
             self.reply = answer(request, configure).ok_or(Ended)?;
+            self.was_large |= self.reply.len() > LARGE.1;
         }
         Ok(true)
     }

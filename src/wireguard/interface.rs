@@ -155,6 +155,9 @@ pub struct Interface {
     workers: u32,
     /// Whether the view that was handed out last is out of date.
     changed: bool,
+    /// What is left of peers that were removed all at once. A view that is still shown holds the other half, and both shall go at one
+    /// time: otherwise their successors fill the holes in between, and neither half can be given back to the system.
+    removed: Vec<Control>,
     schedule: BTreeSet<(Instant, u32)>,
     outputs: VecDeque<Output>,
     limiter: RateLimiter,
@@ -185,6 +188,7 @@ impl Interface {
             indices: 0,
             workers: 1,
             changed: false,
+            removed: Vec::new(),
             schedule: BTreeSet::new(),
             outputs: VecDeque::new(),
             limiter: RateLimiter::new(seeds[1], RATE_LIMITER_ENTRIES),
@@ -321,7 +325,7 @@ impl Interface {
             match edit {
                 Edit::PrivateKey(key) => self.set_private_key(key.as_ref(), moment),
                 Edit::ListenPort(_) | Edit::Fwmark(_) => {}
-                Edit::ClearPeers => self.ids().into_iter().for_each(|id| self.remove_peer(id)),
+                Edit::ClearPeers => self.clear_peers(),
                 Edit::Peer(edit) => self.edit_peer(edit, moment),
             }
         }
@@ -355,7 +359,12 @@ impl Interface {
 
     /// Returns what the data path is to see if that has changed since the last call.
     pub fn poll_view(&mut self) -> Option<View> {
-        std::mem::take(&mut self.changed).then(|| self.view())
+        if !std::mem::take(&mut self.changed) {
+            // The last one is shown by now.
+            self.removed = Vec::new();
+            return None;
+        }
+        Some(self.view())
     }
 
     /// Returns what the data path is to see.
@@ -895,10 +904,24 @@ impl Interface {
         id
     }
 
+    fn clear_peers(&mut self) {
+        // At once: prefix by prefix, the map would be copied as often, and leave holes all over the heap.
+        self.routes = AllowedIps::new();
+        for id in self.ids() {
+            let removed = self.take_peer(id);
+            self.removed.extend(removed);
+        }
+    }
+
     fn remove_peer(&mut self, id: u32) {
         self.clear_allowed_ips(id);
+        drop(self.take_peer(id));
+    }
+
+    /// Takes a peer out that has, or is about to have, no place in the map.
+    fn take_peer(&mut self, id: u32) -> Option<Control> {
         self.forget_sessions(id);
-        let Some(control) = self.peers.remove(&id) else { return };
+        let control = self.peers.remove(&id)?;
         self.by_key.remove(control.peer.public_key());
         if let Some(wake_up) = control.wake_up {
             self.schedule.remove(&(wake_up, id));
@@ -906,6 +929,7 @@ impl Interface {
         control.peer.timers().stop_all();
         self.drops.add(Dropped::NoPeer, control.peer.purge_staged());
         self.changed = true;
+        Some(control)
     }
 
     fn clear_allowed_ips(&mut self, id: u32) {
