@@ -80,6 +80,7 @@ impl Drop for Daemon {
     }
 }
 
+/// Counts the threads by the name that each gives itself once it runs.
 fn threads(pid: u32, name: &str) -> usize {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
@@ -549,14 +550,14 @@ fn flags_and_variables_of_boringtun_are_understood() {
     ];
     let name = ifname();
     let daemon = Daemon::start(&namespace, &[&all.concat()[..], &[&name]].concat());
-    assert_eq!(daemon.threads("worker-"), 3);
+    wait_until("three workers", SOON, || daemon.threads("worker-") == 3);
     assert!(fs::read_to_string(&log).unwrap().contains("ready"));
     assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
     drop(daemon);
 
     let name = ifname();
     let daemon = Daemon::start(&namespace, &["--disable-multi-queue", "-t", "3", &name]);
-    assert_eq!(daemon.threads("worker-"), 1);
+    wait_until("one worker", SOON, || daemon.threads("worker-") == 1);
     drop(daemon);
 
     let log = directory.file("other");
@@ -569,7 +570,7 @@ fn flags_and_variables_of_boringtun_are_understood() {
     ];
     let name = ifname();
     let process = foreground(&namespace, &name, &env, &["-f"]);
-    assert_eq!(threads(process.id(), "worker-"), 2);
+    wait_until("two workers", SOON, || threads(process.id(), "worker-") == 2);
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.contains("INFO") && text.contains("DEBUG"), "{text}");
     drop(process);
