@@ -241,7 +241,9 @@ fn a_device_that_waits_for_a_process_is_used() {
         namespace.ip(&format!("tuntap add dev {name} mode tun {options}"));
         let daemon = Daemon::start(&namespace, &["-t", threads, &name]);
         let workers = if options.is_empty() { 1 } else { threads.parse().unwrap() };
-        assert_eq!(daemon.threads("worker-"), workers, "{options} {threads}");
+        wait_until(&format!("workers with {options} {threads}"), SOON, || {
+            daemon.threads("worker-") == workers
+        });
         drop(daemon);
         wait_until("the device outlives its process", SOON, || {
             namespace.ip(&format!("link show {name}")).contains("NO-CARRIER")
@@ -461,7 +463,8 @@ fn device_and_socket_are_taken_over_from_a_parent() {
             assert_eq!(daemon.pid.as_raw_nonzero().get().unsigned_abs() == process.id(), !is_background);
             // The further queues are the same device's.
             assert!(!has_link(if std::ptr::eq(from, &namespace) { &elsewhere } else { &namespace }, &name));
-            assert_eq!(daemon.threads("worker-"), if line.contains("-t 2") { 2 } else { queues.min(2) });
+            let workers = if line.contains("-t 2") { 2 } else { queues.min(2) };
+            wait_until("as many workers as queues", SOON, || daemon.threads("worker-") == workers);
             // It follows the link, and has the UDP sockets where it was started itself.
             namespace.run("wg", &["set", &name, "listen-port", "4001"]);
             from.ip(&format!("link set {name} up"));
