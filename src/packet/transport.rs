@@ -99,10 +99,16 @@ impl Layout {
         self.protocol == Protocol::Udp && packet[at..at + 2] == [0, 0]
     }
 
-    /// Tells whether the checksum of TCP or UDP in `packet` is there and right.
+    /// Tells whether the checksum of the IPv4 header is right. IPv6 has none.
+    pub fn is_ip_intact(&self, packet: &[u8]) -> bool {
+        self.is_v6 || checksum::add(0, &packet[..self.ip_len]) == 0xffff
+    }
+
+    /// Tells whether the checksums of `packet`, of IPv4 and of TCP or UDP, are there and right.
     pub fn is_intact(&self, packet: &[u8]) -> bool {
         let transport = &packet[self.ip_len..];
-        !self.lacks_checksum(packet)
+        self.is_ip_intact(packet)
+            && !self.lacks_checksum(packet)
             && checksum::add(self.pseudo_sum(packet, transport.len()), transport) == 0xffff
     }
 }
