@@ -3,10 +3,8 @@
 //! `ADIT_FAULT=NAME=ERRNO[*TIMES][,…]`: the call fails with that errno, always or the first so many times. `kernel=5.4.0` is what
 //! [`kernel_version`] returns.
 
-#[cfg(debug_assertions)]
 use std::collections::BTreeMap;
 use std::io;
-#[cfg(debug_assertions)]
 use std::sync::{Mutex, OnceLock};
 
 /// A call, or a part of one that only some kernels know.
@@ -14,6 +12,8 @@ use std::sync::{Mutex, OnceLock};
 pub(super) enum Call {
     /// `TUNSETIFF` with `IFF_MULTI_QUEUE`.
     MultiQueue,
+    /// `TUNSETIFF` of a queue beside the first.
+    MoreQueues,
     /// `TUNSETIFF` with `IFF_VNET_HDR`.
     VnetHeader,
     /// `TUNSETOFFLOAD` with the TSO bits.
@@ -48,31 +48,35 @@ pub(super) enum Call {
     SocketV6,
 }
 
-/// Returns the error that the call is to fail with, if it is.
-#[cfg(not(debug_assertions))]
-#[inline]
-pub(super) fn check(_: Call) -> io::Result<()> {
-    Ok(())
-}
+/// Calls can be made to fail in this build.
+pub(super) const ARE_POSSIBLE: bool = cfg!(debug_assertions);
 
 /// Returns the error that the call is to fail with, if it is.
-#[cfg(debug_assertions)]
+#[inline]
 pub(super) fn check(call: Call) -> io::Result<()> {
+    if ARE_POSSIBLE { look(call, |times| *times -= 1) } else { Ok(()) }
+}
+
+/// Tells whether the call would fail. It is no attempt.
+#[inline]
+pub(super) fn is_due(call: Call) -> bool {
+    ARE_POSSIBLE && look(call, |_| {}).is_err()
+}
+
+fn look(call: Call, count: impl FnOnce(&mut u64)) -> io::Result<()> {
+    #[cfg(test)]
+    if tests::PLAN.with_borrow(Option::is_some) {
+        return tests::PLAN
+            .with_borrow_mut(|plan| plan.as_mut().map_or(Ok(()), |plan| plan.look(call, count)));
+    }
     let Some(faults) = plan().faults.as_ref() else { return Ok(()) };
     let mut faults = faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    match faults.get_mut(&format!("{call:?}")) {
-        Some((errno, times)) if *times > 0 => {
-            *times -= 1;
-            Err(io::Error::from_raw_os_error(*errno))
-        }
-        Some(_) | None => Ok(()),
-    }
+    faults.look(call, count)
 }
 
 /// Returns the kernel's version: major, minor, patch; zeros where it cannot be read.
 pub(super) fn kernel_version() -> [u32; 3] {
-    #[cfg(debug_assertions)]
-    if let Some(version) = &plan().kernel {
+    if ARE_POSSIBLE && let Some(version) = &plan().kernel {
         return parse_version(version);
     }
     parse_version(&rustix::system::uname().release().to_string_lossy())
@@ -83,19 +87,27 @@ fn parse_version(release: &str) -> [u32; 3] {
     std::array::from_fn(|_| numbers.next().unwrap_or(0))
 }
 
-#[cfg(debug_assertions)]
 struct Plan {
-    faults: Option<Mutex<BTreeMap<String, (i32, u64)>>>,
+    faults: Option<Mutex<Faults>>,
     kernel: Option<String>,
 }
 
-#[cfg(debug_assertions)]
 fn plan() -> &'static Plan {
     static PLAN: OnceLock<Plan> = OnceLock::new();
     PLAN.get_or_init(|| {
-        let text = std::env::var("ADIT_FAULT").unwrap_or_default();
-        let mut faults = BTreeMap::new();
-        let mut kernel = None;
+        let (faults, kernel) = Faults::parse(&std::env::var("ADIT_FAULT").unwrap_or_default());
+        Plan { faults: (!faults.0.is_empty()).then(|| Mutex::new(faults)), kernel }
+    })
+}
+
+/// Errno and number of failures to come, by the name of the call.
+#[derive(Debug, Default)]
+struct Faults(BTreeMap<String, (i32, u64)>);
+
+impl Faults {
+    /// Returns also the kernel's version, if it is among them.
+    fn parse(text: &str) -> (Self, Option<String>) {
+        let (mut faults, mut kernel) = (Self::default(), None);
         for (name, value) in text.split(',').filter_map(|part| part.split_once('=')) {
             if name == "kernel" {
                 kernel = Some(value.to_owned());
@@ -103,16 +115,42 @@ fn plan() -> &'static Plan {
             }
             let (errno, times) = value.split_once('*').unwrap_or((value, "18446744073709551615"));
             if let (Ok(errno), Ok(times)) = (errno.parse(), times.parse()) {
-                faults.insert(name.to_owned(), (errno, times));
+                faults.0.insert(name.to_owned(), (errno, times));
             }
         }
-        Plan { faults: (!faults.is_empty()).then(|| Mutex::new(faults)), kernel }
-    })
+        (faults, kernel)
+    }
+
+    fn look(&mut self, call: Call, count: impl FnOnce(&mut u64)) -> io::Result<()> {
+        match self.0.get_mut(&format!("{call:?}")) {
+            Some((errno, times)) if *times > 0 => {
+                count(times);
+                Err(io::Error::from_raw_os_error(*errno))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+
+    thread_local! {
+        /// What calls of this thread alone are to fail, in place of what the environment says.
+        pub(super) static PLAN: RefCell<Option<Faults>> = const { RefCell::new(None) };
+    }
+
+    /// Lets calls of this thread fail while `act` runs; `text` is as in `ADIT_FAULT`. Returns also whether any of those failures that
+    /// are numbered is still to come.
+    pub(crate) fn with_faults<T>(text: &str, act: impl FnOnce() -> T) -> (T, bool) {
+        PLAN.set(Some(Faults::parse(text).0));
+        let result = act();
+        let left = PLAN.take().unwrap_or_default();
+        (result, left.0.values().any(|&(_, times)| (1..=u64::from(u32::MAX)).contains(&times)))
+    }
 
     #[test]
     fn versions_are_read_whatever_follows_them() {

@@ -15,3 +15,6 @@ mod sockopt;
 pub mod tun;
 pub mod udp;
 pub mod watch;
+
+#[cfg(test)]
+pub(crate) use fault::tests::with_faults;

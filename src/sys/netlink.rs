@@ -144,6 +144,14 @@ impl Netlink {
         self.set_link(index, LinkFlags::empty(), vec![LinkAttribute::Mtu(mtu)])
     }
 
+    /// Sets how many packets wait for a link at most.
+    ///
+    /// # Errors
+    /// `ENOMEM`; `EPERM` without `CAP_NET_ADMIN`.
+    pub fn set_queue_len(&mut self, index: u32, len: u32) -> io::Result<()> {
+        self.set_link(index, LinkFlags::empty(), vec![LinkAttribute::TxQueueLen(len)])
+    }
+
     fn set_link(&mut self, index: u32, flags: LinkFlags, attributes: Vec<LinkAttribute>) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;

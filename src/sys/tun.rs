@@ -28,6 +28,12 @@ const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 /// `_IOW('T', 208, unsigned int)`.
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 
+/// Packets that the kernel keeps for each queue.
+const QUEUE_LENGTH: u32 = 1000;
+
+/// So many times that number at most, however many queues there are.
+const QUEUE_LENGTHS_MAX: usize = 16;
+
 /// `linux/if_tun.h`.
 const TUN_F_CSUM: u32 = 0x01;
 const TUN_F_TSO4: u32 = 0x02;
@@ -55,34 +61,43 @@ impl Tun {
     /// `EBUSY` if it is in use, `EPERM` without `CAP_NET_ADMIN`, `EINVAL` for a name that is no interface name or is not a TUN device's.
     pub fn create(name: &str, queues: usize, wanted: &Wanted) -> io::Result<Self> {
         check_name(name)?;
-        let mut flags = 0;
-        for (feature, flag) in
-            [(Feature::MultiQueue, libc::IFF_MULTI_QUEUE), (Feature::VnetHeader, libc::IFF_VNET_HDR)]
-        {
-            let is_needed = feature != Feature::MultiQueue || queues > 1;
-            if is_needed && wanted.tries(feature) {
-                flags |= flag;
-            }
-        }
-        // What the kernel does not know it ignores or refuses: then without, one by one.
-        let first = loop {
-            match attach_alone(name, flags) {
-                Err(error)
-                    if error.raw_os_error() == Some(libc::EINVAL) && flags & libc::IFF_VNET_HDR != 0 =>
-                {
-                    wanted.attempt(Feature::VnetHeader, || Err(error))?;
-                    flags &= !libc::IFF_VNET_HDR;
-                }
-                Err(error)
-                    if error.raw_os_error() == Some(libc::EINVAL) && flags & libc::IFF_MULTI_QUEUE != 0 =>
-                {
-                    wanted.attempt(Feature::MultiQueue, || Err(error))?;
-                    flags &= !libc::IFF_MULTI_QUEUE;
-                }
-                other => break other?,
+        let wants_queues = queues > 1 && wanted.tries(Feature::MultiQueue);
+        let wants_header = wanted.tries(Feature::VnetHeader);
+        // What the kernel does not know it ignores or refuses. One queue with super-packets is worth more than many without.
+        let sets = [(true, true), (false, true), (true, false), (false, false)];
+        let mut sets =
+            sets.into_iter().filter(|&(many, header)| many <= wants_queues && header <= wants_header);
+        let mut set = sets.next().unwrap_or_default();
+        let (first, is_new) = loop {
+            let (many, header) = set;
+            let flags =
+                if many { libc::IFF_MULTI_QUEUE } else { 0 } | if header { libc::IFF_VNET_HDR } else { 0 };
+            match (attach_alone(name, flags), sets.next()) {
+                (Err(error), Some(next)) if error.raw_os_error() == Some(libc::EINVAL) => set = next,
+                (result, _) => break result?,
             }
         };
-        Self::with_first(first, queues, wanted)
+        let refused = |has: bool| if has { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) };
+        let this = Self::with_first(first, queues, wanted)?;
+        wanted.attempt(Feature::VnetHeader, || refused(this.offloads.has(Feature::VnetHeader)))?;
+        if queues > 1 {
+            wanted.attempt(Feature::MultiQueue, || refused(this.offloads.has(Feature::MultiQueue)))?;
+        }
+        if is_new {
+            // The default is little for what a burst of single packets may be; who has no right to change it goes on with it.
+            let _ = this.lengthen_queue();
+        }
+        Ok(this)
+    }
+
+    /// Lets the kernel keep more packets for us than the 500 that are its default (`tun_net_init`).
+    fn lengthen_queue(&self) -> io::Result<()> {
+        // Before Linux 4.8 all queues share the number.
+        let queues = self.queues.len().min(QUEUE_LENGTHS_MAX);
+        let len = u32::try_from(queues).unwrap_or(1) * QUEUE_LENGTH;
+        let mut netlink = Netlink::open()?;
+        let index = netlink.link(&self.name)?.index;
+        netlink.set_queue_len(index, len)
     }
 
     /// Takes over a device that another process opened, and attaches more queues if it was opened for several.
@@ -107,15 +122,17 @@ impl Tun {
         let (name, flags) = (name_of(&request), flags_of(&request));
         let has = |flag| flags & flag != 0;
         let mut offloads = Active::default();
-        offloads.set(Feature::MultiQueue, has(libc::IFF_MULTI_QUEUE));
         offloads.set(Feature::VnetHeader, first.header_len > 0);
         if first.header_len > 0 {
             first.set_offloads(wanted, &mut offloads)?;
+        } else {
+            // A device that was there before may bring super-packets, which nothing tells from packets without a header.
+            let _ = first.try_offloads(0);
         }
         let mut all = vec![first];
         if has(libc::IFF_MULTI_QUEUE) && queues > 1 {
             let flags = flags & (libc::IFF_MULTI_QUEUE | libc::IFF_VNET_HDR);
-            let more = || (1..queues).map(|_| attach(&name, flags)).collect();
+            let more = || more_queues(&name, flags, queues - 1);
             // A name means something else in another network namespace.
             all.extend(match all[0].netns() {
                 Ok(home) if !netns::is_current(&home)? => netns::run_in(home, more).unwrap_or_default(),
@@ -127,6 +144,7 @@ impl Tun {
         // The length of the header is the device's.
         let header_len = all[0].header_len;
         all.iter_mut().for_each(|queue| queue.header_len = header_len);
+        offloads.set(Feature::MultiQueue, all.len() > 1);
         Ok(Self { name, queues: all, offloads })
     }
 
@@ -162,8 +180,8 @@ fn check_name(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the device with its first queue, or opens a queue of one that nobody holds.
-fn attach_alone(name: &str, flags: c_int) -> io::Result<Queue> {
+/// Makes the device with its first queue, or opens a queue of one that nobody holds. Tells whether it was made.
+fn attach_alone(name: &str, flags: c_int) -> io::Result<(Queue, bool)> {
     let is = |error: &io::Error, errno| error.raw_os_error() == Some(errno);
     match attach(name, flags | libc::IFF_TUN_EXCL) {
         // It exists. A device of many queues is open to whoever comes: its packets would be shared out among two programs.
@@ -171,16 +189,30 @@ fn attach_alone(name: &str, flags: c_int) -> io::Result<Queue> {
             if Netlink::open()?.link(name)?.carrier {
                 return Err(error);
             }
-            attach(name, flags).or_else(|error| {
+            let queue = attach(name, flags).or_else(|error| {
                 if is(&error, libc::EINVAL) {
                     attach(name, flags ^ libc::IFF_MULTI_QUEUE)
                 } else {
                     Err(error)
                 }
-            })
+            })?;
+            Ok((queue, false))
         }
-        made => made,
+        made => made.map(|queue| (queue, true)),
     }
+}
+
+/// Opens so many more queues of the device, or as many as the kernel has: from Linux 3.8 to 3.19 eight (`MAX_TAP_QUEUES`).
+fn more_queues(name: &str, flags: c_int, count: usize) -> io::Result<Vec<Queue>> {
+    let mut queues = Vec::new();
+    for _ in 0..count {
+        match fault::check(Call::MoreQueues).and_then(|()| attach(name, flags)) {
+            Ok(queue) => queues.push(queue),
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(queues)
 }
 
 /// Opens a queue of the device; `flags` are added to those that every queue has.
@@ -275,7 +307,7 @@ impl Queue {
 
     /// Asks for super-packets; the kernel cuts them itself where it or the operator does not want that.
     fn set_offloads(&mut self, wanted: &Wanted, active: &mut Active) -> io::Result<()> {
-        // A kernel that does not know the call knows no other length.
+        // Another program may have left a longer one. A kernel that does not know the call knows no other length.
         let _ = self.set_header_len(HEADER_LEN);
         let tcp = TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
         // A device that was opened by somebody else may have any.
@@ -306,13 +338,15 @@ impl Queue {
         // Kernels that know UDP super-packets take them as well; the older ones lose them in VXLAN and Geneve (tailscale #11026).
         let is_safe =
             wanted.switch(Feature::CoalesceUdp) == Switch::On || fault::kernel_version() >= [6, 8, 5];
-        let knows_udp =
-            || self.try_offloads(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).and_then(|()| self.try_offloads(bits));
+        let knows_udp = || {
+            fault::check(Call::Uso)?;
+            self.try_offloads(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).and_then(|()| self.try_offloads(bits))
+        };
         active.set(Feature::CoalesceUdp, is_safe && wanted.attempt(Feature::CoalesceUdp, knows_udp)?);
         Ok(())
     }
 
-    /// Linux 2.6.35.
+    /// Linux 2.6.31.
     fn set_header_len(&mut self, len: usize) -> io::Result<()> {
         let value = c_int::try_from(len).unwrap_or(0);
         // SAFETY: the kernel reads one int, which outlives the call.
