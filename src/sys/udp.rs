@@ -59,8 +59,9 @@ impl UdpSocket {
     pub fn bind(family: Family, port: u16, options: &UdpOptions) -> io::Result<Self> {
         let this = Self::open(family, options)?;
         this.bind_to(port)?;
-        // Only now: two programs that both share from the beginning would silently steal each other's datagrams.
-        this.socket.set_reuse_port(true)?;
+        // Only now: two programs that both share from the beginning would silently steal each other's datagrams. A system that does not
+        // know it refuses the siblings.
+        let _ = this.socket.set_reuse_port(true);
         Ok(this)
     }
 
@@ -86,17 +87,27 @@ impl UdpSocket {
         };
         let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         match family {
-            Family::V4 => {
-                sockopt::set(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-                sockopt::set(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
-                // Outer fragments are allowed (kernel WireGuard sends without DF).
-                sockopt::set(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
-            }
+            // Outer fragments are allowed (kernel WireGuard sends without DF).
+            Family::V4 => set_those_known(
+                &socket,
+                libc::IPPROTO_IP,
+                &[
+                    (libc::IP_PKTINFO, 1),
+                    (libc::IP_RECVTOS, 1),
+                    (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+                ],
+            ),
             Family::V6 => {
                 socket.set_only_v6(true)?;
-                sockopt::set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
-                sockopt::set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
-                sockopt::set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+                set_those_known(
+                    &socket,
+                    libc::IPPROTO_IPV6,
+                    &[
+                        (libc::IPV6_RECVPKTINFO, 1),
+                        (libc::IPV6_RECVTCLASS, 1),
+                        (libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+                    ],
+                );
             }
         }
         if options.mark != 0 {
@@ -217,6 +228,13 @@ impl UdpSocket {
 
 fn filter(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter { code: u16::try_from(code).unwrap_or(0), jt, jf, k }
+}
+
+/// Sets options without which a tunnel works as well: a system that only resembles Linux may lack them (gVisor, WSL).
+fn set_those_known(socket: &Socket, level: i32, options: &[(i32, i32)]) {
+    for &(name, value) in options {
+        let _ = sockopt::set(socket, level, name, value);
+    }
 }
 
 /// Beyond the limit of the system if that is permitted, and as far as it goes if not.
@@ -398,6 +416,11 @@ impl<'a> Datagram<'a> {
         self.segment != 0 && usize::from(self.segment) < self.payload.len()
     }
 
+    /// Tells whether its headers are to say what those of a datagram do not say by default.
+    fn is_marked(&self) -> bool {
+        self.ds != 0 || self.hop_limit.is_some()
+    }
+
     /// Returns the datagrams that it is, one by one.
     pub fn parts(&self) -> impl Iterator<Item = Self> + use<'a> {
         let whole = *self;
@@ -438,10 +461,10 @@ impl SendBatch {
         let result = self.send_marked(socket, datagrams, takes_ds);
         // Linux before 3.13 knows no DS field as a control message: better unmarked than not at all.
         let is_refused = result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
-        if is_refused
-            && takes_ds
-            && datagrams.first().is_some_and(|first| !first.is_segmented() && first.from.is_none())
-        {
+        let may_be_the_mark = |first: &Datagram<'_>| {
+            takes_ds && first.is_marked() && !first.is_segmented() && first.from.is_none()
+        };
+        if is_refused && datagrams.first().is_some_and(may_be_the_mark) {
             let again = self.send_marked(socket, datagrams, false);
             if again.is_ok() {
                 socket.takes_ds.store(false, Relaxed);
@@ -457,15 +480,7 @@ impl SendBatch {
         datagrams: &[Datagram<'_>],
         takes_ds: bool,
     ) -> io::Result<usize> {
-        if let Some(first) = datagrams.first() {
-            fault::check(if first.is_segmented() { Call::SendSegmented } else { Call::Send })?;
-            if takes_ds {
-                fault::check(Call::SendTos)?;
-            }
-            if first.from.is_some() {
-                fault::check(Call::SendFrom)?;
-            }
-        }
+        let datagrams = with_faults(datagrams, takes_ds)?;
         self.iovecs.clear();
         self.iovecs.extend(datagrams.iter().take(self.names.len()).map(|datagram| libc::iovec {
             iov_base: datagram.payload.as_ptr().cast_mut().cast(),
@@ -492,6 +507,22 @@ impl SendBatch {
         let sent = unsafe { libc::sendmmsg(fd, self.headers.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
+}
+
+/// Cuts `datagrams` off before the first that is to fail, as the kernel does; fails if that is the very first.
+fn with_faults<'a, 'b>(datagrams: &'b [Datagram<'a>], takes_ds: bool) -> io::Result<&'b [Datagram<'a>]> {
+    if !fault::ARE_POSSIBLE {
+        return Ok(datagrams);
+    }
+    let calls = |datagram: &Datagram<'_>| {
+        let kind = if datagram.is_segmented() { Call::SendSegmented } else { Call::Send };
+        let marked = (takes_ds && datagram.is_marked()).then_some(Call::SendTos);
+        let from = datagram.from.map(|_| Call::SendFrom);
+        [Some(kind), marked, from].into_iter().flatten()
+    };
+    datagrams.first().into_iter().flat_map(calls).try_for_each(fault::check)?;
+    let behind = datagrams.iter().skip(1).position(|datagram| calls(datagram).any(fault::is_due));
+    Ok(behind.map_or(datagrams, |behind| &datagrams[..=behind]))
 }
 
 fn write_control(control: &mut cmsg::Buffer, datagram: &Datagram<'_>, takes_ds: bool) {
@@ -660,6 +691,117 @@ mod tests {
             segment: 0,
         };
         assert!(SendBatch::new(1).send(&socket, &[datagram]).is_err());
+    }
+
+    /// A group of sockets on one port with the program, of which the last one is for what is no data; with and without `UDP_GRO`.
+    fn steered(family: Family, has_gro: bool, data: u32) -> Option<(Vec<UdpSocket>, SocketAddr)> {
+        let switch = if has_gro { "gro=on" } else { "gro=off" };
+        let options =
+            UdpOptions { wanted: switch.parse().unwrap(), buffer: 1 << 20, ..UdpOptions::default() };
+        let Ok(first) = UdpSocket::bind(family, 0, &options) else {
+            eprintln!("skipped: {family:?} or UDP_GRO missing");
+            return None;
+        };
+        let more: Vec<_> = (0..data).map(|_| first.sibling(&options).unwrap()).collect();
+        if more[0].steer(data).is_err() {
+            eprintln!("skipped: SO_ATTACH_REUSEPORT_CBPF missing");
+            return None;
+        }
+        let ip: IpAddr = match family {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        let to = SocketAddr::new(ip, first.local_port().unwrap());
+        Some((std::iter::once(first).chain(more).collect(), to))
+    }
+
+    /// Returns the datagrams that wait at a socket, runs cut up.
+    fn waiting(socket: &UdpSocket) -> Vec<Vec<u8>> {
+        let mut batch = RecvBatch::new(64, 1 << 16);
+        let mut all = Vec::new();
+        while let Ok(received) = batch.recv(socket, usize::MAX) {
+            for slot in 0..received {
+                let run = batch.get_mut(slot).unwrap();
+                if run.payload.is_empty() {
+                    all.push(Vec::new());
+                }
+                all.extend(run.payload.chunks(run.segment.max(1)).map(<[u8]>::to_vec));
+            }
+        }
+        all
+    }
+
+    fn data_message(index: u32, counter: u8) -> Vec<u8> {
+        [&[4, 0, 0, 0][..], &index.to_le_bytes(), &[counter; 40]].concat()
+    }
+
+    #[test]
+    fn data_goes_where_its_index_says_and_all_else_to_the_last_socket() {
+        let families = [Family::V4, Family::V6];
+        for (family, has_gro) in families.into_iter().flat_map(|family| [(family, false), (family, true)]) {
+            let Some((sockets, to)) = steered(family, has_gro, 3) else { continue };
+            assert!(sockets.iter().all(|socket| socket.offloads().has(Feature::Gro) == has_gro));
+            let from = UdpSocket::bind(family, 0, &UdpOptions::default()).unwrap();
+            let indices = [0, 1, 2, 3, 4, 5, 0x0403_0201, 0x8000_0000, u32::MAX - 1, u32::MAX];
+            let data = indices.map(|index| data_message(index, 0));
+            let others = [1, 2, 3, 0, 5, 0x44, 0xff].map(|kind| [&[kind, 0, 0, 0][..], &[1; 144]].concat());
+            // Not data: the reserved bytes are not zero.
+            let reserved = [4, 1, 0, 0, 0, 0, 0, 0].to_vec();
+            for payload in data.iter().chain(&others).chain([&reserved]) {
+                let datagram = Datagram { to, from: None, ds: 0, hop_limit: None, payload, segment: 0 };
+                assert_eq!(SendBatch::new(1).send(&from, &[datagram]).unwrap(), 1);
+            }
+            for (number, socket) in (0..3).zip(&sockets) {
+                let expected: Vec<_> = data
+                    .iter()
+                    .zip(indices)
+                    .filter(|(_, index)| index % 3 == number)
+                    .map(|(data, _)| data.clone())
+                    .collect();
+                assert_eq!(waiting(socket), expected, "{family:?} {has_gro} {number}");
+            }
+            let expected: Vec<_> = others.into_iter().chain([reserved]).collect();
+            assert_eq!(waiting(&sockets[3]), expected, "{family:?} {has_gro}");
+        }
+    }
+
+    #[test]
+    fn a_run_of_datagrams_goes_where_its_first_one_says_whole_or_cut_up() {
+        for (family, has_gro) in [(Family::V4, false), (Family::V4, true), (Family::V6, true)] {
+            let Some((sockets, to)) = steered(family, has_gro, 3) else { continue };
+            let options = UdpOptions { wanted: "gso=on".parse().unwrap(), ..UdpOptions::default() };
+            let from = UdpSocket::bind(family, 0, &options);
+            let Ok(from) = from else {
+                eprintln!("skipped: UDP_SEGMENT missing");
+                continue;
+            };
+            for number in 0..3 {
+                let run: Vec<_> = (0..20).map(|counter| data_message(300 + number, counter)).collect();
+                let (payload, segment) = (run.concat(), u16::try_from(run[0].len()).unwrap());
+                let datagram =
+                    Datagram { to, from: None, ds: 0, hop_limit: None, payload: &payload, segment };
+                assert_eq!(SendBatch::new(1).send(&from, &[datagram]).unwrap(), 1);
+                assert_eq!(waiting(&sockets[number as usize]), run, "{family:?} {has_gro} {number}");
+            }
+            assert!(sockets.iter().all(|socket| waiting(socket).is_empty()));
+        }
+    }
+
+    #[test]
+    fn datagrams_too_short_for_a_decision_arrive_somewhere() {
+        for has_gro in [false, true] {
+            let Some((sockets, to)) = steered(Family::V4, has_gro, 3) else { continue };
+            let from = UdpSocket::bind(Family::V4, 0, &UdpOptions::default()).unwrap();
+            for len in 0..=8 {
+                for first in [4, 1] {
+                    let payload = &[first, 0, 0, 0, 2, 0, 0, 0][..len];
+                    let datagram = Datagram { to, from: None, ds: 0, hop_limit: None, payload, segment: 0 };
+                    assert_eq!(SendBatch::new(1).send(&from, &[datagram]).unwrap(), 1);
+                    let found: Vec<_> = sockets.iter().flat_map(waiting).collect();
+                    assert_eq!(found, [payload], "{len} bytes");
+                }
+            }
+        }
     }
 
     #[test]
