@@ -278,14 +278,17 @@ fn write(queue: &Queue, bytes: &[u8], merged: &Merged<'_>, kinds: &mut Kinds, dr
     parts.push(IoSlice::new(merged.head));
     parts.extend(merged.rest.iter().map(|span| IoSlice::new(&bytes[span.range()])));
     let Err(error) = queue.write_with_header(&parts) else { return };
-    if error.raw_os_error() != Some(libc::EINVAL) {
-        return drops.add(Dropped::TunWriteFailed, merged.rest.len() as u64);
-    }
     // Linux 6.6.44 and others of its time (tailscale #13041).
-    match merged.header.gso {
-        Gso::TcpV4 | Gso::TcpV6 => kinds.tcp = false,
-        Gso::UdpL4 | Gso::None => kinds.udp = false,
+    if error.raw_os_error() == Some(libc::EINVAL) {
+        let kind = match merged.header.gso {
+            Gso::TcpV4 | Gso::TcpV6 => &mut kinds.tcp,
+            Gso::UdpL4 | Gso::None => &mut kinds.udp,
+        };
+        if std::mem::take(kind) {
+            tracing::debug!(kind = ?merged.header.gso, "super-packets are refused: written one by one");
+        }
     }
+    // For want of memory, the parts may still fit. If the link is down, they cost as much as they would have otherwise.
     for packet in merged.packets() {
         if queue.write(&bytes[packet]).is_err() {
             drops.count(Dropped::TunWriteFailed);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 
 use super::shared::{Mtu, Shared, now};
-use super::sockets::{Fate, Patience, RUN_MAX, SocketSet, send_all};
+use super::sockets::{Fate, Patience, RUN_MAX, Refused, SocketSet, send_all};
 use super::worker::Left;
 use crate::crypto::aead::{self, SealJob};
 use crate::packet::segment::{HEADER_MAX, Split};
@@ -114,7 +114,7 @@ impl Sender {
             read: vec![0; READ_BUFFER].into(),
             sealed: Outbox::new(),
             batch: SendBatch::new(BATCH),
-            unsegmented: Unsegmented::default(),
+            unsegmented: Unsegmented::new(),
         }
     }
 
@@ -125,7 +125,6 @@ impl Sender {
         let view = shared.view.load();
         let mtu = shared.mtu.load();
         let own_port = sockets.map_or(0, |set| set.port);
-        self.unsegmented.forget(now);
         let mut at = 0;
         let mut left = Left::More;
         for _ in 0..BATCH {
@@ -139,6 +138,11 @@ impl Sender {
                     break;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // A packet that the kernel cannot hand out, which it has dropped (`tun_put_user`): there may be others behind it.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOMEM)) => {
+                    self.shared.drops.count(Dropped::InnerMalformed);
+                    continue;
+                }
                 Err(_) => {
                     left = Left::Gone;
                     break;
@@ -147,9 +151,8 @@ impl Sender {
             let read = at..at + len;
             if let Err(reason) = self.take(read.clone(), queue, &view, &mtu, own_port, sockets, now) {
                 self.shared.drops.count(reason);
-                let packet = &self.read[read.start + queue.header_len()..read.end];
                 if matches!(reason, Dropped::NoPeer | Dropped::NoEndpoint) && self.limiter.allow(now) {
-                    answer_unreachable(packet, queue);
+                    answer_unreachable(&self.read[read.start + queue.header_len()..read.end], queue);
                 }
             }
             at = read.end.next_multiple_of(64);
@@ -184,7 +187,7 @@ impl Sender {
             self.stage(&peer, &split, start..read.end, mtu, ds);
             return Ok(());
         };
-        self.sealed.run_max = self.run_max(to.addr, padded_len(split.longest(), mtu), sockets);
+        self.sealed.run_max = self.run_max(to.addr, padded_len(split.longest(), mtu), sockets, now);
         let target = Target { peer, keypair: ticket.keypair, to, ds, hop_limit };
         let longest = padded_len(split.longest(), mtu) + DATA_OVERHEAD;
         let mut aimed = None;
@@ -218,10 +221,10 @@ impl Sender {
     }
 
     /// Returns how many datagrams to `addr` of at most this padded length may be sent as one.
-    fn run_max(&self, addr: SocketAddr, padded: usize, sockets: Option<&SocketSet>) -> usize {
+    fn run_max(&self, addr: SocketAddr, padded: usize, sockets: Option<&SocketSet>, now: Instant) -> usize {
         let socket = sockets.and_then(|set| set.towards(addr));
         let has_gso = socket.is_some_and(|socket| socket.offloads().has(Feature::Gso));
-        let is_avoided = self.unsegmented.holds(addr.ip(), padded + DATA_OVERHEAD);
+        let is_avoided = self.unsegmented.holds(addr.ip(), padded + DATA_OVERHEAD, now);
         if has_gso && !is_avoided { RUN_MAX } else { 1 }
     }
 
@@ -271,7 +274,7 @@ impl Sender {
             match fate {
                 Fate::Sent | Fate::Dropped => {}
                 Fate::SentElsewise => target.peer.clear_source(),
-                Fate::SentSingly => unsegmented.remember(target.to.addr.ip(), message.segment, now),
+                Fate::SentSingly(refused) => unsegmented.remember(target.to.addr.ip(), refused, now),
             }
         });
     }
@@ -390,36 +393,56 @@ impl Message {
 }
 
 /// Destinations to which the kernel refuses to send runs of datagrams: a device without checksum offload, a path with a smaller MTU.
-#[derive(Default)]
+///
+/// One place for each of so many destinations. Of two that fall on one place the later one is known; the other is learnt again.
 struct Unsegmented {
-    known: ArrayVec<Refusal, 16>,
+    places: Box<[Option<Refusal>; 1 << Self::BITS]>,
 }
 
 struct Refusal {
     to: IpAddr,
-    /// Runs of datagrams of this length and longer ones.
-    segment: usize,
+    runs: Refused,
     until: Instant,
+}
+
+impl Refusal {
+    fn covers(&self, to: IpAddr, segment: usize, now: Instant) -> bool {
+        let is_refused = match self.runs {
+            Refused::OfLength(refused) => refused <= segment,
+            Refused::Any => true,
+        };
+        is_refused && self.to == to && now < self.until
+    }
 }
 
 impl Unsegmented {
     /// For how long a refusal is remembered: the route, or the device, may be another one then.
     const MEMORY: Duration = Duration::from_secs(300);
 
-    fn remember(&mut self, to: IpAddr, segment: usize, now: Instant) {
-        self.known.retain(|refusal| refusal.to != to || refusal.segment < segment);
-        if self.known.is_full() {
-            self.known.remove(0);
-        }
-        self.known.push(Refusal { to, segment, until: now + Self::MEMORY });
+    const BITS: u32 = 8;
+
+    fn new() -> Self {
+        Self { places: Box::new([const { None }; 1 << Self::BITS]) }
     }
 
-    fn holds(&self, to: IpAddr, segment: usize) -> bool {
-        self.known.iter().any(|refusal| refusal.to == to && refusal.segment <= segment)
+    fn place(to: IpAddr) -> usize {
+        let bits = match to {
+            IpAddr::V4(to) => to.to_bits().into(),
+            IpAddr::V6(to) => to.to_bits(),
+        };
+        let words = [bits, bits >> 32, bits >> 64, bits >> 96].map(|word| (word & 0xffff_ffff) as u32);
+        // Knuth, The Art of Computer Programming, volume 3, §6.4: multiplicative hashing.
+        (words.iter().fold(0, |sum, word| sum ^ word).wrapping_mul(2_654_435_769) >> (32 - Self::BITS))
+            as usize
     }
 
-    fn forget(&mut self, now: Instant) {
-        self.known.retain(|refusal| refusal.until > now);
+    fn remember(&mut self, to: IpAddr, runs: Refused, now: Instant) {
+        tracing::debug!(%to, ?runs, "runs of datagrams are refused: sent one by one");
+        self.places[Self::place(to)] = Some(Refusal { to, runs, until: now + Self::MEMORY });
+    }
+
+    fn holds(&self, to: IpAddr, segment: usize, now: Instant) -> bool {
+        self.places[Self::place(to)].as_ref().is_some_and(|refusal| refusal.covers(to, segment, now))
     }
 }
 
@@ -482,6 +505,42 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_of_runs_is_remembered_for_five_minutes() {
+        let at = |seconds: u64| Instant::from_nanos(seconds * 1_000_000_000);
+        let [a, b, c] = ["192.0.2.1", "2001:db8::1", "192.0.2.3"].map(|addr| addr.parse().unwrap());
+        let mut unsegmented = Unsegmented::new();
+        assert!(!unsegmented.holds(a, 1452, at(10)));
+        unsegmented.remember(a, Refused::OfLength(1452), at(10));
+        unsegmented.remember(b, Refused::Any, at(20));
+        for (to, segment, time, expected) in [
+            (a, 1452, 10, true),
+            (a, 1451, 10, false),
+            (a, 9000, 309, true),
+            (a, 1452, 310, false),
+            (b, 32, 319, true),
+            (b, 32, 320, false),
+            (c, 1452, 20, false),
+        ] {
+            assert_eq!(unsegmented.holds(to, segment, at(time)), expected, "{to} {segment} {time}");
+        }
+        // A path may become narrower yet.
+        unsegmented.remember(a, Refused::OfLength(1200), at(11));
+        assert!(unsegmented.holds(a, 1300, at(12)));
+    }
+
+    #[test]
+    fn many_destinations_are_remembered() {
+        let mut unsegmented = Unsegmented::new();
+        let now = Instant::from_nanos(0);
+        let all: Vec<IpAddr> = (0..64_u8).map(|host| [10, 0, 0, host].into()).collect();
+        for &to in &all {
+            unsegmented.remember(to, Refused::Any, now);
+        }
+        let held = all.iter().filter(|&&to| unsegmented.holds(to, 100, now)).count();
+        assert!(held >= 48, "only {held} of 64");
+    }
 
     #[test]
     fn unreachable_messages_are_limited_to_a_thousand_a_second() {

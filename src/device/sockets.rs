@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use crate::sys::offload::{Active, Feature, Switch, Wanted};
+use crate::sys::offload::{Active, Feature, Wanted};
 use crate::sys::udp::{Datagram, Family, SendBatch, UdpOptions, UdpSocket};
 use crate::wireguard::dropped::{Dropped, Drops};
 
@@ -65,17 +65,21 @@ impl SocketSet {
         let is_shared = leaving.iter().any(|set| set.port == first.port);
         let mut sets = vec![Arc::new(first)];
         for _ in 1..workers {
-            sets.push(Arc::new(sets[0].sibling(&options)?));
+            let set = match sets[0].sibling(&options) {
+                // Sockets cannot share a port, so workers share sockets. One of them receives.
+                Err(error) if is_unknown(&error) => Arc::clone(&sets[0]),
+                sibling => Arc::new(sibling?),
+            };
+            sets.push(set);
         }
         let mut active =
             sets[0].iter().fold(Active::default(), |active, socket| active.with(socket.offloads()));
         // The handshakes' socket comes last, and only if the kernel can be told what goes there.
         let mut behind = None;
         let steer = || {
-            // A run of datagrams is received as one only where all of them are for the same socket.
-            let mut plain = options;
-            plain.wanted.set(Feature::Gro, Switch::Off);
-            let set = sets[0].sibling(&plain)?;
+            // With the features of the others: before the kernel runs the program it merges datagrams if the socket is for runs that the hash
+            // of their addresses leads to (`udp4_lib_lookup_skb`), which is any of them.
+            let set = sets[0].sibling(&options)?;
             let number = u32::try_from(workers).unwrap_or(u32::MAX);
             set.iter().try_for_each(|socket| socket.steer(number))?;
             behind = Some(Arc::new(set));
@@ -147,15 +151,29 @@ fn available(socket: io::Result<UdpSocket>) -> io::Result<Option<UdpSocket>> {
     }
 }
 
+/// What the system says to an option that it does not know.
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::ENOSYS))
+}
+
 /// What became of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Sent,
     /// Sent, but not from the address that was asked for.
     SentElsewise,
-    /// Sent, but a run of datagrams had to be sent one by one.
-    SentSingly,
+    /// Sent, but a run of datagrams had to be sent one by one, and so will others.
+    SentSingly(Refused),
     Dropped,
+}
+
+/// The runs of datagrams that the kernel refuses to send to a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Those of datagrams of this length, and longer ones.
+    OfLength(usize),
+    /// Runs of any datagrams.
+    Any,
 }
 
 /// Sends `datagrams`, all of one family, in order, and says for each what became of it.
@@ -172,8 +190,7 @@ pub(super) fn send_all(
     let mut elsewise = false;
     while at < datagrams.len() {
         match batch.send(socket, &datagrams[at..]) {
-            Ok(0) => return,
-            Ok(sent) => {
+            Ok(sent @ 1..) => {
                 for i in at..at + sent {
                     fate(i, if std::mem::take(&mut elsewise) { Fate::SentElsewise } else { Fate::Sent });
                 }
@@ -181,20 +198,21 @@ pub(super) fn send_all(
                 full = 0;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && full < patience.0 => {
+            Err(error) if is_for_now(&error) && full < patience.0 => {
                 full += 1;
                 socket.wait_writable(10);
             }
-            Err(error) if datagrams[at].is_segmented() && refuses_runs(&error) => {
-                fate(at, send_singly(batch, socket, &datagrams[at], drops, patience));
+            Err(error) if let Some(refused) = refused_run(&error, &datagrams[at]) => {
+                let own = send_singly(batch, socket, &datagrams[at], refused, drops, patience);
+                let is_elsewise = std::mem::take(&mut elsewise) && own != Fate::Dropped;
+                fate(at, if is_elsewise { Fate::SentElsewise } else { own });
                 at += 1;
             }
-            // The address it was to leave by is gone, or leads nowhere: let the routing table choose.
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock && datagrams[at].from.is_some() => {
+            Err(error) if datagrams[at].from.is_some() && may_be_the_source(&error) => {
                 datagrams[at].from = None;
                 elsewise = true;
             }
-            Err(_) => {
+            Ok(_) | Err(_) => {
                 drops.add(Dropped::SendFailed, datagrams[at].parts().count() as u64);
                 elsewise = false;
                 fate(at, Fate::Dropped);
@@ -204,13 +222,26 @@ pub(super) fn send_all(
     }
 }
 
+/// There is no room, or no memory.
+fn is_for_now(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// The address that it was to leave by may be gone, or lead nowhere: the routing table shall choose. Not so if the datagram could not be
+/// sent for now, or a packet filter took it.
+fn may_be_the_source(error: &io::Error) -> bool {
+    !is_for_now(error) && error.raw_os_error() != Some(libc::EPERM)
+}
+
 /// What kernels say who cannot send a run of datagrams to this place: a device without checksum offload (`EIO`), a path with a smaller
-/// MTU (`EMSGSIZE`, `EINVAL`), a protocol that does not know it.
-fn refuses_runs(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
-    )
+/// MTU (`EMSGSIZE`, `EINVAL`), a protocol that does not know it. Returns what they would refuse as well.
+fn refused_run(error: &io::Error, run: &Datagram<'_>) -> Option<Refused> {
+    let errno = error.raw_os_error().filter(|_| run.is_segmented())?;
+    match errno {
+        libc::EINVAL | libc::EMSGSIZE => Some(Refused::OfLength(run.segment.into())),
+        libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT => Some(Refused::Any),
+        _ => None,
+    }
 }
 
 /// Sends a run of datagrams one by one, of which none is lost.
@@ -218,6 +249,7 @@ fn send_singly(
     batch: &mut SendBatch,
     socket: &UdpSocket,
     run: &Datagram<'_>,
+    refused: Refused,
     drops: &Drops,
     patience: Patience,
 ) -> Fate {
@@ -231,13 +263,143 @@ fn send_singly(
         (false, _) => Fate::Dropped,
         // It was the source that the kernel refused.
         (true, true) => Fate::SentElsewise,
-        (true, false) => Fate::SentSingly,
+        (true, false) => Fate::SentSingly(refused),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
+    use crate::sys::udp::RecvBatch;
+    use crate::sys::with_faults;
+
+    /// Sends a single datagram, a run of ten and a single one while calls fail, and returns what became of each, what arrived, and what
+    /// was counted as lost.
+    fn send_with(faults: &str, from: Option<IpAddr>) -> (Vec<Fate>, Vec<Vec<u8>>, u64) {
+        let options = UdpOptions { buffer: BUFFER, ..UdpOptions::default() };
+        let inbox = UdpSocket::bind(Family::V4, 0, &options).unwrap();
+        let socket = UdpSocket::bind(Family::V4, 0, &options).unwrap();
+        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), inbox.local_port().unwrap());
+        let payload: Vec<u8> = (0..1_000_u32).map(|i| (i / 100) as u8).collect();
+        let datagram = |payload, segment| Datagram { to, from, ds: 2, hop_limit: None, payload, segment };
+        let mut datagrams = [datagram(&[20], 0), datagram(&payload, 100), datagram(&[21], 0)];
+        let (drops, mut fates) = (Drops::default(), Vec::new());
+        let ((), is_left) = with_faults(faults, || {
+            let mut batch = SendBatch::new(64);
+            send_all(&mut batch, &socket, &mut datagrams, &drops, Patience::SOME, |i, fate| {
+                assert_eq!(i, fates.len(), "each is told of once, in order");
+                fates.push(fate);
+            });
+        });
+        assert!(!is_left, "{faults} was not met");
+        let mut arrived = Vec::new();
+        let mut batch = RecvBatch::new(64, 1 << 16);
+        while let Ok(received) = batch.recv(&inbox, 64) {
+            for slot in 0..received {
+                let run = batch.get_mut(slot).unwrap();
+                arrived.extend(run.payload.chunks(run.segment).map(<[u8]>::to_vec));
+            }
+        }
+        (fates, arrived, drops.get(Dropped::SendFailed))
+    }
+
+    /// What is sent by [`send_with`], datagram by datagram.
+    fn all() -> Vec<Vec<u8>> {
+        let run = (0..10).map(|i| vec![i; 100]);
+        std::iter::once(vec![20]).chain(run).chain([vec![21]]).collect()
+    }
+
+    /// T29.
+    #[test]
+    fn a_run_that_the_kernel_refuses_is_sent_one_by_one() {
+        let sized = Refused::OfLength(100);
+        for (errno, refused) in [
+            (libc::EIO, Refused::Any),
+            (libc::EOPNOTSUPP, Refused::Any),
+            (libc::EINVAL, sized),
+            (libc::EMSGSIZE, sized),
+        ] {
+            for faults in [format!("SendSegmented={errno}"), format!("SendSegmented={errno}*1")] {
+                for from in [None, Some(Ipv4Addr::LOCALHOST.into())] {
+                    let (fates, arrived, lost) = send_with(&faults, from);
+                    assert_eq!(fates, [Fate::Sent, Fate::SentSingly(refused), Fate::Sent], "{faults}");
+                    assert_eq!((arrived, lost), (all(), 0), "{faults}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_sent_for_now_is_sent_a_little_later_from_the_same_address() {
+        for errno in [libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM, libc::EINTR] {
+            let faults = format!("Send={errno}*3,SendSegmented={errno}*5");
+            let (fates, arrived, lost) = send_with(&faults, Some(Ipv4Addr::LOCALHOST.into()));
+            assert_eq!((fates, arrived, lost), (vec![Fate::Sent; 3], all(), 0), "{faults}");
+        }
+    }
+
+    #[test]
+    fn storms_of_errors_cost_what_they_hit_and_are_counted() {
+        for errno in [libc::EPERM, libc::ENOBUFS, libc::ENETDOWN] {
+            let (fates, arrived, lost) = send_with(&format!("Send={errno},SendSegmented={errno}"), None);
+            assert_eq!((fates, arrived, lost), (vec![Fate::Dropped; 3], vec![], 12), "{errno}");
+            // Those behind it go their way.
+            let (fates, arrived, lost) = send_with(&format!("SendSegmented={errno}"), None);
+            assert_eq!(fates, [Fate::Sent, Fate::Dropped, Fate::Sent]);
+            assert_eq!((arrived, lost), (vec![vec![20], vec![21]], 10), "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_the_kernel_refuses_is_let_go_of() {
+        for errno in [libc::EINVAL, libc::EADDRNOTAVAIL, libc::ENETUNREACH] {
+            let (fates, arrived, lost) =
+                send_with(&format!("SendFrom={errno}"), Some(Ipv4Addr::LOCALHOST.into()));
+            assert_eq!((fates, arrived, lost), (vec![Fate::SentElsewise; 3], all(), 0), "{errno}");
+        }
+        // A packet filter that takes a datagram is not to be got round.
+        let faults = format!("SendFrom={}", libc::EPERM);
+        let (fates, arrived, lost) = send_with(&faults, Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!((fates, arrived, lost), (vec![Fate::Dropped; 3], vec![], 12));
+    }
+
+    #[test]
+    fn a_refused_source_and_refused_runs_together_lose_nothing() {
+        let faults = format!("SendFrom={},SendSegmented={}", libc::ENETUNREACH, libc::EIO);
+        let (fates, arrived, lost) = send_with(&faults, Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!((fates, arrived, lost), (vec![Fate::SentElsewise; 3], all(), 0));
+    }
+
+    /// Linux before 3.13.
+    #[test]
+    fn without_a_mark_where_the_kernel_cannot_send_one() {
+        for from in [None, Some(Ipv4Addr::LOCALHOST.into())] {
+            let (fates, arrived, lost) = send_with(&format!("SendTos={}", libc::EINVAL), from);
+            assert!(fates.iter().all(|&fate| fate != Fate::Dropped), "{fates:?}");
+            assert_eq!((arrived, lost), (all(), 0));
+        }
+    }
+
+    #[test]
+    fn the_socket_of_handshakes_is_for_runs_like_the_others() {
+        let Sockets { sets, active } = SocketSet::open(0, 0, 2, &Wanted::default(), &[]).unwrap();
+        assert_eq!(sets.len(), 2 + usize::from(active.has(Feature::Steering)));
+        for socket in sets.iter().flat_map(|set| set.iter()) {
+            assert_eq!(socket.offloads().has(Feature::Gro), active.has(Feature::Gro));
+        }
+    }
+
+    #[test]
+    fn where_ports_cannot_be_shared_workers_share_sockets() {
+        let open = || SocketSet::open(0, 0, 3, &Wanted::default(), &[]);
+        let (sockets, _) = with_faults(&format!("ReusePort={}", libc::ENOPROTOOPT), open);
+        let Sockets { sets, active } = sockets.unwrap();
+        assert_eq!(sets.len(), 3);
+        assert!(sets.iter().all(|set| Arc::ptr_eq(set, &sets[0])));
+        assert!(!active.has(Feature::Steering));
+    }
 
     #[test]
     fn a_port_that_is_only_our_own_old_one_is_had_again() {

@@ -120,10 +120,16 @@ impl Worker {
         }
         let registry = self.poll.registry();
         for socket in self.sockets.iter().flat_map(|set| set.iter()) {
-            // The control thread may hold the set a little longer, so closing alone would not do.
+            // The control thread may hold the set a little longer, so closing alone would not do. One that we did not poll is refused.
             let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
         }
-        let opened = new.iter().flat_map(|set| [(&set.v4, V4), (&set.v6, V6)]);
+        // Where workers share sockets, the first of them receives, or packets of a flow would overtake each other.
+        let before = &self.shared.sockets[..self.number];
+        let received_elsewhere = |set: &Arc<SocketSet>| {
+            before.iter().any(|slot| slot.load().as_ref().is_some_and(|other| Arc::ptr_eq(other, set)))
+        };
+        let receives = !new.as_ref().is_some_and(received_elsewhere);
+        let opened = new.iter().filter(|_| receives).flat_map(|set| [(&set.v4, V4), (&set.v6, V6)]);
         for (socket, token) in opened.filter_map(|(socket, token)| Some((socket.as_ref()?, token))) {
             let fd = socket.as_raw_fd();
             if let Err(error) = registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
@@ -134,6 +140,6 @@ impl Worker {
         // It closes the old ones.
         self.shared.wake_control();
         // What came before the registration is told as well, but what the old sockets told is void.
-        (self.ready.v4, self.ready.v6) = (true, true);
+        (self.ready.v4, self.ready.v6) = (receives, receives);
     }
 }
