@@ -437,6 +437,14 @@ impl Unsegmented {
     }
 
     fn remember(&mut self, to: IpAddr, runs: Refused, now: Instant) {
+        let least = match runs {
+            Refused::OfLength(refused) => refused,
+            Refused::Any => 0,
+        };
+        // Others of the same batch may have been on their way.
+        if self.holds(to, least, now) {
+            return;
+        }
         tracing::debug!(%to, ?runs, "runs of datagrams are refused: sent one by one");
         self.places[Self::place(to)] = Some(Refusal { to, runs, until: now + Self::MEMORY });
     }

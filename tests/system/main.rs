@@ -12,4 +12,5 @@ mod kernel_peer;
 mod netns;
 mod robust;
 mod support;
+mod tiers;
 mod uapi;

@@ -15,23 +15,35 @@ use crate::support::tunnel::{Program, Tunnel, preshared_key};
 use crate::support::{Namespace, SOON, need, wait_until};
 
 /// Two namespaces whose tunnels were born in a third.
-struct Pair {
-    ns0: Namespace,
-    ns1: Namespace,
-    ns2: Namespace,
-    t1: Tunnel,
-    t2: Tunnel,
+pub(crate) struct Pair {
+    pub(crate) ns0: Namespace,
+    pub(crate) ns1: Namespace,
+    pub(crate) ns2: Namespace,
+    pub(crate) t1: Tunnel,
+    pub(crate) t2: Tunnel,
     psk: String,
 }
 
 const PORT1: u16 = 1;
-const PORT2: u16 = 2;
+pub(crate) const PORT2: u16 = 2;
+
+/// How a tunnel of a pair is started, beyond what every one is.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Start<'a> {
+    pub(crate) args: &'a [&'a str],
+    pub(crate) env: &'a [(&'a str, &'a str)],
+}
 
 impl Pair {
     fn new() -> Self {
+        Self::started([Start::default(); 2])
+    }
+
+    /// A pair whose tunnels are started so.
+    pub(crate) fn started([first, second]: [Start<'_>; 2]) -> Self {
         let (ns0, ns1, ns2) = (Namespace::new(), Namespace::new(), Namespace::new());
-        let t1 = Tunnel::start(Program::Adit, &ns0);
-        let t2 = Tunnel::start(Program::Adit, &ns0);
+        let t1 = Tunnel::start_with(Program::Adit, &ns0, first.args, first.env);
+        let t2 = Tunnel::start_with(Program::Adit, &ns0, second.args, second.env);
         t1.move_to(&ns0, &ns1);
         t2.move_to(&ns0, &ns2);
         let this = Self { ns0, ns1, ns2, t1, t2, psk: preshared_key() };
@@ -67,7 +79,7 @@ impl Pair {
         }
     }
 
-    fn set_endpoints(&self, host: &str) {
+    pub(crate) fn set_endpoints(&self, host: &str) {
         self.t1.set(&self.ns1, &format!("peer {} endpoint {host}:{PORT2}", self.t2.key.public()));
         self.t2.set(&self.ns2, &format!("peer {} endpoint {host}:{PORT1}", self.t1.key.public()));
     }

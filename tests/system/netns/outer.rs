@@ -6,16 +6,21 @@
 
 use std::time::Duration;
 
-use super::Pair;
+use super::{Pair, Start};
 use crate::support::tunnel::{Program, Tunnel, preshared_key};
 use crate::support::{Namespace, SOON, need, not_hosted, pause, wait_until};
 
 impl Pair {
     /// Each tunnel is born where it stays, so its UDP sockets are there as well. Nothing joins the namespaces yet.
     pub(super) fn apart() -> Self {
+        Self::started_apart([Start::default(); 2])
+    }
+
+    /// Like [`Self::apart`], started so.
+    pub(crate) fn started_apart([first, second]: [Start<'_>; 2]) -> Self {
         let (ns0, ns1, ns2) = (Namespace::new(), Namespace::new(), Namespace::new());
-        let t1 = Tunnel::start(Program::Adit, &ns1);
-        let t2 = Tunnel::start(Program::Adit, &ns2);
+        let t1 = Tunnel::start_with(Program::Adit, &ns1, first.args, first.env);
+        let t2 = Tunnel::start_with(Program::Adit, &ns2, second.args, second.env);
         let this = Self { ns0, ns1, ns2, t1, t2, psk: preshared_key() };
         this.configure();
         this
@@ -30,12 +35,12 @@ impl Pair {
     }
 
     /// Tells tunnel 1 where tunnel 2 is.
-    fn point_1_to(&self, endpoint: &str) {
+    pub(crate) fn point_1_to(&self, endpoint: &str) {
         self.t1.set(&self.ns1, &format!("peer {} endpoint {endpoint}", self.t2.key.public()));
     }
 
     /// Tells tunnel 2 where tunnel 1 is.
-    fn point_2_to(&self, endpoint: &str) {
+    pub(crate) fn point_2_to(&self, endpoint: &str) {
         self.t2.set(&self.ns2, &format!("peer {} endpoint {endpoint}", self.t1.key.public()));
     }
 

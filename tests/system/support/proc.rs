@@ -53,12 +53,23 @@ impl Namespace {
     pub(crate) fn udp_backlog(&self, port: u16) -> (u64, u64) {
         self.enter(move || udp_backlog(port))
     }
+
+    /// Returns the datagrams that were lost at each socket on UDP port `port` of this namespace.
+    pub(crate) fn udp_drops(&self, port: u16) -> Vec<u64> {
+        self.enter(move || udp_sockets(port).into_iter().map(|(_, lost)| lost).collect())
+    }
 }
 
 /// Returns, over all sockets on UDP port `port` in the calling thread's namespace, the bytes that wait to be read and the datagrams
 /// that were lost.
 pub(crate) fn udp_backlog(port: u16) -> (u64, u64) {
-    let (mut waiting, mut lost) = (0, 0);
+    let sockets = udp_sockets(port).into_iter();
+    sockets.fold((0, 0), |(waiting, lost), socket| (waiting + socket.0, lost + socket.1))
+}
+
+/// Returns the same for each of them.
+fn udp_sockets(port: u16) -> Vec<(u64, u64)> {
+    let mut sockets = Vec::new();
     for table in ["udp", "udp6"] {
         // Without IPv6 there is no second file.
         let table = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
@@ -66,10 +77,10 @@ pub(crate) fn udp_backlog(port: u16) -> (u64, u64) {
             let words: Vec<_> = line.split_whitespace().collect();
             if words[1].ends_with(&format!(":{port:04X}")) {
                 let (_, queue) = words[4].split_once(':').unwrap();
-                waiting += u64::from_str_radix(queue, 16).unwrap();
-                lost += words.last().unwrap().parse::<u64>().unwrap();
+                let lost = words.last().unwrap().parse().unwrap();
+                sockets.push((u64::from_str_radix(queue, 16).unwrap(), lost));
             }
         }
     }
-    (waiting, lost)
+    sockets
 }

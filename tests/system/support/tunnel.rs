@@ -131,7 +131,18 @@ impl Tunnel {
         args: &[&str],
         env: &[(&str, &str)],
     ) -> Self {
-        let name = ifname();
+        Self::start_on(program, birth, ifname(), args, env)
+    }
+
+    /// Like [`Self::start_without_key`], on an interface of that name, which may be there already.
+    #[track_caller]
+    pub(crate) fn start_on(
+        program: Program,
+        birth: &Namespace,
+        name: String,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
         let process = program.start(birth, &name, args, env);
         Self::with_process(birth, name, process)
     }
