@@ -1,4 +1,27 @@
 //! What a kernel may offer beyond one packet a call: each feature has a switch, is tried on its own, and is done without where it is missing.
+//!
+//! # Faults of kernels and drivers
+//!
+//! | | Fault | Dealt with |
+//! |---|---|---|
+//! | 1 | A run of datagrams is refused: `EIO` without checksum offload before 6.11, `EINVAL` on others | sent one by one, remembered for the destination (`device/sockets.rs`, `device/send.rs`); `gso` |
+//! | 2 | A run of datagrams longer than the path's MTU is refused, not fragmented | likewise, for that length and longer ones; single ones are fragmented (`IP_PMTUDISC_DONT`) |
+//! | 3 | The TUN device refuses super-packets with `EINVAL` (6.6.44, 6.10 and their time) | written one by one, and no more of that kind (`device/receive.rs`); `coalesce`, `coalesce-udp` |
+//! | 4 | VXLAN and Geneve lose UDP super-packets, up to 6.8.4 | by version; `coalesce-udp` |
+//! | 5 | Runs of datagrams of which the last is as long as the others arrive corrupt, 7.0 to 7.1.4 | by version; `gso` |
+//! | 6 | `UDP_GRO` fills 64 KiB whatever was asked for; before 5.12 it is not trusted | buffers of that size, `MSG_TRUNC` counted (`device/receive.rs`); by version; `gro` |
+//! | 7 | The length that comes with a received run is an `int`; only the last datagram is shorter | read as such (`sys/udp.rs`) |
+//! | 8 | The header length in a virtio header is a hint | computed from the packet (`packet/segment.rs`) |
+//! | 9 | A TUN queue holds 500 packets | longer for a device that we make (`sys/tun.rs`) |
+//! | 10 | A flow's TUN queue follows the one that its answers were written to | packets of a session are written to the queue of its worker, which stays the same; `multiqueue`, `steering` |
+//! | 11 | `sendmmsg` reports an error only if it is the first datagram's | that one is looked after, those behind it go on (`device/sockets.rs`) |
+//! | 12 | Errors of others, ICMP's among them, show on a receiving socket | sockets are never connected; no error ends a loop (`device/receive.rs`) |
+//! | 13 | A local address that is gone is refused | sent from any, and forgotten (`device/sockets.rs`) |
+//! | 14 | `SO_RCVBUF` and `SO_SNDBUF` are capped | `SO_RCVBUFFORCE`, `SO_SNDBUFFORCE` where permitted (`sys/udp.rs`) |
+//! | 15 | Systems that resemble Linux lack this and that | each feature and each socket option is tried on its own, `SO_REUSEPORT` too; a switch for each |
+//! | 16 | Clocks step back | not of these interfaces: timestamps never do (`wireguard/tai64n.rs`) |
+//! | 17 | Each segment of a super-packet has an IPv4 id of its own | counted up (`packet/segment.rs`); merged only if they were (`packet/coalesce.rs`) |
+//! | 18 | `io_uring` is often forbidden | not used |
 
 use std::fmt;
 use std::io;
