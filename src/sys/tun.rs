@@ -128,6 +128,9 @@ impl Tun {
         } else {
             // A device that was there before may bring super-packets, which nothing tells from packets without a header.
             let _ = first.try_offloads(0);
+            for feature in [Feature::Tso, Feature::Uso, Feature::Coalesce, Feature::CoalesceUdp] {
+                wanted.attempt(feature, || Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)))?;
+            }
         }
         let mut all = vec![first];
         if has(libc::IFF_MULTI_QUEUE) && queues > 1 {
