@@ -282,7 +282,7 @@ mod tests {
         let inbox = UdpSocket::bind(Family::V4, 0, &options).unwrap();
         let socket = UdpSocket::bind(Family::V4, 0, &options).unwrap();
         let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), inbox.local_port().unwrap());
-        let payload: Vec<u8> = (0..1_000_u32).map(|i| (i / 100) as u8).collect();
+        let payload: Vec<u8> = (0..10_u8).flat_map(|i| [i; 100]).collect();
         let datagram = |payload, segment| Datagram { to, from, ds: 2, hop_limit: None, payload, segment };
         let mut datagrams = [datagram(&[20], 0), datagram(&payload, 100), datagram(&[21], 0)];
         let (drops, mut fates) = (Drops::default(), Vec::new());
