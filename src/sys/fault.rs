@@ -1,4 +1,5 @@
-//! Calls that fail on demand, so that an old kernel's behaviour is a test on a new one. Only in builds with debug assertions.
+//! Calls that fail on demand, so that an old kernel's behaviour is a test on a new one. Only in builds with debug assertions,
+//! and in unit tests.
 //!
 //! `ADIT_FAULT=NAME=ERRNO[*TIMES][,…]`: the call fails with that errno, always or the first so many times. `kernel=5.4.0` is what
 //! [`kernel_version`] returns.
@@ -49,7 +50,7 @@ pub(super) enum Call {
 }
 
 /// Calls can be made to fail in this build.
-pub(super) const ARE_POSSIBLE: bool = cfg!(debug_assertions);
+pub(super) const ARE_POSSIBLE: bool = cfg!(any(debug_assertions, test));
 
 /// Returns the error that the call is to fail with, if it is.
 #[inline]

@@ -788,6 +788,26 @@ mod tests {
     }
 
     #[test]
+    fn a_run_longer_than_the_buffer_is_known_to_be_cut_off() {
+        let options = |text: &str| UdpOptions { wanted: text.parse().unwrap(), ..UdpOptions::default() };
+        let inbox = UdpSocket::bind(Family::V4, 0, &options("gro=on"));
+        let outbox = UdpSocket::bind(Family::V4, 0, &options("gso=on"));
+        let (Ok(inbox), Ok(outbox)) = (inbox, outbox) else {
+            eprintln!("skipped: UDP_GRO or UDP_SEGMENT missing");
+            return;
+        };
+        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), inbox.local_port().unwrap());
+        let datagram = Datagram { to, from: None, ds: 0, hop_limit: None, payload: &[7; 1200], segment: 400 };
+        for (slot_len, truncated) in [(1000, true), (1199, true), (1200, false)] {
+            assert_eq!(SendBatch::new(1).send(&outbox, &[datagram]).unwrap(), 1);
+            let mut batch = RecvBatch::new(2, slot_len);
+            assert_eq!(recv(&mut batch, &inbox), 1);
+            let run = batch.get_mut(0).unwrap();
+            assert_eq!((run.truncated, run.segment, run.payload.len()), (truncated, 400, slot_len));
+        }
+    }
+
+    #[test]
     fn datagrams_too_short_for_a_decision_arrive_somewhere() {
         for has_gro in [false, true] {
             let Some((sockets, to)) = steered(Family::V4, has_gro, 3) else { continue };
