@@ -55,7 +55,7 @@ fn segment(criterion: &mut Criterion) {
         let is_udp = gso == Gso::UdpL4;
         let mut packet = flow_packet(is_v6, is_udp, 0, usize::from(gso_size) * count);
         let partial = Partial { start: if is_v6 { 40 } else { 20 }, offset: if is_udp { 6 } else { 16 } };
-        let header = Header { gso, gso_size, header_len: 0, partial: Some(partial) };
+        let header = Header { gso, gso_size, header_len: 0, partial: Some(partial), tunnel: None };
         let mut head = [0; HEADER_MAX];
         group.throughput(Throughput::Bytes(packet.len() as u64));
         group.bench_function(name, |bencher| {

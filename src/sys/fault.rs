@@ -23,6 +23,8 @@ pub(super) enum Call {
     Uso,
     /// `TUNSETOFFLOAD` with the bits for tunnels.
     TunnelGso,
+    /// A read of a packet.
+    TunRead,
     /// A write of a TCP super-packet.
     TunWriteTcp,
     /// A write of a UDP super-packet.

@@ -277,8 +277,9 @@ impl Queue {
     /// Reads one packet with its header.
     ///
     /// # Errors
-    /// `WouldBlock` if there is none; `EBADFD` once the device is gone.
+    /// `WouldBlock` if there is none; `EBADFD` once the device is gone; `EINVAL` or `ENOMEM` for one that the kernel cannot hand out.
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        fault::check(Call::TunRead)?;
         (&self.file).read(buf)
     }
 
@@ -333,7 +334,10 @@ impl Queue {
             }
             attempt
         };
-        active.set(Feature::TunnelGso, wanted.attempt(Feature::TunnelGso, tunnels)?);
+        active.set(
+            Feature::TunnelGso,
+            active.has(Feature::Tso) && wanted.attempt(Feature::TunnelGso, tunnels)?,
+        );
         if active.has(Feature::TunnelGso) {
             bits |= TUN_F_UDP_TUNNEL_GSO | TUN_F_UDP_TUNNEL_GSO_CSUM;
         }

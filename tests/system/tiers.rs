@@ -28,34 +28,42 @@ const fn tier(faults: &'static str, active: &'static str) -> Tier {
     Tier { faults, offload: "all=auto", active }
 }
 
-const ALL: &str = "multiqueue,vnet,tso,uso,gso,gro,coalesce,coalesce-udp,steering";
+const ALL: &str = "multiqueue,vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp,steering";
 const MODERN: Tier = tier("", ALL);
 /// As in RHEL 7.
 const LINUX_3_10: Tier = tier(
-    "kernel=3.10.0,UdpSegment=92,UdpGro=92,Steering=92,SendTos=22,Uso=22",
+    "kernel=3.10.0,TunnelGso=22,UdpSegment=92,UdpGro=92,Steering=92,SendTos=22,Uso=22",
     "multiqueue,vnet,tso,coalesce",
 );
-const LINUX_4_14: Tier =
-    tier("kernel=4.14.0,UdpSegment=92,UdpGro=92,Uso=22", "multiqueue,vnet,tso,coalesce,steering");
+const LINUX_4_14: Tier = tier(
+    "kernel=4.14.0,TunnelGso=22,UdpSegment=92,UdpGro=92,Uso=22",
+    "multiqueue,vnet,tso,coalesce,steering",
+);
 /// As in RHEL 8.
-const LINUX_4_18: Tier = tier("kernel=4.18.0,UdpGro=92,Uso=22", "multiqueue,vnet,tso,gso,coalesce,steering");
+const LINUX_4_18: Tier =
+    tier("kernel=4.18.0,TunnelGso=22,UdpGro=92,Uso=22", "multiqueue,vnet,tso,gso,coalesce,steering");
 /// It has `UDP_GRO`, which is not trusted.
-const LINUX_5_4: Tier = tier("kernel=5.4.0,Uso=22", "multiqueue,vnet,tso,gso,coalesce,steering");
-const LINUX_5_15: Tier = tier("kernel=5.15.0,Uso=22", "multiqueue,vnet,tso,gso,gro,coalesce,steering");
+const LINUX_5_4: Tier = tier("kernel=5.4.0,TunnelGso=22,Uso=22", "multiqueue,vnet,tso,gso,coalesce,steering");
+const LINUX_5_15: Tier =
+    tier("kernel=5.15.0,TunnelGso=22,Uso=22", "multiqueue,vnet,tso,gso,gro,coalesce,steering");
 /// It takes UDP super-packets, and loses them in VXLAN.
-const LINUX_6_2: Tier = tier("kernel=6.2.0", "multiqueue,vnet,tso,uso,gso,gro,coalesce,steering");
+const LINUX_6_2: Tier =
+    tier("kernel=6.2.0,TunnelGso=22", "multiqueue,vnet,tso,uso,gso,gro,coalesce,steering");
 /// It corrupts runs of datagrams.
-const LINUX_7_1_4: Tier = tier("kernel=7.1.4", "multiqueue,vnet,tso,uso,gro,coalesce,coalesce-udp,steering");
+const LINUX_7_1_4: Tier =
+    tier("kernel=7.1.4", "multiqueue,vnet,tso,uso,tunnel,gro,coalesce,coalesce-udp,steering");
 const NOTHING: Tier = Tier { offload: "all=off", ..tier("", "none") };
 const INSISTING: Tier = Tier { offload: "all=on", ..MODERN };
 /// Packets come whole, but for their checksums.
 const NO_SUPER_PACKETS: Tier = tier("Tso=22,Uso=22", "multiqueue,vnet,gso,gro,coalesce,steering");
 const NO_HEADER: Tier = tier("VnetHeader=22", "multiqueue,gso,gro,steering");
-const ONE_QUEUE: Tier = tier("MultiQueue=22", "vnet,tso,uso,gso,gro,coalesce,coalesce-udp,steering");
+const ONE_QUEUE: Tier = tier("MultiQueue=22", "vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp,steering");
 /// Linux 3.8 to 3.19 with more workers than it has queues.
-const NO_MORE_QUEUES: Tier = tier("MoreQueues=7", "vnet,tso,uso,gso,gro,coalesce,coalesce-udp,steering");
+const NO_MORE_QUEUES: Tier =
+    tier("MoreQueues=7", "vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp,steering");
 const NEITHER: Tier = tier("VnetHeader=22,MultiQueue=22", "gso,gro,steering");
-const NO_SHARED_PORT: Tier = tier("ReusePort=92", "multiqueue,vnet,tso,uso,gso,gro,coalesce,coalesce-udp");
+const NO_SHARED_PORT: Tier =
+    tier("ReusePort=92", "multiqueue,vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp");
 
 impl Tier {
     /// Calls `act` with how a tunnel of this tier is started.
@@ -438,6 +446,8 @@ fn errors_that_pass_lose_nothing() {
     }
     for faults in [
         "Receive=12*50,SendSegmented=11*15",
+        "TunRead=22*300",
+        "TunRead=12*300",
         "Receive=4*50,Send=4*50,SendSegmented=4*50",
         "Receive=111*50,SendSegmented=105*15",
         "SendFrom=22",
