@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 
 use super::Job;
 use super::library::Library;
-#[cfg(target_arch = "x86_64")]
-use crate::crypto::arch::avx512::Avx512;
 use crate::crypto::arch::{BATCH_MAX, Batch, Kernel};
+#[cfg(target_arch = "x86_64")]
+use crate::crypto::arch::{avx2::Avx2, avx512::Avx512};
 
 /// What may be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -72,6 +72,8 @@ pub(super) fn chosen() -> Core {
 pub(super) enum Core {
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
     Library(Library),
 }
 
@@ -83,7 +85,7 @@ impl Core {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => Avx512::new().map(Self::Avx512),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2 => None,
+            Tier::Avx2 => Avx2::new().map(Self::Avx2),
             #[cfg(not(target_arch = "x86_64"))]
             Tier::Avx512 | Tier::Avx2 => None,
             Tier::Portable => Some(Self::Library(Library::Portable)),
@@ -99,6 +101,8 @@ impl Core {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2",
             Self::Library(Library::Ring) => "ring",
             Self::Library(Library::Portable) => "portable",
         }
@@ -108,7 +112,7 @@ impl Core {
     pub(super) fn library(self) -> Library {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => Library::Ring,
+            Self::Avx512(_) | Self::Avx2(_) => Library::Ring,
             Self::Library(library) => library,
         }
     }
@@ -117,6 +121,8 @@ impl Core {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(kernel) => run_with(kernel, jobs),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(kernel) => run_with(kernel, jobs),
             Self::Library(library) => jobs.iter_mut().for_each(|job| job.run_alone(library)),
         }
     }

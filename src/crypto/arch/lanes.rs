@@ -440,6 +440,18 @@ impl<const N: usize> Columns<'_, N> {
         Window { bytes, blocks: 0xf << (before / POLY_BLOCK_LEN) & 0xf }
     }
 
+    /// Returns the first block of the column that is a lane's, if it is that of all lanes, and every one has all of these blocks; the very
+    /// last is not looked at.
+    #[inline(always)]
+    pub(super) fn common_blocks(&self, column: usize) -> Option<usize> {
+        let window = self.window(column, 0);
+        let is_common = (1..N).all(|lane| self.window(column, lane) == window);
+        let end = if self.is_last(column) { 48 } else { 64 };
+        let begin = window.bytes.trailing_zeros().min(end);
+        let is_whole = begin + window.bytes.count_ones() == end;
+        (is_common && is_whole).then_some(begin as usize / POLY_BLOCK_LEN)
+    }
+
     #[inline(always)]
     pub(super) fn is_last(&self, column: usize) -> bool {
         column + 1 == self.count

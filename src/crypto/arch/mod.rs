@@ -23,6 +23,8 @@
 //! What the compiler spills of a vector to the stack within a kernel is not.
 
 #[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
 pub(super) mod batch;
 #[cfg(test)]

@@ -128,6 +128,8 @@ macro_rules! suite {
 
 #[cfg(target_arch = "x86_64")]
 suite!(avx512_kernel, avx512::Avx512::new());
+#[cfg(target_arch = "x86_64")]
+suite!(avx2_kernel, avx2::Avx2::new());
 suite!(emulated_32_lanes, Some(Emulated::<32, 16, 8>));
 suite!(emulated_6_lanes, Some(Emulated::<6, 3, 3>));
 suite!(emulated_1_lane, Some(Emulated::<1, 1, 1>));
