@@ -109,6 +109,7 @@ fn is_here(feature: &str) -> bool {
     version
         >= match feature {
             "uso" => [6, 2, 0],
+            "tunnel" => [6, 17, 0],
             "coalesce-udp" => [6, 8, 5],
             "gso" => [4, 18, 0],
             "gro" => [5, 12, 0],
