@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use crate::crypto::aead::Tier;
 use crate::sys::offload::Wanted;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -68,6 +69,10 @@ pub(super) struct InterfaceArgs {
     /// Which features of the kernel are used: names and `on`, `off` or `auto`, as in `tso,uso=off,gso=on`; `all` names every one.
     #[arg(long, env = "ADIT_OFFLOAD", value_name = "NAME[,NAME…]=VALUE[,…]", value_parser = str::parse::<Wanted>)]
     pub(super) offload: Option<Wanted>,
+
+    /// Which code encrypts; where this CPU lacks what it needs, the start is refused.
+    #[arg(long, env = "ADIT_CRYPTO", value_enum, value_name = "TIER", default_value_t, ignore_case = true)]
+    pub(super) crypto: Crypto,
 
     /// boringtun's: accepted, and without effect, as privileges are kept.
     #[arg(long, env = "WG_SUDO", hide = true, value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
@@ -157,6 +162,41 @@ pub(super) enum Level {
     Trace,
 }
 
+/// Which code encrypts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Crypto {
+    /// The fastest that this CPU has.
+    #[default]
+    Auto,
+    /// Many packets at once with AVX-512 (F, BW, VL, DQ, IFMA, VBMI2), single ones by ring.
+    Avx512,
+    /// Many packets at once with AVX2, single ones by ring.
+    Avx2,
+    /// All by the chacha20poly1305 crate: slow, for comparison.
+    Portable,
+}
+
+impl Crypto {
+    pub(super) fn tier(self) -> Tier {
+        match self {
+            Self::Auto => Tier::Auto,
+            Self::Avx512 => Tier::Avx512,
+            Self::Avx2 => Tier::Avx2,
+            Self::Portable => Tier::Portable,
+        }
+    }
+
+    /// Returns the name as it is given.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,6 +223,15 @@ mod tests {
     fn boringtuns_level_goes_before_wireguard_gos_and_is_checked() {
         assert_eq!(parse(&["--log-level", "silent", "--verbosity", "trace"]).level(), Level::Trace);
         assert!(Args::try_parse_from(["adit", "--verbosity", "notice", "wg0"]).is_err());
+    }
+
+    #[test]
+    fn the_code_that_encrypts_is_named_or_found() {
+        assert_eq!(parse(&[]).crypto.tier(), Tier::Auto);
+        for crypto in Crypto::value_variants() {
+            assert_eq!(parse(&["--crypto", crypto.name()]).crypto, *crypto);
+        }
+        assert!(Args::try_parse_from(["adit", "--crypto", "rot13", "wg0"]).is_err());
     }
 
     #[test]

@@ -18,8 +18,10 @@ pub fn main() -> ExitCode {
     let mut args = Args::parse();
     daemon::obey_parent(&mut args.interface);
     let result = match &args.command {
-        None if args.interface.foreground => run::run(&args.interface),
-        None => daemon::start(&args.interface),
+        None => run::choose_crypto(&args.interface).and_then(|()| match args.interface.foreground {
+            true => run::run(&args.interface),
+            false => daemon::start(&args.interface),
+        }),
         Some(Command::Demo(args)) => demo::run(args),
     };
     match result {

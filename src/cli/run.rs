@@ -8,6 +8,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::args::InterfaceArgs;
 use super::{daemon, log};
+use crate::crypto::aead;
 use crate::device::Device;
 use crate::sys::netlink::Netlink;
 use crate::sys::process;
@@ -19,6 +20,14 @@ use crate::uapi::socket::Socket;
 
 /// Ethernet's 1500 bytes without IPv6 and UDP headers and those of a data message (kernel `device.c`, `wg_setup`).
 const DEFAULT_MTU: u32 = 1420;
+
+/// Has everything encrypted by what was asked for. To be called before anything is.
+///
+/// # Errors
+/// Says what this CPU lacks.
+pub(super) fn choose_crypto(args: &InterfaceArgs) -> Result<(), String> {
+    aead::force(args.crypto.tier()).map_err(|refused| format!("--crypto {}: {refused}", args.crypto.name()))
+}
 
 /// Opens device and socket, or takes over those of the parent, and serves them until the end.
 ///
@@ -52,7 +61,7 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     let server = Server::start(socket.listener(), Arc::new(device));
     let server = server.map_err(|error| format!("{}: {error}", socket.path().display()))?;
     daemon::tell_parent(args);
-    tracing::info!(interface = name, workers, socket = %socket.path().display(), "ready");
+    tracing::info!(interface = name, workers, crypto = aead::tier(), socket = %socket.path().display(), "ready");
     let reason =
         wait(&signals, &closed, watch.as_ref(), &socket).map_err(|error| format!("poll: {error}"))?;
     tracing::info!(interface = name, reason, "leaving");

@@ -537,6 +537,31 @@ fn one_of_device_and_socket_can_be_taken_over_or_none() {
 }
 
 #[test]
+fn the_code_that_encrypts_can_be_chosen_and_is_named_at_the_start() {
+    need!("ip", "wg");
+    let namespace = Namespace::new();
+    let directory = Directory::new();
+    for (number, (env, flags, is_portable)) in [
+        (&[][..], &["--crypto", "portable"][..], true),
+        (&[("ADIT_CRYPTO", "Portable")], &[], true),
+        (&[("ADIT_CRYPTO", "portable")], &["--crypto", "auto"], false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let log = directory.file(&number.to_string());
+        let name = ifname();
+        let flags = [&["-f", "--verbosity", "info", "--log", &log][..], flags].concat();
+        let process = foreground(&namespace, &name, env, &flags);
+        wait_until("it is ready", SOON, || fs::read_to_string(&log).is_ok_and(|text| text.contains("ready")));
+        let text = fs::read_to_string(&log).unwrap();
+        assert!(text.contains("crypto=\""), "{text}");
+        assert_eq!(text.contains("crypto=\"portable\""), is_portable, "{text}");
+        drop(process);
+    }
+}
+
+#[test]
 fn flags_and_variables_of_boringtun_are_understood() {
     need!("ip", "wg");
     let namespace = Namespace::new();

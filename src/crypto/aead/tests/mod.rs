@@ -147,6 +147,19 @@ fn wycheproof() -> Vec<(vectors::Test, [u8; 12], [u8; 32])> {
 }
 
 #[test]
+fn a_tier_that_this_cpu_lacks_is_refused_and_so_is_a_second_choice() {
+    for tier in [Tier::Avx512, Tier::Avx2] {
+        if core::Core::new(tier).is_none() {
+            assert_eq!(force(tier), Err(Refused::Unfit(tier)));
+        }
+    }
+    assert!(["avx512", "avx2", "ring"].contains(&tier()));
+    assert_eq!(force(Tier::Auto), Ok(()));
+    assert_eq!(force(Tier::Portable), Err(Refused::Late));
+    assert!(Refused::Unfit(Tier::Avx512).to_string().contains("IFMA"));
+}
+
+#[test]
 fn a_dropped_key_is_wiped() {
     let marker = [0xa7; 32];
     let mut key = std::mem::ManuallyDrop::new(Key::new(&Secret::new(marker)));

@@ -23,7 +23,7 @@ impl Kernel for Avx2 {
     const STEP: usize = 8;
     const GROUP: usize = 4;
     const FEWEST: usize = 4;
-    const LONGEST: usize = 1 << 20;
+    const LONGEST: usize = 2048;
 
     fn run(self, packets: &[Packet<'_>], way: Way, scratch: &mut Scratch) -> u64 {
         // SAFETY: `self` is the proof that this CPU has what `run` is compiled for.
