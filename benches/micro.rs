@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use adit::config::Prefix;
 use adit::crypto::aead::{Key, TAG_LEN};
 use adit::crypto::secret::Secret;
+use adit::crypto::x25519::{PrivateKey, dh};
 use adit::packet::checksum;
 use adit::packet::coalesce::{Coalescer, Kinds};
 use adit::packet::segment::{HEADER_MAX, Split};
@@ -21,7 +22,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    for bench in [checksums, segment, coalesce, lookups, replay, aead, headers] {
+    for bench in [checksums, segment, coalesce, lookups, replay, aead, agreement, headers] {
         bench(&mut criterion);
     }
     criterion.final_summary();
@@ -246,6 +247,18 @@ fn aead(criterion: &mut Criterion) {
         });
         group.finish();
     }
+}
+
+/// One shared secret; one public key of a private one.
+fn agreement(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("x25519");
+    let private = PrivateKey::new([7; 32]);
+    let public = PrivateKey::new([8; 32]).public();
+    group.bench_function("shared secret", |bencher| {
+        bencher.iter(|| dh(black_box(&private), black_box(&public)))
+    });
+    group.bench_function("public key", |bencher| bencher.iter(|| black_box(&private).public()));
+    group.finish();
 }
 
 /// One header of a data message written; one padded length computed.

@@ -19,7 +19,7 @@ pub enum Tier {
     Avx512,
     /// Batches with AVX2; single packets by `ring`.
     Avx2,
-    /// All by `chacha20poly1305`.
+    /// All by `chacha20poly1305`, and key agreement by `x25519-dalek`.
     Portable,
 }
 
@@ -59,6 +59,11 @@ pub fn force(tier: Tier) -> Result<(), Refused> {
 /// Returns the name of what is in use, `avx512`, `avx2`, `ring` or `portable`, and chooses it if nothing is.
 pub fn tier() -> &'static str {
     chosen().name()
+}
+
+/// Tells whether the portable tier was asked for.
+pub(in crate::crypto) fn is_portable() -> bool {
+    matches!(chosen(), Core::Library(Library::Portable))
 }
 
 static CHOSEN: OnceLock<Core> = OnceLock::new();

@@ -20,6 +20,7 @@ use super::arch::{Packet, Way};
 use super::secret::Secret;
 use library::Library;
 
+pub(super) use self::core::is_portable;
 pub use self::core::{Refused, Tier, force, tier};
 
 /// Length of the authentication tag in bytes.
