@@ -425,6 +425,22 @@ pub(super) struct Window {
     pub(super) blocks: u8,
 }
 
+impl Window {
+    /// Returns the first block that is not before the beginning.
+    #[inline(always)]
+    pub(super) fn first_block(&self) -> usize {
+        self.blocks.trailing_zeros() as usize
+    }
+
+    /// Tells whether every block from the first on is readable whole; of a last column, all but the last.
+    #[inline(always)]
+    pub(super) fn is_of_blocks(&self, is_last: bool) -> bool {
+        let end = if is_last { 3 } else { 4 };
+        self.bytes.count_ones() as usize
+            == POLY_BLOCK_LEN * end.max(self.first_block()) - POLY_BLOCK_LEN * self.first_block()
+    }
+}
+
 impl<const N: usize> Columns<'_, N> {
     /// Returns where the lane's column begins; outside of the window there is nothing to be read.
     #[inline(always)]
@@ -440,16 +456,11 @@ impl<const N: usize> Columns<'_, N> {
         Window { bytes, blocks: 0xf << (before / POLY_BLOCK_LEN) & 0xf }
     }
 
-    /// Returns the first block of the column that is a lane's, if it is that of all lanes, and every one has all of these blocks; the very
-    /// last is not looked at.
+    /// Returns the window of the column if it is the same in every lane, as it is when all messages are of one length.
     #[inline(always)]
-    pub(super) fn common_blocks(&self, column: usize) -> Option<usize> {
+    pub(super) fn common(&self, column: usize) -> Option<Window> {
         let window = self.window(column, 0);
-        let is_common = (1..N).all(|lane| self.window(column, lane) == window);
-        let end = if self.is_last(column) { 48 } else { 64 };
-        let begin = window.bytes.trailing_zeros().min(end);
-        let is_whole = begin + window.bytes.count_ones() == end;
-        (is_common && is_whole).then_some(begin as usize / POLY_BLOCK_LEN)
+        (1..N).all(|lane| self.window(column, lane) == window).then_some(window)
     }
 
     #[inline(always)]

@@ -73,8 +73,8 @@ fn add_partial(
     group: &Group,
     powers: &[Power; 4],
 ) -> Number {
-    match columns.common_blocks(column) {
-        Some(first) => add_common(h, columns, column, first, group, powers),
+    match columns.common(column).filter(|window| window.is_of_blocks(columns.is_last(column))) {
+        Some(window) => add_common(h, columns, column, window.first_block(), group, powers),
         None => add_masked(h, columns, column, group, powers),
     }
 }
@@ -269,19 +269,9 @@ fn finish(h: Number, keys: &PolyKeys, first: usize) -> [[u64; 2]; GROUP_MAX] {
     tags
 }
 
-/// Returns the low 128 bits of what `h` is modulo 2¹³⁰ - 5.
+/// Returns the low 128 bits of what `h` is modulo 2¹³⁰ - 5. It is below twice that: `carry` leaves all limbs below 2²⁶ + 2¹³.
 fn reduce(h: [u64; 5]) -> u128 {
     let bits26 = (1 << 26) - 1;
-    let mut h = h;
-    for _ in 0..2 {
-        let mut up = 0;
-        for limb in &mut h {
-            *limb += up;
-            up = *limb >> 26;
-            *limb &= bits26;
-        }
-        h[0] += 5 * up;
-    }
     // h + 5 reaches 2¹³⁰ just if h is not reduced; its low 130 bits are the reduced value then.
     let mut over = h;
     let mut up = 5;

@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::array;
 
-use crate::crypto::arch::lanes::{Columns, GROUP_MAX, Group, PolyKeys};
+use crate::crypto::arch::lanes::{Columns, GROUP_MAX, Group, PolyKeys, Window};
 
 /// A number in limbs, one of each lane.
 type Number = [__m512i; 3];
@@ -35,7 +35,7 @@ pub(super) fn tags(keys: &PolyKeys, first: usize, group: &Group) -> [[u64; 2]; G
     let columns = group.columns::<GROUP_MAX>();
     let mut h = [_mm512_setzero_si512(); 3];
     for column in 0..columns.whole.start {
-        h = add_masked(h, &columns, column, group, &powers);
+        h = add_partial(h, &columns, column, group, &powers);
     }
     for column in columns.whole.clone() {
         let words = transpose(array::from_fn(|lane| load(&columns, column, lane)));
@@ -47,12 +47,68 @@ pub(super) fn tags(keys: &PolyKeys, first: usize, group: &Group) -> [[u64; 2]; G
         h = add_column(h, [block(0), block(1), block(2), block(3)], &powers);
     }
     for column in columns.whole.end..columns.count {
-        h = add_masked(h, &columns, column, group, &powers);
+        h = add_partial(h, &columns, column, group, &powers);
     }
     finish(h, key_half(keys, first, 4), key_half(keys, first, 6))
 }
 
 /// Adds a column in which some lanes have no message yet, or that is the last.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512ifma,avx512vbmi2")]
+#[inline]
+fn add_partial(
+    h: Number,
+    columns: &Columns<'_, GROUP_MAX>,
+    column: usize,
+    group: &Group,
+    powers: &[Power; 4],
+) -> Number {
+    match columns.common(column) {
+        Some(window) => add_common(h, columns, column, window, group, powers),
+        None => add_masked(h, columns, column, group, powers),
+    }
+}
+
+/// Adds a column of which every lane has the same.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512ifma,avx512vbmi2")]
+#[inline]
+fn add_common(
+    h: Number,
+    columns: &Columns<'_, GROUP_MAX>,
+    column: usize,
+    window: Window,
+    group: &Group,
+    powers: &[Power; 4],
+) -> Number {
+    let mut words = transpose(array::from_fn(|lane| {
+        // SAFETY: the window names bytes of every lane's message.
+        unsafe { _mm512_maskz_loadu_epi8(window.bytes, columns.address(column, lane).cast()) }
+    }));
+    if columns.is_last(column) {
+        words[6] = load_words(&group.last[0]);
+        words[7] = load_words(&group.last[1]);
+    }
+    let block = |at: usize| {
+        let [low, middle, high] = split(words[2 * at], words[2 * at + 1]);
+        [low, middle, _mm512_or_si512(high, splat(1 << 40))]
+    };
+    let first = window.first_block();
+    let mut sums = [_mm512_setzero_si512(); 6];
+    add_product(&mut sums, block(3), &powers[3]);
+    if first <= 2 {
+        add_product(&mut sums, block(2), &powers[2]);
+    }
+    if first <= 1 {
+        add_product(&mut sums, block(1), &powers[1]);
+    }
+    // Where there are blocks missing before, there is nothing in `h` either.
+    if first == 0 {
+        let block = block(0);
+        add_product(&mut sums, array::from_fn(|limb| _mm512_add_epi64(h[limb], block[limb])), &powers[0]);
+    }
+    carry(&sums)
+}
+
+/// Adds a column of which every lane has something else.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512ifma,avx512vbmi2")]
 #[inline]
 fn add_masked(
