@@ -83,15 +83,12 @@ enum Library {
 }
 
 impl Library {
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn chosen() -> Self {
-        // It panics on other CPUs.
-        let is_fit = graviola::util::is_cpu_supported() && !super::aead::is_portable();
-        if is_fit { Self::Graviola } else { Self::Dalek }
-    }
-
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    fn chosen() -> Self {
+        // It panics on CPUs that it does not know.
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if graviola::util::is_cpu_supported() && !super::aead::is_portable() {
+            return Self::Graviola;
+        }
         Self::Dalek
     }
 

@@ -62,6 +62,7 @@ pub fn tier() -> &'static str {
 }
 
 /// Tells whether the portable tier was asked for.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(in crate::crypto) fn is_portable() -> bool {
     matches!(chosen(), Core::Library(Library::Portable))
 }
@@ -134,6 +135,10 @@ impl Core {
 }
 
 /// Has a kernel do what it is good at, and `ring` the rest.
+#[cfg_attr(
+    all(not(target_arch = "x86_64"), not(test)),
+    expect(dead_code, reason = "no kernel is for this CPU")
+)]
 pub(super) fn run_with<K: Kernel, J: Job>(kernel: K, jobs: &mut [J]) {
     let batches = jobs.len().div_ceil(BATCH_MAX).max(1);
     // Batches of one size: a small one at the end would cost as much as a larger one.

@@ -20,6 +20,7 @@ use super::arch::{Packet, Way};
 use super::secret::Secret;
 use library::Library;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use self::core::is_portable;
 pub use self::core::{Refused, Tier, force, tier};
 

@@ -66,6 +66,12 @@ fn tag_of<const N: usize>(columns: &Columns<'_, N>, lane: usize, group: &Group, 
         if columns.whole.contains(&column) {
             assert_eq!((window.bytes, window.blocks), (!0, 0xf), "a whole column is whole in every lane");
         }
+        if let Some(common) = columns.common(column) {
+            assert_eq!(window, common);
+            let readable = if columns.is_last(column) { 48 } else { 64 };
+            let is_whole = (16 * common.first_block()..readable).all(|at| window.bytes >> at & 1 == 1);
+            assert_eq!(common.is_of_blocks(columns.is_last(column)), is_whole, "{window:?}");
+        }
         let mut bytes = [0; 64];
         for (at, byte) in bytes.iter_mut().enumerate().filter(|(at, _)| window.bytes >> at & 1 == 1) {
             // SAFETY: the window names this byte of the message.
