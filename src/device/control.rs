@@ -136,6 +136,9 @@ impl Control {
             }
             self.notice_suspend();
             self.leaving.retain(|set| Arc::strong_count(set) > 1);
+            if !self.up && self.link.state().up {
+                self.come_up_on_a_free_port();
+            }
             busy = self.work();
         }
     }
@@ -308,9 +311,19 @@ impl Control {
         let state = self.link.state();
         self.shared.mtu.store(Arc::new(self.link.mtu()));
         match (self.up, state.up) {
-            (false, true) => self.come_up(),
+            (false, true) => self.come_up_on_a_free_port(),
             (true, false) => self.go_down(),
             (false, false) | (true, true) => {}
+        }
+    }
+
+    /// Comes up now, or when the workers have let go of the sockets that had the port: with others on it, the kernel could not be told
+    /// which socket is whose.
+    fn come_up_on_a_free_port(&mut self) {
+        let port = self.listen_port;
+        self.leaving.retain(|set| Arc::strong_count(set) > 1);
+        if port == 0 || self.leaving.iter().all(|set| set.port != port) {
+            self.come_up();
         }
     }
 

@@ -11,6 +11,7 @@
 
 mod control;
 mod link;
+mod order;
 mod receive;
 mod screen;
 mod send;

