@@ -23,6 +23,7 @@ impl Kernel for Avx2 {
     const STEP: usize = 8;
     const GROUP: usize = 4;
     const FEWEST: usize = 4;
+    /// Measured on Zen 5: a fifth faster than ring at 1440 bytes, a fifteenth at 8900. CPUs with shorter latencies gain less.
     const LONGEST: usize = 2048;
 
     fn run(self, packets: &[Packet<'_>], way: Way, scratch: &mut Scratch) -> u64 {

@@ -1,7 +1,7 @@
 //! ChaCha20 (RFC 8439 §2.3) on 32 blocks: two states of 16 blocks each, which fill the 32 registers exactly.
 //!
 //! Register *w* of a state holds word *w* of its 16 blocks. Macros, as functions of 16 vectors are not inlined. The order of the steps
-//! is the fastest of several that were measured on Zen 4 and Zen 5: a whole add, XOR and rotation for each quarter of the state, the two
+//! is the fastest of several that were measured on Zen 4: a whole add, XOR and rotation for each quarter of the state, the two
 //! states in turn.
 
 use std::arch::x86_64::*;
