@@ -11,7 +11,6 @@
 
 mod control;
 mod link;
-mod order;
 mod receive;
 mod screen;
 mod send;

@@ -17,14 +17,12 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
-use super::order::Before;
 use super::shared::{Mtu, Shared, now};
 use super::sockets::{Fate, Patience, RUN_MAX, Refused, SocketSet, send_all};
 use super::worker::Left;
 use crate::crypto::aead::{self, SealJob};
 use crate::packet::segment::{HEADER_MAX, Split};
 use crate::packet::{ecn, icmp, ip, virtio};
-use crate::sys::clock;
 use crate::sys::offload::Feature;
 use crate::sys::tun::{HEADER_MAX as VIRTIO_HEADER_MAX, Queue};
 use crate::sys::udp::{Datagram, SendBatch};
@@ -51,9 +49,6 @@ const SEND_BUFFER: usize = 192 << 10;
 
 /// The longest payload of a UDP datagram over IPv4, which bounds a run of datagrams as well.
 const MESSAGE_MAX: usize = 65507;
-
-/// How long another worker is waited for that has a flow's earlier packets.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 const _: () = assert!(SEND_BUFFER > 65535_usize.next_multiple_of(16) + DATA_OVERHEAD);
 
@@ -91,10 +86,6 @@ struct Message {
 }
 
 pub(super) struct Sender {
-    /// The worker's number.
-    worker: usize,
-    /// The number of the batch that is being read.
-    turn: u64,
     shared: Arc<Shared>,
     read: Box<[u8]>,
     sealed: Outbox,
@@ -116,10 +107,8 @@ struct Outbox {
 }
 
 impl Sender {
-    pub(super) fn new(worker: usize, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            worker,
-            turn: 1,
             limiter: Limiter::new(now()),
             shared,
             read: vec![0; READ_BUFFER].into(),
@@ -193,11 +182,7 @@ impl Sender {
         let packet = self.read.get_mut(start..read.end).ok_or(Dropped::InnerMalformed)?;
         let Routed { peer, to, mtu, hop_limit } = route(packet, view, mtu, own_port)?;
         let split = Split::new(&header, packet).map_err(|_| Dropped::InnerMalformed)?;
-        let flow = ip::flow_hash(packet);
         let ds = ecn::encapsulate(ip::ds_field(packet));
-        if let Some(before) = self.shared.order.claim(flow, self.worker, self.turn) {
-            self.wait_for(before, sockets, now);
-        }
         let Some(ticket) = peer.reserve(split.count() as u64, now) else {
             self.stage(&peer, &split, start..read.end, mtu, ds);
             return Ok(());
@@ -218,15 +203,6 @@ impl Sender {
             self.sealed.place(aimed, counter, segment.header_len, payload, padded_len(segment.len(), mtu));
         }
         Ok(())
-    }
-
-    /// Waits until another worker has sent what it had read of a flow; it does so at once, unless the system runs something else.
-    fn wait_for(&mut self, before: Before, sockets: Option<&SocketSet>, now: Instant) {
-        self.flush(sockets, now);
-        let deadline = clock::boottime() + PATIENCE;
-        while !self.shared.order.is_sent(before) && clock::boottime() < deadline {
-            std::thread::yield_now();
-        }
     }
 
     /// Lets segments wait that have no session.
@@ -252,16 +228,10 @@ impl Sender {
         if has_gso && !is_avoided { RUN_MAX } else { 1 }
     }
 
-    /// Seals and sends everything that was placed, and says so to who waits for it.
     fn flush(&mut self, sockets: Option<&SocketSet>, now: Instant) {
-        if !self.sealed.segments.is_empty() {
-            self.send_sealed(sockets, now);
+        if self.sealed.segments.is_empty() {
+            return;
         }
-        self.shared.order.sent(self.worker, self.turn);
-        self.turn += 1;
-    }
-
-    fn send_sealed(&mut self, sockets: Option<&SocketSet>, now: Instant) {
         self.sealed.seal(&self.read);
         let has = |is_v4: bool| self.sealed.targets.iter().any(|target| target.to.addr.is_ipv4() == is_v4);
         for is_v4 in [true, false].into_iter().filter(|&is_v4| has(is_v4)).collect::<ArrayVec<_, 2>>() {

@@ -10,7 +10,6 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use mio::{Poll, Token, Waker};
 
-use super::order::Order;
 use super::sockets::SocketSet;
 use crate::config::{Edit, Prefix, Refused, Snapshot};
 use crate::sys::clock;
@@ -74,7 +73,6 @@ pub(super) struct Shared {
     pub(super) handshakes: ArrayQueue<HandshakeDatagram>,
     pub(super) load: Load,
     pub(super) asked: SegQueue<Arc<Peer>>,
-    pub(super) order: Order,
     /// What is in use of the features of the TUN device.
     pub(super) offloads: Active,
     /// The sockets of each worker, the one for handshakes last; none while the interface is down.
@@ -106,8 +104,6 @@ impl Shared {
             handshakes: ArrayQueue::new(MAX_QUEUED_INCOMING_HANDSHAKES),
             load: Load::default(),
             asked: SegQueue::new(),
-            // The last one reads nothing from the device.
-            order: Order::new(workers.saturating_sub(1)),
             offloads,
             sockets: (0..workers).map(|_| ArcSwapOption::empty()).collect(),
             link_lost: AtomicBool::new(false),

@@ -65,7 +65,7 @@ impl Worker {
 
     pub(super) fn run(mut self) {
         // The buffers are made on the thread that uses them.
-        let mut sender = Sender::new(self.number, Arc::clone(&self.shared));
+        let mut sender = Sender::new(Arc::clone(&self.shared));
         let mut receiver = Receiver::new(Arc::clone(&self.shared));
         let mut events = Events::with_capacity(8);
         self.take_sockets();

@@ -74,30 +74,6 @@ pub fn ds_field(packet: &[u8]) -> u8 {
     }
 }
 
-/// Returns a hash of what makes a flow: addresses, protocol, and ports where the packet has them. Packets of one flow have one hash; it
-/// is no secret, and others may have it as well.
-pub fn flow_hash(packet: &[u8]) -> u64 {
-    let mix = |hash: u64, bytes: &[u8]| {
-        let (words, rest) = bytes.as_chunks::<4>();
-        let words = words.iter().map(|word| u32::from_ne_bytes(*word));
-        let rest = rest.iter().map(|&byte| u32::from(byte));
-        // The multiplier of SplitMix64; the rotation lets high bits reach low ones.
-        words.chain(rest).fold(hash, |hash, word| {
-            (hash ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-        })
-    };
-    let Ok(version) = version(packet) else { return 0 };
-    let (addresses, protocol, transport) = match version {
-        Version::V4 => {
-            let is_fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0;
-            (&packet[12..20], packet[9], (!is_fragment).then_some(usize::from(packet[0] & 15) * 4))
-        }
-        Version::V6 => (&packet[8..40], packet[6], Some(V6_HEADER_LEN)),
-    };
-    let ports = transport.filter(|_| matches!(protocol, 6 | 17)).and_then(|at| packet.get(at..at + 4));
-    mix(mix(u64::from(protocol), addresses), ports.unwrap_or_default())
-}
-
 /// Returns the version of a packet that holds a whole header of it.
 fn version(packet: &[u8]) -> Result<Version, Malformed> {
     match packet.first().map(|first| first >> 4) {
@@ -242,33 +218,6 @@ mod tests {
         );
         assert_eq!(destination(&v6(0)).unwrap().to_string(), "fe00::");
         assert_eq!((ds_field(&v4(20)), ds_field(&v6(0))), (0xb9, 0xb9));
-    }
-
-    #[test]
-    fn flows_have_hashes_of_their_own_and_their_packets_the_same() {
-        let packet = |protocol: u8, port: u8, len: u16| {
-            let mut packet = v4(len);
-            packet[9] = protocol;
-            packet[23] = port;
-            packet
-        };
-        assert_eq!(flow_hash(&packet(17, 1, 40)), flow_hash(&packet(17, 1, 60)));
-        let low = |packet: &[u8]| flow_hash(packet) % 4096;
-        let mut all: Vec<_> = (0..200).map(|port| low(&packet(17, port, 40))).collect();
-        all.sort_unstable();
-        all.dedup();
-        assert!(all.len() > 180, "{} places of 200 flows", all.len());
-        assert_ne!(flow_hash(&packet(17, 1, 40)), flow_hash(&packet(6, 1, 40)));
-        let mut fragment = packet(17, 1, 40);
-        fragment[6] = 0x20;
-        let mut other = packet(17, 2, 40);
-        other[6] = 0x20;
-        assert_eq!(
-            flow_hash(&fragment),
-            flow_hash(&other),
-            "what later fragments do not have does not count"
-        );
-        assert_eq!(flow_hash(&[0x45]), 0);
     }
 
     #[test]
