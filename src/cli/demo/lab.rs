@@ -4,11 +4,13 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use crate::config::{AllowedIpEdit, Configure, Edit, PeerEdit, Prefix};
 use crate::crypto::random::Os;
 use crate::crypto::x25519::PrivateKey;
 use crate::device::Device;
+use crate::sys::clock;
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
 use crate::sys::offload::Wanted;
@@ -20,6 +22,9 @@ pub(super) const PORT: u16 = 51820;
 const TUN: &str = "adit0";
 /// Ethernet's 1500 less 80: IPv6 and UDP headers, header and tag of a data message.
 const TUNNEL_MTU: u32 = 1420;
+
+/// The longest that a tunnel may need to open its port.
+const OPEN_AFTER: Duration = Duration::from_secs(10);
 
 /// The whole network.
 pub(super) struct Lab {
@@ -197,8 +202,23 @@ impl Lab {
             })?;
             node.tunnel = Some(tunnel);
         }
-        Ok(())
+        self.nodes.iter().try_for_each(|node| netns::run_in(&node.namespace, wait_for_port))
     }
+}
+
+/// Waits until the port is open in the calling thread's namespace: a device opens it a moment after its link is up, and whoever spoke to it
+/// before would be answered by the system, in clear.
+fn wait_for_port() -> io::Result<()> {
+    let deadline = clock::boottime() + OPEN_AFTER;
+    // proc(5): local address and port in hexadecimal digits.
+    let entry = format!(" 00000000:{PORT:04X} ");
+    while !fs::read_to_string("/proc/thread-self/net/udp")?.contains(&entry) {
+        if clock::boottime() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "a tunnel did not open its port"));
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 fn clear_v6(node: u8, host: u16) -> IpAddr {
