@@ -191,7 +191,7 @@ fuzz_target!(|input: Input| {
 /// The cookie reply to the initiation that was sent last.
 fn check_cookie(
     input: &Input,
-    mut checker: cookie::Checker,
+    checker: cookie::Checker,
     mut generator: cookie::Generator,
     now: Instant,
     random: &mut Seeded,
