@@ -423,7 +423,7 @@ fn packets_of_a_flow_stay_in_order_with_several_workers() {
             let seen = flow.end();
             let (sent, packets) = (seen.sent.load(Relaxed), seen.packets.load(Relaxed));
             // How many arrive is up to the load of the machine.
-            assert!(packets > 100, "{packets} of {sent} arrived");
+            assert!(packets > 1000, "{packets} of {sent} arrived");
             assert_eq!(seen.late.load(Relaxed) - moved, 0, "of {packets} with {threads} threads");
         }
     }
