@@ -1,10 +1,14 @@
 //! The narrow waist: what an interface should be, as plain data.
 //!
-//! UAPI text and the control loop are its clients, [`Configure`] is implemented by the device. It knows no text format, no socket and
-//! no protocol state.
+//! UAPI text and the control loop are its clients, [`Configure`] is implemented by the device, [`diff`] leads from what is to what should
+//! be. It knows no text format, no socket and no protocol state.
 
+pub mod diff;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::crypto::secret::Secret;
@@ -54,6 +58,37 @@ impl Prefix {
     /// Tells whether `addr` lies in this prefix.
     pub fn contains(&self, addr: IpAddr) -> bool {
         addr.is_ipv4() == self.addr.is_ipv4() && Self::new(addr, self.len) == Some(*self)
+    }
+
+    /// Tells whether all of `other` lies in this prefix, which it does if both are equal.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.len <= other.len && self.contains(other.addr)
+    }
+}
+
+/// What is not `ADDRESS/LENGTH`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoPrefix;
+
+impl fmt::Display for NoPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a prefix is ADDRESS/LENGTH")
+    }
+}
+
+impl std::error::Error for NoPrefix {}
+
+impl FromStr for Prefix {
+    type Err = NoPrefix;
+
+    /// Reads `ADDRESS/LENGTH` and masks the host bits off. The length is decimal without sign or leading zero.
+    fn from_str(text: &str) -> Result<Self, NoPrefix> {
+        let (addr, len) = text.split_once('/').ok_or(NoPrefix)?;
+        if !len.bytes().all(|digit| digit.is_ascii_digit()) || (len.len() > 1 && len.starts_with('0')) {
+            return Err(NoPrefix);
+        }
+        let (addr, len) = (addr.parse().map_err(|_| NoPrefix)?, len.parse().map_err(|_| NoPrefix)?);
+        Self::new(addr, len).ok_or(NoPrefix)
     }
 }
 
@@ -129,6 +164,32 @@ pub enum AllowedIpEdit {
     Add(Prefix),
     /// Removes the prefix if this peer holds it.
     Remove(Prefix),
+}
+
+/// What an interface should be, whole: peers that are not named here should not be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// The private key; `None` for none.
+    pub private_key: Option<PrivateKey>,
+    /// The UDP port; 0 for any.
+    pub listen_port: u16,
+    /// The mark of outgoing datagrams; 0 for none.
+    pub fwmark: u32,
+    /// The peers. A prefix that two of them name belongs to the one with the greater key.
+    pub peers: BTreeMap<PublicKey, DesiredPeer>,
+}
+
+/// What a peer should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DesiredPeer {
+    /// The pre-shared key; all zero for none.
+    pub preshared_key: PresharedKey,
+    /// Where the peer is to be looked for; `None` leaves it where it is: a peer that roams is not called back.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds between persistent keepalives; 0 for none.
+    pub persistent_keepalive: u16,
+    /// The prefixes that the peer should hold.
+    pub allowed_ips: BTreeSet<Prefix>,
 }
 
 /// Configuration and counters of an interface at one moment.
