@@ -1,0 +1,13 @@
+//! The control loop: what a cluster says of its nodes → peers, allowed IPs and routes of this one.
+//!
+//! ```text
+//! watch ─→ objects ─→ topology ─→ reconcile ─→ steps ─→ data plane (uapi_client) · interface · routes
+//!   I/O     read        pure        pure                      I/O
+//! ```
+//!
+//! It is driven by levels: a lost event costs a look at everything, never a wrong state, and the order of events makes no difference to
+//! where they lead.
+//!
+//! - [`plan`]: what the kernel is to be told about routes. Data.
+
+pub mod plan;
