@@ -8,6 +8,8 @@
 //! It is driven by levels: a lost event costs a look at everything, never a wrong state, and the order of events makes no difference to
 //! where they lead.
 //!
+//! - [`api`]: the custom resources and their schema.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 
+pub mod api;
 pub mod plan;
