@@ -9,7 +9,11 @@
 //! where they lead.
 //!
 //! - [`api`]: the custom resources and their schema.
+//! - [`objects`], [`read`]: what is known of the cluster; one bad field costs only itself.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 
 pub mod api;
+pub mod objects;
 pub mod plan;
+pub mod read;
+pub mod settings;

@@ -1,0 +1,98 @@
+//! All that is known of the cluster at one moment, as plain data: what [`super::read`] made of its objects.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use super::api::TunnelConfigSpec;
+use crate::config::Prefix;
+use crate::crypto::x25519::PublicKey;
+
+/// All objects.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Objects {
+    /// The `NodeTunnel`s by name.
+    pub tunnels: BTreeMap<String, Tunnel>,
+    /// The `TunnelConfig`s by name.
+    pub configs: BTreeMap<String, Config>,
+    /// The cluster's own `Node`s by name, where they are known.
+    pub nodes: BTreeMap<String, Node>,
+}
+
+impl Objects {
+    /// Puts an object in the place of the one of its kind and name.
+    pub fn insert(&mut self, object: Object) {
+        match object {
+            Object::Tunnel(name, tunnel) => drop(self.tunnels.insert(name, tunnel)),
+            Object::Config(name, config) => drop(self.configs.insert(name, config)),
+            Object::Node(name, node) => drop(self.nodes.insert(name, node)),
+        }
+    }
+}
+
+/// One object with its name.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Object {
+    /// A `NodeTunnel`.
+    Tunnel(String, Tunnel),
+    /// A `TunnelConfig`.
+    Config(String, Config),
+    /// A `Node`.
+    Node(String, Node),
+}
+
+/// What a node says of itself, as far as it can be read.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tunnel {
+    /// When the object was made: RFC 3339 in UTC, so that the order of texts is that of time; empty if it is not said.
+    pub created: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The key that peers are to use.
+    pub active: Option<PublicKey>,
+    /// All keys, whatever they are for: nobody else may use one of them.
+    pub keys: Vec<PublicKey>,
+    /// Where the node is found, the preferred place first.
+    pub endpoints: Vec<SocketAddr>,
+    /// The zone of the first place that names one.
+    pub zone: Option<String>,
+    /// Its blocks of pod addresses.
+    pub pod_prefixes: Vec<Prefix>,
+    /// Its own addresses.
+    pub node_addresses: Vec<IpAddr>,
+    /// The addresses of its tunnel interface.
+    pub tunnel_addresses: Vec<IpAddr>,
+    /// What could not be read.
+    pub faults: Vec<Fault>,
+}
+
+/// What the cluster wants, as far as it can be read.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Config {
+    /// The fields that were set and could be read.
+    pub spec: TunnelConfigSpec,
+    /// What could not be read.
+    pub faults: Vec<Fault>,
+}
+
+/// A node as the cluster knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    /// The blocks of pod addresses that the cluster gave it.
+    pub pod_prefixes: Vec<Prefix>,
+}
+
+/// A field that is not obeyed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// The field, as `spec.podPrefixes[1]`.
+    pub field: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.reason)
+    }
+}

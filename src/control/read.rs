@@ -1,0 +1,474 @@
+//! Objects as they come, in JSON's terms → what can be read of them.
+//!
+//! Whoever wrote an object may be of another version, mistaken or malicious. A field that cannot be read costs itself, with a reason; an
+//! element of a list costs that element. Nothing here fails as a whole but for an object without kind or name. And back again, for the
+//! snapshot: what could not be read is left out there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::api::{KeyState, Mode, PostQuantum, TunnelConfigSpec};
+use super::objects::{Config, Fault, Node, Object, Objects, Tunnel};
+use crate::config::Prefix;
+use crate::crypto::x25519::PublicKey;
+
+/// The group of our resources.
+pub const GROUP: &str = "adit.dev";
+
+/// Group and version of our resources.
+const VERSION: &str = "adit.dev/v1alpha1";
+
+/// The most elements of a list that are looked at: those of the schema's longest.
+const LIST_MAX: usize = 512;
+
+/// Why a text or value is no object that matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoObject {
+    /// It has no `kind`, no `apiVersion` or no `metadata.name`: the field.
+    Without(&'static str),
+    /// Its kind is none of ours.
+    OfOtherKind(String),
+}
+
+impl fmt::Display for NoObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Without(field) => write!(f, "the object has no {field}"),
+            Self::OfOtherKind(kind) => write!(f, "objects of kind {kind} are not for adit"),
+        }
+    }
+}
+
+impl std::error::Error for NoObject {}
+
+/// Reads an object.
+///
+/// # Errors
+/// If it is not known whose object it is.
+pub fn object(value: &Value) -> Result<Object, NoObject> {
+    let word = |field| value.get(field).and_then(Value::as_str);
+    let kind = word("kind").ok_or(NoObject::Without("kind"))?;
+    let version = word("apiVersion").ok_or(NoObject::Without("apiVersion"))?;
+    let name = value.pointer("/metadata/name").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let name = name.ok_or(NoObject::Without("metadata.name"))?.to_owned();
+    // Another version of the group may come with fields that we do not know, and those that we know stay.
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    match (group, kind) {
+        (GROUP, "NodeTunnel") => Ok(Object::Tunnel(name, tunnel(value))),
+        (GROUP, "TunnelConfig") => Ok(Object::Config(name, config(value))),
+        ("", "Node") => Ok(Object::Node(name, node(value))),
+        _ => Err(NoObject::OfOtherKind(format!("{version} {kind}"))),
+    }
+}
+
+/// Returns objects that are read as these, but for the faults.
+pub fn values(objects: &Objects) -> Vec<Value> {
+    let tunnels = objects.tunnels.iter().map(|(name, tunnel)| tunnel_value(name, tunnel));
+    let configs = objects.configs.iter().map(|(name, config)| {
+        json!({
+            "apiVersion": VERSION, "kind": "TunnelConfig", "metadata": { "name": name },
+            "spec": serde_json::to_value(&config.spec).unwrap_or_default(),
+        })
+    });
+    let nodes = objects.nodes.iter().map(|(name, node)| {
+        let prefixes = texts(&node.pod_prefixes);
+        json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name }, "spec": { "podCIDRs": prefixes } })
+    });
+    tunnels.chain(configs).chain(nodes).collect()
+}
+
+fn tunnel_value(name: &str, tunnel: &Tunnel) -> Value {
+    let key = |key: &PublicKey| {
+        let state = if tunnel.active == Some(*key) { KeyState::Active } else { KeyState::Next };
+        json!({ "publicKey": BASE64.encode(key.as_bytes()), "state": state })
+    };
+    let endpoints = tunnel.endpoints.iter().map(|endpoint| {
+        json!({ "address": endpoint.ip().to_string(), "port": endpoint.port(), "zone": tunnel.zone })
+    });
+    json!({
+        "apiVersion": VERSION,
+        "kind": "NodeTunnel",
+        "metadata": { "name": name, "creationTimestamp": tunnel.created, "labels": tunnel.labels },
+        "spec": {
+            "keys": tunnel.keys.iter().map(key).collect::<Vec<_>>(),
+            "endpoints": endpoints.collect::<Vec<_>>(),
+            "podPrefixes": texts(&tunnel.pod_prefixes),
+            "nodeAddresses": texts(&tunnel.node_addresses),
+            "tunnelAddresses": texts(&tunnel.tunnel_addresses),
+        },
+    })
+}
+
+fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+    values.iter().map(ToString::to_string).collect()
+}
+
+fn tunnel(value: &Value) -> Tunnel {
+    let mut reader = Reader::new(value);
+    let keys: Vec<(PublicKey, KeyState)> = reader.list("keys", |entry, key| {
+        let state = entry.field(key, "state")?;
+        let text: String = entry.field(key, "publicKey")?;
+        Ok((public_key(&text)?, state))
+    });
+    let actives: Vec<_> = keys.iter().filter(|(_, state)| *state == KeyState::Active).collect();
+    if actives.len() > 1 {
+        reader.fault("spec.keys", "several keys are Active; the first is used");
+    }
+    let places: Vec<(SocketAddr, Option<String>)> = reader.list("endpoints", |entry, place| {
+        let addr = parse::<IpAddr>(&entry.field::<String>(place, "address")?, "an IP address")?;
+        let port: u16 = entry.field(place, "port")?;
+        if addr.is_unspecified() || addr.is_multicast() || port == 0 {
+            return Err("nobody can be reached there".to_owned());
+        }
+        let zone = place.get("zone").and_then(Value::as_str).map(str::to_owned);
+        Ok((SocketAddr::new(addr.to_canonical(), port), zone))
+    });
+    let created = value.pointer("/metadata/creationTimestamp").and_then(Value::as_str).unwrap_or_default();
+    Tunnel {
+        created: created.to_owned(),
+        labels: labels(value),
+        active: actives.first().map(|(key, _)| *key),
+        keys: keys.iter().map(|(key, _)| *key).collect(),
+        zone: places.iter().find_map(|(_, zone)| zone.clone()),
+        endpoints: places.iter().map(|(addr, _)| *addr).collect(),
+        pod_prefixes: reader.list("podPrefixes", |_, text| block(text)),
+        node_addresses: reader.list("nodeAddresses", |_, text| own_address(text)),
+        tunnel_addresses: reader.list("tunnelAddresses", |_, text| own_address(text)),
+        faults: reader.faults,
+    }
+}
+
+fn config(value: &Value) -> Config {
+    let mut reader = Reader::new(value);
+    let spec = TunnelConfigSpec {
+        node_selector: reader.optional("nodeSelector"),
+        mode: reader.mode(),
+        strict_gate: reader.optional("strictGate"),
+        backend: reader.optional("backend"),
+        cluster_cidrs: reader.optional("clusterCIDRs"),
+        listen_port: reader.optional("listenPort"),
+        interface_name: reader.optional("interfaceName"),
+        mtu: reader.optional("mtu"),
+        persistent_keepalive: reader.optional("persistentKeepalive"),
+        host_traffic: reader.optional("hostTraffic"),
+        exempt: reader.optional("exempt"),
+        same_node: reader.optional("sameNode"),
+        scope: reader.optional("scope"),
+        key_rotation: reader.optional("keyRotation"),
+        post_quantum: match reader.get("postQuantum") {
+            Some(Value::Bool(false)) => Some(PostQuantum::Off),
+            Some(_) | None => reader.optional("postQuantum"),
+        },
+        unknown_peer: reader.optional("unknownPeer"),
+        on_agent_unavailable: reader.optional("onAgentUnavailable"),
+        routing: reader.optional("routing"),
+        metrics: reader.optional("metrics"),
+    };
+    Config { spec, faults: reader.faults }
+}
+
+fn node(value: &Value) -> Node {
+    let mut reader = Reader::new(value);
+    Node { pod_prefixes: reader.list("podCIDRs", |_, text| block(text)) }
+}
+
+/// Returns the labels; those whose values are no text are left out, as no label has such.
+fn labels(value: &Value) -> BTreeMap<String, String> {
+    let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
+    let texts = labels.into_iter().flatten();
+    texts.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// An object that is being read.
+struct Reader<'a> {
+    spec: Option<&'a Map<String, Value>>,
+    faults: Vec<Fault>,
+}
+
+/// An element of a list that is being read.
+struct Entry;
+
+impl Entry {
+    fn field<T: DeserializeOwned>(&self, element: &Value, name: &str) -> Result<T, String> {
+        let value = element.get(name).ok_or_else(|| format!("{name} is missing"))?;
+        T::deserialize(value).map_err(|error| format!("{name}: {error}"))
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn new(value: &'a Value) -> Self {
+        let spec = value.get("spec");
+        let mut reader = Self { spec: spec.and_then(Value::as_object), faults: Vec::new() };
+        if spec.is_some() && reader.spec.is_none() {
+            reader.fault("spec", "it is no object");
+        }
+        reader
+    }
+
+    fn get(&self, name: &str) -> Option<&'a Value> {
+        self.spec.and_then(|spec| spec.get(name)).filter(|value| !value.is_null())
+    }
+
+    fn fault(&mut self, field: impl Into<String>, reason: impl Into<String>) {
+        self.faults.push(Fault { field: field.into(), reason: reason.into() });
+    }
+
+    /// Returns the elements of a list that can be read.
+    fn list<T>(&mut self, name: &str, read: impl Fn(&Entry, &Value) -> Result<T, String>) -> Vec<T> {
+        let elements = match self.get(name) {
+            Some(Value::Array(elements)) => elements,
+            None => return Vec::new(),
+            Some(_) => {
+                self.fault(format!("spec.{name}"), "it is no list");
+                return Vec::new();
+            }
+        };
+        if elements.len() > LIST_MAX {
+            self.fault(format!("spec.{name}"), format!("what comes after the first {LIST_MAX} is ignored"));
+        }
+        let mut taken = Vec::new();
+        for (at, element) in elements.iter().take(LIST_MAX).enumerate() {
+            match read(&Entry, element) {
+                Ok(value) => taken.push(value),
+                Err(reason) => self.fault(format!("spec.{name}[{at}]"), reason),
+            }
+        }
+        taken
+    }
+
+    /// Returns a field that may be absent, if it can be read.
+    fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
+        let value = self.get(name)?;
+        match T::deserialize(value) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.fault(format!("spec.{name}"), error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Returns the mode. What cannot be read is taken for Strict: a slip of the pen is not to switch encryption off.
+    fn mode(&mut self) -> Option<Mode> {
+        // YAML 1.1 takes a bare `Off` for a boolean.
+        if self.get("mode") == Some(&Value::Bool(false)) {
+            return Some(Mode::Off);
+        }
+        let faults = self.faults.len();
+        let mode = self.optional("mode");
+        if self.faults.len() > faults { Some(Mode::Strict) } else { mode }
+    }
+}
+
+fn public_key(text: &str) -> Result<PublicKey, String> {
+    const RULE: &str = "publicKey: a key is 32 bytes in base64";
+    let bytes = BASE64.decode(text).map_err(|_| RULE)?;
+    let bytes: [u8; 32] = bytes.try_into().map_err(|_| RULE)?;
+    if bytes == [0; 32] {
+        return Err("publicKey: it is all zero".to_owned());
+    }
+    Ok(PublicKey::new(bytes))
+}
+
+fn parse<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, String> {
+    // The schema's longest is an IPv6 prefix.
+    text.parse().ok().filter(|_| text.len() <= 43 + 2).ok_or_else(|| format!("{what} is needed"))
+}
+
+fn text(value: &Value) -> Result<&str, String> {
+    value.as_str().ok_or_else(|| "a text is needed".to_owned())
+}
+
+/// Reads a block of addresses that a node may own. Who owns half of the internet has made a mistake.
+fn block(value: &Value) -> Result<Prefix, String> {
+    let prefix: Prefix = parse(text(value)?, "a prefix (ADDRESS/LENGTH)")?;
+    let least = if prefix.addr().is_ipv4() { 8 } else { 16 };
+    if prefix.len() < least {
+        return Err(format!("a node owns no block wider than /{least}"));
+    }
+    usable(prefix.addr()).map(|_| prefix)
+}
+
+/// Reads a single address, which may be written as a prefix.
+fn own_address(value: &Value) -> Result<IpAddr, String> {
+    let text = text(value)?;
+    let addr = match text.parse::<Prefix>() {
+        Ok(prefix) if prefix == Prefix::host(prefix.addr()) => prefix.addr(),
+        Ok(_) => return Err("a single address is needed".to_owned()),
+        Err(_) => parse(text, "an IP address")?,
+    };
+    usable(addr.to_canonical())
+}
+
+/// Lets through an address that packets between nodes may have.
+fn usable(addr: IpAddr) -> Result<IpAddr, String> {
+    let is_link_local = match addr {
+        IpAddr::V4(addr) => addr.is_link_local() || addr.is_broadcast(),
+        IpAddr::V6(addr) => addr.is_unicast_link_local(),
+    };
+    if addr.is_unspecified() || addr.is_loopback() || addr.is_multicast() || is_link_local {
+        return Err("packets between nodes do not have such addresses".to_owned());
+    }
+    Ok(addr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u8) -> String {
+        BASE64.encode([number; 32])
+    }
+
+    fn read(spec: Value) -> Tunnel {
+        let value = json!({
+            "apiVersion": "adit.dev/v1alpha1", "kind": "NodeTunnel", "metadata": { "name": "a" }, "spec": spec,
+        });
+        let Ok(Object::Tunnel(_, tunnel)) = object(&value) else { panic!("no tunnel") };
+        tunnel
+    }
+
+    fn config_of(spec: Value) -> Config {
+        let value = json!({
+            "apiVersion": "adit.dev/v1alpha1", "kind": "TunnelConfig", "metadata": { "name": "default" }, "spec": spec,
+        });
+        let Ok(Object::Config(_, config)) = object(&value) else { panic!("no config") };
+        config
+    }
+
+    fn faults(faults: &[Fault]) -> Vec<&str> {
+        faults.iter().map(|fault| fault.field.as_str()).collect()
+    }
+
+    #[test]
+    fn a_bad_field_costs_only_itself() {
+        let tunnel = read(json!({
+            "keys": [
+                { "publicKey": "short", "state": "Active" },
+                { "publicKey": key(1), "state": "Sometimes" },
+                { "publicKey": key(2), "state": "Active" },
+                { "publicKey": key(0), "state": "Next" },
+                7,
+            ],
+            "endpoints": [
+                { "address": "192.0.2.1", "port": 70000 },
+                { "address": "nowhere", "port": 1 },
+                { "address": "0.0.0.0", "port": 1 },
+                { "address": "::ffff:192.0.2.1", "port": 51820, "zone": "z" },
+            ],
+            "podPrefixes": ["10.244.1.7/24", "0.0.0.0/0", "10.0.0.0/7", "fe80::/64", "224.0.0.0/8", "fd00:1::/64", null],
+            "nodeAddresses": "192.0.2.1",
+            "tunnelAddresses": ["10.244.1.0/32", "10.244.1.0/24", "127.0.0.1", "fd00:1::"],
+            "mtu": "wide",
+            "unheardOf": { "of": [] },
+        }));
+        assert_eq!(tunnel.active, Some(PublicKey::new([2; 32])));
+        assert_eq!(tunnel.keys.len(), 1);
+        assert_eq!(tunnel.endpoints, ["192.0.2.1:51820".parse().unwrap()]);
+        assert_eq!(tunnel.zone.as_deref(), Some("z"));
+        assert_eq!(tunnel.pod_prefixes, ["10.244.1.0/24", "fd00:1::/64"].map(|text| text.parse().unwrap()));
+        assert_eq!(
+            tunnel.tunnel_addresses,
+            ["10.244.1.0", "fd00:1::"].map(|text| text.parse::<IpAddr>().unwrap())
+        );
+        let expected = "keys[0] keys[1] keys[3] keys[4] endpoints[0] endpoints[1] endpoints[2] podPrefixes[1] podPrefixes[2] \
+            podPrefixes[3] podPrefixes[4] podPrefixes[6] nodeAddresses tunnelAddresses[1] tunnelAddresses[2]";
+        let expected: Vec<_> = expected.split_whitespace().map(|field| format!("spec.{field}")).collect();
+        assert_eq!(faults(&tunnel.faults), expected);
+    }
+
+    #[test]
+    fn whatever_stands_in_a_field_the_others_are_read() {
+        let whole = json!({
+            "keys": [{ "publicKey": key(2), "state": "Active" }],
+            "endpoints": [{ "address": "192.0.2.1", "port": 1 }],
+            "podPrefixes": ["10.244.1.0/24"], "nodeAddresses": ["192.0.2.1"], "tunnelAddresses": ["10.244.1.0"],
+        });
+        for field in whole.as_object().unwrap().keys() {
+            for bad in [json!(null), json!(7), json!("x"), json!({}), json!([[]]), json!([{}]), json!([null])]
+            {
+                let mut spec = whole.clone();
+                spec[field] = bad;
+                let tunnel = read(spec);
+                let there = [
+                    ("keys", tunnel.active.is_some()),
+                    ("endpoints", !tunnel.endpoints.is_empty()),
+                    ("podPrefixes", !tunnel.pod_prefixes.is_empty()),
+                    ("nodeAddresses", !tunnel.node_addresses.is_empty()),
+                    ("tunnelAddresses", !tunnel.tunnel_addresses.is_empty()),
+                ];
+                assert!(
+                    there.iter().all(|(name, is_there)| *is_there == (name != field)),
+                    "{field}: {tunnel:?}"
+                );
+            }
+        }
+        assert_eq!(read(json!("x")).faults.len(), 1);
+    }
+
+    #[test]
+    fn a_mode_that_cannot_be_read_is_strict() {
+        assert_eq!(config_of(json!({ "mode": "Permissive" })).spec.mode, Some(Mode::Permissive));
+        assert_eq!(config_of(json!({ "mode": false })).spec.mode, Some(Mode::Off));
+        assert_eq!(config_of(json!({})).spec.mode, None);
+        for bad in [json!("strict"), json!("off"), json!(7), json!(true), json!([])] {
+            let config = config_of(json!({ "mode": bad, "listenPort": 1 }));
+            assert_eq!((config.spec.mode, config.spec.listen_port), (Some(Mode::Strict), Some(1)), "{bad}");
+            assert_eq!(faults(&config.faults), ["spec.mode"]);
+        }
+        let config =
+            config_of(json!({ "listenPort": 70000, "mtu": [], "routing": { "table": 7 }, "scope": "None" }));
+        assert_eq!(faults(&config.faults), ["spec.listenPort", "spec.mtu", "spec.scope"]);
+        assert!(config.spec.routing.is_some());
+    }
+
+    #[test]
+    fn what_was_read_comes_back_from_its_values() {
+        let text = json!({
+            "apiVersion": "adit.dev/v1alpha1", "kind": "NodeTunnel",
+            "metadata": { "name": "a", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": { "zone": "z" } },
+            "spec": {
+                "keys": [{ "publicKey": key(1), "state": "Next" }, { "publicKey": key(2), "state": "Active" }],
+                "endpoints": [{ "address": "192.0.2.1", "port": 1 }, { "address": "2001:db8::1", "port": 2, "zone": "z" }],
+                "podPrefixes": ["10.244.1.0/24", "fd00:1::/64"], "nodeAddresses": ["192.0.2.1"], "tunnelAddresses": ["fd00::1/128"],
+            },
+        });
+        let mut objects = Objects::default();
+        objects.insert(object(&text).unwrap());
+        let settings = config_of(json!({
+            "mode": "Strict", "clusterCIDRs": ["Auto"], "mtu": 1400, "routing": { "table": "Auto" }, "persistentKeepalive": "25s",
+        }));
+        objects.insert(Object::Config("default".to_owned(), settings));
+        objects.insert(Object::Node(
+            "a".to_owned(),
+            Node { pod_prefixes: vec!["10.244.1.0/24".parse().unwrap()] },
+        ));
+        let mut again = Objects::default();
+        values(&objects).iter().for_each(|value| again.insert(object(value).unwrap()));
+        assert_eq!(again, objects);
+        assert_eq!(again.tunnels["a"].endpoints.len(), 2);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_named() {
+        let named = |version: &str, kind: &str| {
+            object(&json!({ "apiVersion": version, "kind": kind, "metadata": { "name": "a" } }))
+        };
+        assert!(matches!(named("v1", "Node"), Ok(Object::Node(..))));
+        assert!(matches!(named("adit.dev/v1", "NodeTunnel"), Ok(Object::Tunnel(..))));
+        assert!(matches!(named("v1", "Pod"), Err(NoObject::OfOtherKind(_))));
+        assert!(matches!(named("v1", "NodeTunnel"), Err(NoObject::OfOtherKind(_))));
+        assert_eq!(object(&json!({ "kind": "Node" })), Err(NoObject::Without("apiVersion")));
+        assert_eq!(object(&json!([])), Err(NoObject::Without("kind")));
+        assert_eq!(
+            object(&json!({ "apiVersion": "v1", "kind": "Node" })),
+            Err(NoObject::Without("metadata.name"))
+        );
+    }
+}
