@@ -10,10 +10,16 @@
 //!
 //! - [`api`]: the custom resources and their schema.
 //! - [`objects`], [`read`]: what is known of the cluster; one bad field costs only itself.
+//! - [`settings`], [`topology`]: objects → what this node should do. Pure.
+//! - [`reconcile`]: what is and what should be → steps in their order. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 
 pub mod api;
+#[cfg(test)]
+mod history;
 pub mod objects;
 pub mod plan;
 pub mod read;
+pub mod reconcile;
 pub mod settings;
+pub mod topology;

@@ -1,0 +1,521 @@
+//! Random histories of a cluster, acted upon event by event, with the invariants checked after every single change: the objects come,
+//! change, move and go in any order, keys and prefixes are claimed twice, the agent and the data plane are started anew, lists are read in
+//! part.
+//!
+//! The data plane and the kernel's routes are models that obey one edit at a time, so that every state in between is seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::api::{HostTraffic, Mode, TunnelConfigSpec};
+use super::objects::{Config, Node, Object, Objects, Tunnel};
+use super::plan::{Kind, Routes};
+use super::read;
+use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane};
+use super::topology::{Own, Topology, topology};
+use crate::config::{AllowedIpEdit, Edit, PeerSnapshot, Prefix, PresharedKey, Snapshot};
+use crate::crypto::x25519::{PrivateKey, PublicKey};
+
+const HISTORIES: u64 = 10_000;
+const EVENTS: usize = 12;
+const NODES: u8 = 5;
+const OWN: &str = "n1";
+
+/// SplitMix64: the same seed, the same history.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u8) -> u8 {
+        u8::try_from(self.next() % u64::from(bound)).unwrap()
+    }
+
+    fn chance(&mut self, percent: u8) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// A data plane that obeys edits as the paper says.
+#[derive(Clone, Default)]
+struct DataPlane {
+    private_key: Option<PrivateKey>,
+    listen_port: u16,
+    fwmark: u32,
+    peers: BTreeMap<PublicKey, Option<SocketAddr>>,
+    keepalives: BTreeMap<PublicKey, u16>,
+    table: BTreeMap<Prefix, PublicKey>,
+}
+
+impl DataPlane {
+    fn snapshot(&self) -> Snapshot {
+        let peers = self.peers.iter().map(|(key, endpoint)| PeerSnapshot {
+            public_key: *key,
+            preshared_key: PresharedKey::default(),
+            endpoint: *endpoint,
+            last_handshake: None,
+            tx_bytes: 0,
+            rx_bytes: 0,
+            persistent_keepalive: self.keepalives.get(key).copied().unwrap_or_default(),
+            allowed_ips: self.table.iter().filter(|held| held.1 == key).map(|held| *held.0).collect(),
+        });
+        Snapshot {
+            private_key: self.private_key.clone(),
+            listen_port: self.listen_port,
+            fwmark: self.fwmark,
+            peers: peers.collect(),
+        }
+    }
+
+    /// Obeys an edit; `seen` looks at the table after every change of it.
+    fn apply(&mut self, edit: &Edit, seen: &mut dyn FnMut(&Self)) {
+        match edit {
+            Edit::PrivateKey(key) => self.private_key = key.clone(),
+            Edit::ListenPort(port) => self.listen_port = *port,
+            Edit::Fwmark(mark) => self.fwmark = *mark,
+            Edit::ClearPeers => panic!("everything is thrown away"),
+            Edit::Peer(edit) if edit.remove => {
+                self.peers.remove(&edit.public_key);
+                self.keepalives.remove(&edit.public_key);
+                self.table.retain(|_, holder| *holder != edit.public_key);
+                seen(self);
+            }
+            Edit::Peer(edit) => {
+                assert!(!edit.replace_allowed_ips, "a whole list is replaced");
+                let endpoint = self.peers.entry(edit.public_key).or_default();
+                *endpoint = edit.endpoint.or(*endpoint);
+                if let Some(seconds) = edit.persistent_keepalive {
+                    self.keepalives.insert(edit.public_key, seconds);
+                }
+                for change in &edit.allowed_ips {
+                    match change {
+                        AllowedIpEdit::Add(prefix) => drop(self.table.insert(*prefix, edit.public_key)),
+                        AllowedIpEdit::Remove(prefix) => {
+                            if self.table.get(prefix) == Some(&edit.public_key) {
+                                self.table.remove(prefix);
+                            }
+                        }
+                    }
+                    seen(self);
+                }
+            }
+        }
+    }
+
+    fn accepts_from(&self, addr: IpAddr) -> Option<PublicKey> {
+        best(self.table.iter().map(|(prefix, key)| (*prefix, *key)), addr)
+    }
+}
+
+/// Returns what the most specific prefix that holds `addr` stands for.
+fn best<T>(entries: impl Iterator<Item = (Prefix, T)>, addr: IpAddr) -> Option<T> {
+    entries
+        .filter(|(prefix, _)| prefix.contains(addr))
+        .max_by_key(|(prefix, _)| prefix.len())
+        .map(|(_, what)| what)
+}
+
+/// Returns what becomes of a packet to `addr`; `None` if it goes in clear. A blackhole beside a way is the worse one.
+fn way(routes: &Routes, addr: IpAddr) -> Option<Kind> {
+    let entries = routes.entries.iter().filter(|entry| entry.prefix.contains(addr));
+    let kind = entries.min_by_key(|entry| (128 - entry.prefix.len(), entry.kind == Kind::Blackhole))?.kind;
+    (kind != Kind::Throw).then_some(kind)
+}
+
+/// The world as it is, and the agent as far as it knows.
+struct World {
+    random: Random,
+    objects: Objects,
+    /// What the agent has read of them since it was started; `None` once it has read all.
+    partly: Option<Objects>,
+    /// What it has on disk.
+    kept: Objects,
+    data_plane: Option<DataPlane>,
+    routes: Routes,
+    endpoints: Endpoints,
+    private_key: PrivateKey,
+    own: Own,
+    log: Vec<String>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        // No agent makes a public key here: that takes longer than all else.
+        let private_key = PrivateKey::new([1; 32]);
+        let own = Own { name: OWN.to_owned(), public_key: key(1), api_servers: Vec::new() };
+        let routes = topology(&Objects::default(), &own).routes;
+        Self {
+            random: Random(seed),
+            objects: Objects::default(),
+            partly: None,
+            kept: Objects::default(),
+            data_plane: Some(DataPlane::default()),
+            routes,
+            endpoints: Endpoints::new(),
+            private_key,
+            own,
+            log: vec![format!("seed {seed}")],
+        }
+    }
+
+    fn name(&mut self) -> String {
+        format!("n{}", 1 + self.random.below(NODES))
+    }
+
+    /// Lets something happen.
+    fn event(&mut self) {
+        let name = self.name();
+        match self.random.below(20) {
+            0..=6 => {
+                let tunnel = self.tunnel(&name);
+                self.say(format!("{name} is {tunnel:?}"));
+                self.objects.tunnels.insert(name, tunnel);
+            }
+            7..=8 => {
+                self.say(format!("{name} goes"));
+                self.objects.tunnels.remove(&name);
+            }
+            9..=11 => self.move_prefix(&name),
+            12 => {
+                let key = key(1 + self.random.below(NODES + 1));
+                self.say(format!("{name} has key {key:?}"));
+                if let Some(tunnel) = self.objects.tunnels.get_mut(&name) {
+                    (tunnel.active, tunnel.keys) = (Some(key), vec![key]);
+                }
+            }
+            13 => {
+                let spec = self.spec();
+                let name = if self.random.chance(30) { format!("node.{OWN}") } else { "default".to_owned() };
+                self.say(format!("{name} wants {spec:?}"));
+                self.objects.configs.insert(name, Config { spec, faults: Vec::new() });
+            }
+            14 => {
+                let node = Node { pod_prefixes: vec![self.pods(), self.pods()] };
+                self.say(format!("the cluster gives {name} {node:?}"));
+                self.objects.nodes.insert(name, node);
+            }
+            15 => drop(self.objects.nodes.remove(&name)),
+            16 | 17 => {
+                self.say("the agent is started anew".to_owned());
+                self.endpoints.clear();
+                self.partly = Some(self.kept.clone());
+            }
+            18 => {
+                self.say("the data plane is killed".to_owned());
+                self.data_plane = None;
+                // Its interface takes the routes with it.
+                self.routes.entries.retain(|entry| entry.kind != Kind::Unicast);
+            }
+            _ => {
+                self.say("the data plane is started anew".to_owned());
+                self.data_plane = Some(DataPlane::default());
+                self.routes.entries.retain(|entry| entry.kind != Kind::Unicast);
+            }
+        }
+        // A list is read to its end sooner or later.
+        if self.partly.is_some() && self.random.chance(40) {
+            self.say("all lists are read".to_owned());
+            self.partly = None;
+        }
+    }
+
+    fn say(&mut self, line: String) {
+        self.log.push(line);
+    }
+
+    fn pods(&mut self) -> Prefix {
+        let n = 1 + self.random.below(NODES + 2);
+        let text = match self.random.below(6) {
+            0 => format!("fd00:{n}::/64"),
+            1 => format!("10.244.{n}.128/25"),
+            2 => format!("10.{n}.0.0/16"),
+            _ => format!("10.244.{n}.0/24"),
+        };
+        text.parse().unwrap()
+    }
+
+    fn tunnel(&mut self, name: &str) -> Tunnel {
+        let random = &mut self.random;
+        let n: u8 = name[1..].parse().unwrap();
+        let active =
+            random.chance(85).then(|| key(if random.chance(80) { n } else { 1 + random.below(NODES) }));
+        let other = |random: &mut Random| if random.chance(90) { n } else { 1 + random.below(NODES) };
+        let (node, inner) = (other(random), other(random));
+        let port = u16::from(1 + random.below(2));
+        Tunnel {
+            created: format!("2026-01-01T00:00:{:02}Z", random.below(4)),
+            active,
+            keys: active.into_iter().collect(),
+            endpoints: if random.chance(90) {
+                vec![SocketAddr::from(([192, 0, 2, n], port))]
+            } else {
+                Vec::new()
+            },
+            node_addresses: vec![IpAddr::from([192, 0, 2, node])],
+            tunnel_addresses: vec![IpAddr::from([10, 244, inner, 0])],
+            pod_prefixes: (0..self.random.below(4)).map(|_| self.pods()).collect(),
+            ..Tunnel::default()
+        }
+    }
+
+    fn move_prefix(&mut self, to: &str) {
+        let from = self.name();
+        let Some(prefix) = self.objects.tunnels.get_mut(&from).and_then(|tunnel| tunnel.pod_prefixes.pop())
+        else {
+            return;
+        };
+        if let Some(tunnel) = self.objects.tunnels.get_mut(to) {
+            tunnel.pod_prefixes.push(prefix);
+        }
+        self.say(format!("{prefix} moves from {from} to {to}"));
+    }
+
+    fn spec(&mut self) -> TunnelConfigSpec {
+        let mode =
+            [Mode::Strict, Mode::Strict, Mode::Permissive, Mode::Off][usize::from(self.random.below(4))];
+        let cluster = self.random.chance(50).then(|| vec!["10.0.0.0/8".to_owned(), "fd00::/16".to_owned()]);
+        TunnelConfigSpec {
+            mode: self.random.chance(90).then_some(mode),
+            cluster_cidrs: cluster,
+            listen_port: self.random.chance(20).then_some(1),
+            host_traffic: self.random.chance(30).then_some(HostTraffic::Encrypt),
+            persistent_keepalive: self.random.chance(20).then(|| "25s".to_owned()),
+            ..TunnelConfigSpec::default()
+        }
+    }
+
+    /// Lets the agent act, and checks every state that it passes through.
+    fn act(&mut self) {
+        let is_complete = self.partly.is_none();
+        let known = self.partly.clone().unwrap_or_else(|| self.objects.clone());
+        if is_complete {
+            self.kept.clone_from(&known);
+        }
+        let topology = topology(&known, &self.own);
+        self.check_topology(&known, &topology);
+        let Some(mut data_plane) = self.data_plane.take() else {
+            if let Some(routes) = without_data_plane(&topology) {
+                self.routes = routes;
+            }
+            self.check_routes(&topology);
+            return;
+        };
+        let before = data_plane.table.clone();
+        let is_periodic = self.random.chance(20);
+        let occasion = Occasion { is_complete, is_periodic, now: Duration::from_secs(1) };
+        let plan = reconcile(&data_plane.snapshot(), &topology, &self.private_key, &self.endpoints, occasion);
+        let after: BTreeMap<_, _> = {
+            let peers = topology.peers.iter();
+            peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(|prefix| (*prefix, *key))).collect()
+        };
+        // A step may fail, and then so do those behind it.
+        let fails_at = if self.random.chance(10) { self.random.below(4).into() } else { usize::MAX };
+        let mut is_whole = true;
+        for (at, step) in plan.steps.iter().enumerate() {
+            if at == fails_at {
+                self.say(format!("step {at} fails"));
+                is_whole = false;
+                break;
+            }
+            match step {
+                Step::Configure(edits) => {
+                    for edit in edits {
+                        data_plane.apply(edit, &mut |data_plane| {
+                            self.check_table(&before, &after, data_plane, is_complete);
+                        });
+                    }
+                }
+                Step::Link(link) => assert_eq!(link.name, self.routes.interface),
+                Step::Route(routes) => {
+                    // What comes in is there before what goes out is gone: the models' states are both, then one.
+                    let mut both = routes.clone();
+                    both.entries.extend(self.routes.entries.iter().filter(|old| {
+                        old.kind == Kind::Unicast
+                            && !routes.entries.iter().any(|new| new.prefix == old.prefix)
+                    }));
+                    self.check_ways(&both, &data_plane);
+                    self.routes = routes.clone();
+                }
+            }
+            self.check_ways(&self.routes, &data_plane);
+        }
+        if is_whole {
+            self.endpoints = plan.endpoints;
+            self.check_end(&topology, &data_plane, is_complete);
+        }
+        self.data_plane = Some(data_plane);
+    }
+
+    /// A prefix that is held before and after is held all the time, by whoever may; nothing goes on the word of a list that is not whole.
+    fn check_table(
+        &self,
+        before: &BTreeMap<Prefix, PublicKey>,
+        after: &BTreeMap<Prefix, PublicKey>,
+        data_plane: &DataPlane,
+        is_complete: bool,
+    ) {
+        for (prefix, holder) in before {
+            let now = data_plane.table.get(prefix);
+            let is_good = match (now, after.get(prefix)) {
+                (Some(now), _) if now == holder => true,
+                (now, Some(wanted)) if is_complete => now == Some(wanted),
+                (now, None) if is_complete => now.is_none(),
+                _ => false,
+            };
+            assert!(is_good, "{prefix} of {holder:?} is {now:?}: {}", self.story());
+        }
+        for (prefix, holder) in &data_plane.table {
+            let is_good = before.get(prefix) == Some(holder) || after.get(prefix) == Some(holder);
+            assert!(is_good, "{prefix} is {holder:?}'s: {}", self.story());
+        }
+    }
+
+    /// Where a route leads into the tunnel, somebody is there to take it.
+    fn check_ways(&self, routes: &Routes, data_plane: &DataPlane) {
+        for entry in routes.entries.iter().filter(|entry| entry.kind == Kind::Unicast) {
+            let taker = data_plane.accepts_from(entry.prefix.addr());
+            assert!(taker.is_some(), "nobody takes {}: {}", entry.prefix, self.story());
+        }
+    }
+
+    /// In Strict, nothing for the pods of another node goes in clear; to a node without a key of its own it never does.
+    fn check_routes(&self, topology: &Topology) {
+        if topology.settings.mode != Mode::Strict {
+            return;
+        }
+        for entry in &topology.routes.entries {
+            let addr = entry.prefix.addr();
+            let (wanted, now) = (way(&topology.routes, addr), way(&self.routes, addr));
+            assert!(wanted.is_none() || now.is_some(), "{addr} goes in clear: {}", self.story());
+        }
+    }
+
+    fn check_topology(&self, known: &Objects, topology: &Topology) {
+        let mut holders = BTreeSet::new();
+        for (key, peer) in &topology.peers {
+            assert!(peer.node != OWN && *key != self.own.public_key, "{}", self.story());
+            assert_eq!(known.tunnels[&peer.node].active, Some(*key), "{}", self.story());
+            // A source is accepted from one peer only.
+            assert!(peer.allowed_ips.iter().all(|prefix| holders.insert(*prefix)), "{}", self.story());
+        }
+        let (mode, is_strict) = (topology.settings.mode, topology.settings.mode == Mode::Strict);
+        for (name, tunnel) in known.tunnels.iter().filter(|(name, _)| *name != OWN) {
+            for prefix in &tunnel.pod_prefixes {
+                // Whose claim was refused has no say.
+                let field = |at: usize| format!("spec.podPrefixes[{at}]");
+                let is_refused = topology.faults.iter().any(|(object, fault)| {
+                    object == &format!("NodeTunnel/{name}")
+                        && tunnel
+                            .pod_prefixes
+                            .iter()
+                            .enumerate()
+                            .any(|(at, p)| p == prefix && fault.field == field(at))
+                });
+                let is_lent =
+                    known.tunnels.values().flat_map(|other| &other.pod_prefixes).any(|other| {
+                        other != prefix && other.contains(prefix.addr()) && prefix.covers(other)
+                    });
+                if is_refused || is_lent || mode == Mode::Off {
+                    continue;
+                }
+                let is_peer = topology.peers.values().any(|peer| peer.node == *name);
+                let way = way(&topology.routes, prefix.addr());
+                let is_good = match (is_peer, is_strict, tunnel.active.is_some()) {
+                    (true, _, _) => way == Some(Kind::Unicast),
+                    (false, true, _) | (false, false, true) => way == Some(Kind::Blackhole),
+                    (false, false, false) => way.is_none(),
+                };
+                // Another's single address in it has a route of its own.
+                let is_single = topology
+                    .peers
+                    .values()
+                    .any(|peer| peer.allowed_ips.contains(&Prefix::host(prefix.addr())));
+                assert!(is_good || is_single, "{prefix} of {name} goes {way:?}: {}", self.story());
+            }
+        }
+    }
+
+    /// What was reached is what is wanted, and what everything made anew would be.
+    fn check_end(&self, topology: &Topology, data_plane: &DataPlane, is_complete: bool) {
+        self.check_routes(topology);
+        if !is_complete {
+            return;
+        }
+        let mut fresh = DataPlane::default();
+        let occasion = Occasion { is_complete: true, is_periodic: false, now: Duration::ZERO };
+        let plan = reconcile(&fresh.snapshot(), topology, &self.private_key, &Endpoints::new(), occasion);
+        let mut routes = None;
+        for step in &plan.steps {
+            match step {
+                Step::Configure(edits) => edits.iter().for_each(|edit| fresh.apply(edit, &mut |_| {})),
+                Step::Link(_) => {}
+                Step::Route(wanted) => routes = Some(wanted.clone()),
+            }
+        }
+        assert_eq!(data_plane.table, fresh.table, "{}", self.story());
+        assert!(data_plane.peers.keys().eq(fresh.peers.keys()), "{}", self.story());
+        assert_eq!(
+            (data_plane.listen_port, data_plane.fwmark),
+            (fresh.listen_port, fresh.fwmark),
+            "{}",
+            self.story()
+        );
+        assert_eq!(Some(&self.routes), routes.as_ref(), "{}", self.story());
+        let plan = reconcile(&data_plane.snapshot(), topology, &self.private_key, &self.endpoints, occasion);
+        let edits = plan.steps.iter().filter(|step| matches!(step, Step::Configure(_)));
+        assert_eq!(edits.count(), 0, "nothing is left to do: {}", self.story());
+    }
+
+    fn story(&self) -> String {
+        self.log.join("\n")
+    }
+}
+
+fn key(n: u8) -> PublicKey {
+    PublicKey::new([n; 32])
+}
+
+#[test]
+fn ten_thousand_histories_hold_every_invariant() {
+    for seed in 0..HISTORIES {
+        let mut world = World::new(seed);
+        for _ in 0..EVENTS {
+            world.event();
+            world.act();
+        }
+        // However it went, it ends where all agree.
+        world.partly = None;
+        world.data_plane.get_or_insert_default();
+        world.say("the end".to_owned());
+        world.random = Random(1);
+        for _ in 0..2 {
+            world.act();
+        }
+    }
+}
+
+#[test]
+fn the_order_in_which_objects_come_makes_no_difference() {
+    let mut random = Random(7);
+    for seed in 0..200 {
+        let mut world = World::new(seed);
+        (0..EVENTS).for_each(|_| world.event());
+        let mut all: Vec<Object> =
+            read::values(&world.objects).iter().map(|value| read::object(value).unwrap()).collect();
+        let wanted = topology(&world.objects, &world.own);
+        let mut objects = Objects::default();
+        while !all.is_empty() {
+            let at = usize::try_from(random.next()).unwrap() % all.len();
+            objects.insert(all.swap_remove(at));
+            topology(&objects, &world.own);
+        }
+        assert_eq!(topology(&objects, &world.own), wanted, "{}", world.story());
+    }
+}

@@ -1,0 +1,257 @@
+//! From what is to what should be: the steps, in the order that neither leaks nor loses. Pure.
+//!
+//! ```text
+//! 1   data plane: what is to be added or to move       a prefix is accepted before a route leads to it
+//! 2   interface: on, MTU, addresses                    there are no routes to an interface that is off
+//! 3   routes                                           and the rule: last in, first out
+//! 4   data plane: what is to be removed                nothing leads there any more
+//! ```
+//!
+//! Whoever obeys them stops at the first step that fails, and asks again later: each step alone leaves a state that is safe.
+//!
+//! Nothing is removed on the word of a list that is not complete: what the data plane holds beyond it stays, a prefix stays with the
+//! peer that holds it, and as long as anything is kept in this way the routes stay as they are.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::api::Mode;
+use super::plan::{Kind, Routes};
+use super::topology::{Peer, Topology};
+use crate::config::diff::{Difference, diff};
+use crate::config::{Desired, DesiredPeer, Edit, PeerSnapshot, PresharedKey, Snapshot};
+use crate::crypto::x25519::{PrivateKey, PublicKey};
+
+/// A session that is older cannot be used ([W] §6.1, Reject-After-Time): a peer without a younger one is silent.
+const SESSION_LIFE: Duration = Duration::from_secs(180);
+
+/// One step.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// To be applied to the data plane.
+    Configure(Vec<Edit>),
+    /// To be made so.
+    Link(Link),
+    /// To be made so, and what else is in the table to be removed.
+    Route(Routes),
+}
+
+/// What the tunnel's interface should be, apart from its being on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its MTU in bytes; `None` leaves it as it is.
+    pub mtu: Option<u32>,
+    /// Addresses that it is to have.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What is known, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Occasion {
+    /// Whether the objects are all there are: every list was read to its end.
+    pub is_complete: bool,
+    /// Whether this is the periodic look, when silent peers are looked for elsewhere.
+    pub is_periodic: bool,
+    /// Wall-clock time since the Unix epoch.
+    pub now: Duration,
+}
+
+/// Where each peer was last said to be. It is forgotten with the process, and then no endpoint is changed without need.
+pub type Endpoints = BTreeMap<PublicKey, SocketAddr>;
+
+/// Steps, and what is to be remembered once they have been taken.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The steps in their order.
+    pub steps: Vec<Step>,
+    /// To be given to the next call if all steps succeeded.
+    pub endpoints: Endpoints,
+    /// Whether something was kept that the objects do not name, because they are not complete.
+    pub is_held_back: bool,
+}
+
+/// Returns what leads from `actual` to `topology`.
+pub fn reconcile(
+    actual: &Snapshot,
+    topology: &Topology,
+    private_key: &PrivateKey,
+    remembered: &Endpoints,
+    occasion: Occasion,
+) -> Plan {
+    let known: BTreeMap<_, _> = actual.peers.iter().map(|peer| (peer.public_key, peer)).collect();
+    let mut endpoints = Endpoints::new();
+    let mut desired = Desired {
+        private_key: Some(private_key.clone()),
+        listen_port: topology.settings.listen_port,
+        fwmark: topology.settings.fwmark,
+        peers: BTreeMap::new(),
+    };
+    for (key, peer) in &topology.peers {
+        let choice = choose(&peer.endpoints, known.get(key).copied(), remembered.get(key), occasion);
+        endpoints.extend(choice.remember.map(|endpoint| (*key, endpoint)));
+        desired.peers.insert(*key, desired_peer(peer, choice.set, topology.settings.persistent_keepalive));
+    }
+    let is_held_back = !occasion.is_complete && hold_back(actual, &mut desired);
+    let Difference { additions, removals } = diff(actual, &desired);
+    let mut steps = Vec::new();
+    if !additions.is_empty() {
+        steps.push(Step::Configure(additions));
+    }
+    let (name, mtu) = (topology.settings.interface.clone(), topology.settings.mtu);
+    steps.push(Step::Link(Link { name, mtu, addresses: topology.addresses.clone() }));
+    if !is_held_back {
+        steps.push(Step::Route(topology.routes.clone()));
+    }
+    if !removals.is_empty() {
+        steps.push(Step::Configure(removals));
+    }
+    Plan { steps, endpoints, is_held_back }
+}
+
+/// Returns the routes for the time when there is no data plane: in Strict, what should enter the tunnel goes nowhere. `None` leaves the
+/// routes as they are.
+pub fn without_data_plane(topology: &Topology) -> Option<Routes> {
+    let mut routes = topology.routes.clone();
+    routes.entries.retain(|entry| entry.kind != Kind::Unicast);
+    (topology.settings.mode == Mode::Strict).then_some(routes)
+}
+
+fn desired_peer(peer: &Peer, endpoint: Option<SocketAddr>, persistent_keepalive: u16) -> DesiredPeer {
+    DesiredPeer {
+        preshared_key: PresharedKey::default(),
+        endpoint,
+        persistent_keepalive,
+        allowed_ips: peer.allowed_ips.clone(),
+    }
+}
+
+/// Makes what the data plane holds part of what is desired, and tells whether that was more than the objects say.
+fn hold_back(actual: &Snapshot, desired: &mut Desired) -> bool {
+    let peers = actual.peers.iter();
+    let held: BTreeMap<_, _> =
+        peers.flat_map(|peer| peer.allowed_ips.iter().map(|prefix| (*prefix, peer.public_key))).collect();
+    let mut is_more = false;
+    for (key, peer) in &mut desired.peers {
+        let count = peer.allowed_ips.len();
+        peer.allowed_ips.retain(|prefix| held.get(prefix).is_none_or(|holder| holder == key));
+        is_more |= peer.allowed_ips.len() < count;
+    }
+    for peer in &actual.peers {
+        is_more |= !desired.peers.contains_key(&peer.public_key);
+        let entry = desired.peers.entry(peer.public_key).or_insert_with(|| DesiredPeer {
+            preshared_key: peer.preshared_key.clone(),
+            persistent_keepalive: peer.persistent_keepalive,
+            ..DesiredPeer::default()
+        });
+        let count = entry.allowed_ips.len();
+        entry.allowed_ips.extend(&peer.allowed_ips);
+        is_more |= entry.allowed_ips.len() > count;
+    }
+    is_more
+}
+
+/// What is to be done about a peer's endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Choice {
+    /// The endpoint to set; `None` leaves the peer where it is.
+    set: Option<SocketAddr>,
+    /// Where the peer has been said to be.
+    remember: Option<SocketAddr>,
+}
+
+/// Chooses among the places where a node says it is.
+///
+/// A data plane follows a peer that roams, as behind a NAT, and is not to be led back while it hears from it. A peer that is silent is
+/// looked for at the next place, once in a while.
+fn choose(
+    published: &[SocketAddr],
+    actual: Option<&PeerSnapshot>,
+    remembered: Option<&SocketAddr>,
+    occasion: Occasion,
+) -> Choice {
+    let to = |endpoint: Option<SocketAddr>| Choice { set: endpoint, remember: endpoint };
+    let stay = |endpoint: SocketAddr| Choice { set: None, remember: Some(endpoint) };
+    let Some(first) = published.first().copied() else { return to(None) };
+    let (Some(peer), Some(current)) = (actual, actual.and_then(|peer| peer.endpoint)) else {
+        return to(Some(first));
+    };
+    let is_silent =
+        peer.last_handshake.is_none_or(|moment| occasion.now.saturating_sub(moment) > SESSION_LIFE);
+    let Some(said) = remembered else {
+        // Who was told so is not known any more.
+        return if published.contains(&current) {
+            stay(current)
+        } else if is_silent {
+            to(Some(first))
+        } else {
+            stay(first)
+        };
+    };
+    match published.iter().position(|endpoint| endpoint == said) {
+        None => to(Some(first)),
+        Some(at) if is_silent && occasion.is_periodic => to(Some(published[(at + 1) % published.len()])),
+        Some(_) => stay(*said),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Maybe = Option<SocketAddr>;
+    type Case<'a> = (&'a [SocketAddr], Maybe, u64, Maybe, bool, Maybe, Maybe);
+
+    fn endpoint(number: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, number], 51820))
+    }
+
+    fn peer(endpoint: Option<SocketAddr>, last_handshake: u64) -> PeerSnapshot {
+        PeerSnapshot {
+            public_key: PublicKey::new([1; 32]),
+            preshared_key: PresharedKey::default(),
+            endpoint,
+            last_handshake: Some(Duration::from_secs(last_handshake)).filter(|moment| !moment.is_zero()),
+            tx_bytes: 0,
+            rx_bytes: 0,
+            persistent_keepalive: 0,
+            allowed_ips: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_peer_that_is_heard_from_is_left_where_it_is_and_a_silent_one_is_looked_for() {
+        const NOW: u64 = 10_000;
+        let [a, b, roamed] = [1, 2, 9].map(endpoint);
+        let both = [a, b];
+        let (fresh, stale) = (NOW - 180, NOW - 181);
+        // Published; where the data plane has it, its last handshake; what it was told, the periodic look; what is set and remembered.
+        #[rustfmt::skip]
+        let cases: [Case<'_>; 12] = [
+            (&[],   Some(a),      fresh, None,    true,  None,    None),
+            (&both, None,         0,     None,    false, Some(a), Some(a)),
+            (&both, None,         0,     Some(b), false, Some(a), Some(a)),
+            (&both, Some(roamed), fresh, Some(a), true,  None,    Some(a)),
+            (&both, Some(roamed), stale, Some(a), false, None,    Some(a)),
+            (&both, Some(roamed), stale, Some(a), true,  Some(b), Some(b)),
+            (&both, Some(b),      0,     Some(b), true,  Some(a), Some(a)),
+            (&[a],  Some(roamed), stale, Some(a), true,  Some(a), Some(a)),
+            (&[b],  Some(a),      fresh, Some(a), false, Some(b), Some(b)),
+            (&both, Some(b),      stale, None,    true,  None,    Some(b)),
+            (&both, Some(roamed), fresh, None,    true,  None,    Some(a)),
+            (&both, Some(roamed), stale, None,    false, Some(a), Some(a)),
+        ];
+        for (at, (published, actual, last_handshake, remembered, is_periodic, set, remember)) in
+            cases.into_iter().enumerate()
+        {
+            let occasion = Occasion { is_complete: true, is_periodic, now: Duration::from_secs(NOW) };
+            let choice =
+                choose(published, Some(&peer(actual, last_handshake)), remembered.as_ref(), occasion);
+            assert_eq!(choice, Choice { set, remember }, "case {at}");
+        }
+        let occasion = Occasion { is_complete: true, is_periodic: false, now: Duration::from_secs(NOW) };
+        assert_eq!(choose(&both, None, Some(&b), occasion), Choice { set: Some(a), remember: Some(a) });
+    }
+}

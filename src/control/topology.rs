@@ -1,0 +1,707 @@
+//! From all objects to what one node should do: peers, allowed IPs, routes; and what is not encrypted, and why. Pure.
+//!
+//! 1. Settings: what the `TunnelConfig`s want of this node.
+//! 2. Keys: one that several nodes have belongs to the oldest of them. The others have none, and nothing goes to them in clear.
+//! 3. Addresses: each belongs to the oldest node that claims it; a claim that is refused has no effect but a fault. A block of pods inside
+//!    another node's block is a loan, and belongs to the borrower. Where the cluster's own `Node`s are known, none of that is needed: a
+//!    node has no pods but in the blocks that the cluster gave it.
+//! 4. Peers: from a node, its pods' prefixes, its own addresses and those of its tunnel are accepted. That is more than is routed to it:
+//!    a pod on the host's network answers from the node's address.
+//! 5. Routes: into the tunnel, past it, or nowhere.
+//!
+//! The oldest is the one whose object was made first; if that is not known, the one whose name comes first. Nothing here depends on the
+//! order in which objects came.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use super::api::{HostTraffic, Mode, Scope};
+use super::objects::{Fault, Objects, Tunnel};
+use super::plan::{Entry, Kind, Routes};
+use super::settings::Settings;
+use crate::config::Prefix;
+use crate::crypto::x25519::PublicKey;
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// Its name.
+    pub name: String,
+    /// The public half of its key.
+    pub public_key: PublicKey,
+    /// Where the API server is; empty without one.
+    pub api_servers: Vec<IpAddr>,
+}
+
+/// What this node should do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Topology {
+    /// What is wanted of it.
+    pub settings: Settings,
+    /// Its peers.
+    pub peers: BTreeMap<PublicKey, Peer>,
+    /// Its routes.
+    pub routes: Routes,
+    /// The addresses of its tunnel's interface.
+    pub addresses: Vec<IpAddr>,
+    /// The nodes that are not talked to through the tunnel, by name.
+    pub not_encrypted: BTreeMap<String, Unencrypted>,
+    /// What is not obeyed, by `Kind/name` of the object.
+    pub faults: BTreeSet<(String, Fault)>,
+    /// Why this node is not what it should be, if it is not.
+    pub degraded: Option<Degraded>,
+}
+
+/// A peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The node's name.
+    pub node: String,
+    /// Where it is found, the preferred place first.
+    pub endpoints: Vec<SocketAddr>,
+    /// What is accepted from it, and sent to it if it is routed into the tunnel.
+    pub allowed_ips: BTreeSet<Prefix>,
+}
+
+/// How a node is treated that is not talked to through the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unencrypted {
+    /// Why.
+    pub reason: Reason,
+    /// Whether packets to its pods are dropped. Otherwise they go in clear.
+    pub is_dropped: bool,
+}
+
+/// Why a node is not talked to through the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The mode is Off.
+    ModeOff,
+    /// It has no key that is Active.
+    NoKey,
+    /// An older node has its key.
+    DuplicateKey,
+    /// It is in our zone, and the scope is CrossZone.
+    SameZone,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ModeOff => "ModeOff",
+            Self::NoKey => "NoKey",
+            Self::DuplicateKey => "DuplicateKey",
+            Self::SameZone => "SameZone",
+        })
+    }
+}
+
+/// Why this node is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Degraded {
+    /// Nothing says what addresses are behind it.
+    NotPublished,
+    /// Its object does not name the key that it has.
+    OtherKeyPublished,
+    /// An older node has its key: the peers do not talk to this one.
+    DuplicateKey {
+        /// The other node.
+        node: String,
+    },
+}
+
+impl Degraded {
+    /// Returns one word for it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotPublished => "NotPublished",
+            Self::OtherKeyPublished => "OtherKeyPublished",
+            Self::DuplicateKey { .. } => "DuplicateKey",
+        }
+    }
+}
+
+impl fmt::Display for Degraded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotPublished => f.write_str("NotPublished: there is no NodeTunnel of this node"),
+            Self::OtherKeyPublished => {
+                f.write_str("OtherKeyPublished: the NodeTunnel of this node names another key")
+            }
+            Self::DuplicateKey { node } => {
+                write!(f, "DuplicateKey: the older node {node} has the key of this one")
+            }
+        }
+    }
+}
+
+/// Returns what the node `own` should do.
+pub fn topology(objects: &Objects, own: &Own) -> Topology {
+    let mut faults = BTreeSet::new();
+    let own_tunnel = objects.tunnels.get(&own.name);
+    let settings = {
+        let nothing = BTreeMap::new();
+        let labels = own_tunnel.map_or(&nothing, |tunnel| &tunnel.labels);
+        let mut found = Vec::new();
+        let settings = Settings::of(objects, &own.name, labels, &mut found);
+        faults.extend(found.into_iter().map(|(name, fault)| (format!("TunnelConfig/{name}"), fault)));
+        settings
+    };
+    for (name, tunnel) in &objects.tunnels {
+        faults.extend(tunnel.faults.iter().map(|fault| (format!("NodeTunnel/{name}"), fault.clone())));
+    }
+    let by_age = by_age(objects);
+    let keys = key_owners(&by_age);
+    let mut claims = Claims::new(&settings, objects);
+    for (name, tunnel) in &by_age {
+        claims.add(name, tunnel);
+    }
+    claims.add_silent(objects);
+    faults.extend(claims.faults);
+    let claimed = claims.granted;
+
+    let mut routing = Routing::new(&settings, own, own_tunnel);
+    let mut peers = BTreeMap::new();
+    let mut not_encrypted = BTreeMap::new();
+    for (name, granted) in &claimed {
+        if *name == own.name {
+            granted.pods.iter().for_each(|prefix| routing.add(*prefix, Kind::Throw));
+            continue;
+        }
+        let tunnel = objects.tunnels.get(*name);
+        let active = tunnel.and_then(|tunnel| tunnel.active);
+        // Our own key in another's hands is no peer of ours, whoever is older.
+        let key = active.filter(|key| keys.get(key) == Some(name) && *key != own.public_key);
+        if let (Some(key), Some(tunnel)) = (key, tunnel) {
+            let (node, endpoints) = ((*name).to_owned(), tunnel.endpoints.clone());
+            peers.insert(key, Peer { node, endpoints, allowed_ips: granted.all().collect() });
+        }
+        let reason = match (active, key) {
+            _ if settings.mode == Mode::Off => Some(Reason::ModeOff),
+            (_, Some(_)) => routing.is_near(tunnel).then_some(Reason::SameZone),
+            (None, None) => Some(Reason::NoKey),
+            (Some(_), None) => Some(Reason::DuplicateKey),
+        };
+        let is_dropped = routing.route(granted, reason);
+        if let Some(reason) = reason {
+            not_encrypted.insert((*name).to_owned(), Unencrypted { reason, is_dropped });
+        }
+    }
+    Topology {
+        peers,
+        routes: routing.finish(),
+        addresses: own_tunnel.map(|tunnel| tunnel.tunnel_addresses.clone()).unwrap_or_default(),
+        not_encrypted,
+        faults,
+        degraded: degraded(own, own_tunnel, &keys),
+        settings,
+    }
+}
+
+fn degraded(own: &Own, tunnel: Option<&Tunnel>, keys: &BTreeMap<PublicKey, &str>) -> Option<Degraded> {
+    let Some(tunnel) = tunnel else { return Some(Degraded::NotPublished) };
+    match keys.get(&own.public_key) {
+        Some(node) if *node != own.name => Some(Degraded::DuplicateKey { node: (*node).to_owned() }),
+        Some(_) | None => (tunnel.active != Some(own.public_key)).then_some(Degraded::OtherKeyPublished),
+    }
+}
+
+/// Returns the nodes, the oldest first.
+fn by_age(objects: &Objects) -> Vec<(&str, &Tunnel)> {
+    let mut nodes: Vec<_> = objects.tunnels.iter().map(|(name, tunnel)| (name.as_str(), tunnel)).collect();
+    nodes.sort_by_key(|(name, tunnel)| (&tunnel.created, *name));
+    nodes
+}
+
+/// Returns which node each key belongs to.
+fn key_owners<'a>(by_age: &[(&'a str, &Tunnel)]) -> BTreeMap<PublicKey, &'a str> {
+    let mut owners = BTreeMap::new();
+    for (name, tunnel) in by_age {
+        for key in &tunnel.keys {
+            owners.entry(*key).or_insert(*name);
+        }
+    }
+    owners
+}
+
+/// What a node may call its own.
+#[derive(Debug, Default)]
+struct Granted {
+    pods: Vec<Prefix>,
+    nodes: Vec<Prefix>,
+    tunnels: Vec<Prefix>,
+}
+
+impl Granted {
+    fn all(&self) -> impl Iterator<Item = Prefix> {
+        self.pods.iter().chain(&self.nodes).chain(&self.tunnels).copied()
+    }
+}
+
+/// The claims of all nodes, added from the oldest to the youngest.
+struct Claims<'a> {
+    settings: &'a Settings,
+    /// Whose each block of pods is by the cluster's word.
+    given: BTreeMap<Prefix, &'a str>,
+    given_to: BTreeSet<&'a str>,
+    /// Whose each block of pods is.
+    pods: BTreeMap<Prefix, &'a str>,
+    /// Whose each single address is.
+    singles: BTreeMap<Prefix, &'a str>,
+    granted: BTreeMap<&'a str, Granted>,
+    faults: BTreeSet<(String, Fault)>,
+}
+
+impl<'a> Claims<'a> {
+    fn new(settings: &'a Settings, objects: &'a Objects) -> Self {
+        let nodes = objects.nodes.iter();
+        let given = nodes
+            .flat_map(|(name, node)| node.pod_prefixes.iter().map(|prefix| (*prefix, name.as_str())))
+            .collect::<BTreeMap<_, _>>();
+        let given_to = given.values().copied().collect();
+        let (pods, singles, granted) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { settings, given, given_to, pods, singles, granted, faults: BTreeSet::new() }
+    }
+
+    /// Adds the nodes that say nothing of themselves, with what the cluster says of them.
+    fn add_silent(&mut self, objects: &'a Objects) {
+        for (name, node) in objects.nodes.iter().filter(|(name, _)| !objects.tunnels.contains_key(*name)) {
+            let pods = node.pod_prefixes.iter().filter(|prefix| !self.pods.contains_key(prefix));
+            let granted = Granted { pods: pods.copied().collect(), ..Granted::default() };
+            self.granted.insert(name, granted);
+        }
+    }
+
+    fn add(&mut self, name: &'a str, tunnel: &'a Tunnel) {
+        let mut granted = Granted::default();
+        let is_given = self.given_to.contains(name);
+        for (at, prefix) in tunnel.pod_prefixes.iter().enumerate() {
+            match self.pod_refusal(name, prefix, is_given) {
+                None => {
+                    self.pods.insert(*prefix, name);
+                    granted.pods.push(*prefix);
+                }
+                Some(reason) => self.fault(name, "podPrefixes", at, reason),
+            }
+        }
+        let fields = [
+            ("nodeAddresses", &tunnel.node_addresses, &mut granted.nodes),
+            ("tunnelAddresses", &tunnel.tunnel_addresses, &mut granted.tunnels),
+        ];
+        for (field, addresses, into) in fields {
+            for (at, addr) in addresses.iter().enumerate() {
+                let prefix = Prefix::host(*addr);
+                match self.single_refusal(name, &prefix) {
+                    None => {
+                        self.singles.insert(prefix, name);
+                        into.push(prefix);
+                    }
+                    Some(reason) => self.fault(name, field, at, reason),
+                }
+            }
+        }
+        self.granted.insert(name, granted);
+    }
+
+    fn pod_refusal(&self, name: &str, prefix: &Prefix, is_given: bool) -> Option<String> {
+        match holder(&self.given, prefix) {
+            Some(other) if other != name => {
+                return Some(format!("the cluster gave {prefix} to the node {other}"));
+            }
+            None if is_given => return Some(format!("{prefix} is not among the podCIDRs of the node")),
+            Some(_) | None => {}
+        }
+        let cluster = self.settings.cluster_prefixes.as_deref();
+        if cluster.is_some_and(|cluster| !cluster.iter().any(|block| block.covers(prefix))) {
+            return Some(format!("{prefix} is outside the clusterCIDRs"));
+        }
+        // A block inside another's block is a loan: the more specific one has it.
+        if let Some(other) = self.pods.get(prefix).filter(|other| **other != name) {
+            return Some(format!("{prefix} belongs to the older node {other}"));
+        }
+        let inside = self
+            .singles
+            .range(Prefix::host(prefix.addr())..)
+            .take_while(|(single, _)| prefix.contains(single.addr()));
+        let mut others = inside.filter(|(_, other)| **other != name);
+        others.next().map(|(single, other)| {
+            format!("{prefix} holds {}, an address of the older node {other}", single.addr())
+        })
+    }
+
+    fn single_refusal(&self, name: &str, single: &Prefix) -> Option<String> {
+        if let Some(other) = self.singles.get(single).filter(|other| **other != name) {
+            return Some(format!("{} belongs to the older node {other}", single.addr()));
+        }
+        let other = holder(&self.pods, single).filter(|other| *other != name)?;
+        Some(format!("{} is among the pods of the older node {other}", single.addr()))
+    }
+
+    fn fault(&mut self, name: &str, field: &str, at: usize, reason: String) {
+        let fault = Fault { field: format!("spec.{field}[{at}]"), reason };
+        self.faults.insert((format!("NodeTunnel/{name}"), fault));
+    }
+}
+
+/// Returns who holds the most specific block that covers `prefix`.
+fn holder<'a>(blocks: &BTreeMap<Prefix, &'a str>, prefix: &Prefix) -> Option<&'a str> {
+    let around = (0..=prefix.len()).rev().filter_map(|len| Prefix::new(prefix.addr(), len));
+    around.filter_map(|block| blocks.get(&block)).copied().next()
+}
+
+/// The routing table that is being made.
+struct Routing<'a> {
+    settings: &'a Settings,
+    zone: Option<&'a str>,
+    entries: BTreeMap<Prefix, Kind>,
+    blackholes: BTreeSet<Prefix>,
+}
+
+impl<'a> Routing<'a> {
+    fn new(settings: &'a Settings, own: &Own, tunnel: Option<&'a Tunnel>) -> Self {
+        let zone = tunnel.and_then(|tunnel| tunnel.zone.as_deref());
+        let mut this = Self { settings, zone, entries: BTreeMap::new(), blackholes: BTreeSet::new() };
+        if settings.mode == Mode::Strict {
+            this.blackholes.extend(settings.cluster_prefixes.iter().flatten());
+        }
+        if settings.host_traffic == HostTraffic::Encrypt {
+            settings.exempt.iter().for_each(|prefix| this.add(*prefix, Kind::Throw));
+            if settings.exempt_api_server {
+                own.api_servers.iter().for_each(|addr| this.add(Prefix::host(*addr), Kind::Throw));
+            }
+        }
+        this
+    }
+
+    /// Tells whether a node is too near to be talked to through the tunnel.
+    fn is_near(&self, tunnel: Option<&Tunnel>) -> bool {
+        let zone = tunnel.and_then(|tunnel| tunnel.zone.as_deref());
+        self.settings.scope == Scope::CrossZone && self.zone.is_some() && zone == self.zone
+    }
+
+    /// Adds the routes to another node, and tells whether packets to its pods are dropped.
+    fn route(&mut self, granted: &Granted, reason: Option<Reason>) -> bool {
+        let is_strict = self.settings.mode == Mode::Strict;
+        let kind = match reason {
+            Some(Reason::ModeOff) => return false,
+            None => Kind::Unicast,
+            Some(Reason::SameZone) => Kind::Throw,
+            Some(Reason::DuplicateKey) => Kind::Blackhole,
+            Some(Reason::NoKey) if is_strict => Kind::Blackhole,
+            Some(Reason::NoKey) => Kind::Throw,
+        };
+        // What the host sends to pods comes from the tunnel's address, and is answered there.
+        for prefix in granted.pods.iter().chain(&granted.tunnels) {
+            self.add(*prefix, kind);
+        }
+        if self.settings.host_traffic == HostTraffic::Encrypt {
+            granted.nodes.iter().for_each(|prefix| self.add(*prefix, kind));
+        }
+        kind == Kind::Blackhole
+    }
+
+    /// Adds an entry; what is exempt is there already, and stays.
+    fn add(&mut self, prefix: Prefix, kind: Kind) {
+        let kind = *self.entries.entry(prefix).or_insert(kind);
+        if kind == Kind::Unicast && self.settings.mode == Mode::Strict {
+            self.blackholes.insert(prefix);
+        }
+    }
+
+    fn finish(self) -> Routes {
+        let settings = self.settings;
+        let mut entries: BTreeSet<_> = BTreeSet::new();
+        if settings.mode != Mode::Off {
+            let throws = |prefix: &Prefix| self.entries.get(prefix) == Some(&Kind::Throw);
+            let blackholes = self.blackholes.iter().filter(|prefix| !throws(prefix));
+            entries.extend(blackholes.map(|prefix| Entry { prefix: *prefix, kind: Kind::Blackhole }));
+            entries.extend(self.entries.iter().map(|(prefix, kind)| Entry { prefix: *prefix, kind: *kind }));
+        }
+        Routes {
+            table: settings.table,
+            fwmark: settings.fwmark,
+            rule_priority: settings.rule_priority,
+            interface: settings.interface.clone(),
+            entries: entries.into_iter().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::TunnelConfigSpec;
+    use crate::control::objects::{Config, Node};
+
+    fn key(number: u8) -> PublicKey {
+        PublicKey::new([number; 32])
+    }
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    /// A node of number `n`: key n, endpoint 192.0.2.n, pods 10.244.n.0/24 and fd00:n::/64.
+    fn node(n: u8) -> Tunnel {
+        Tunnel {
+            created: format!("2026-01-01T00:00:{n:02}Z"),
+            active: Some(key(n)),
+            keys: vec![key(n)],
+            endpoints: vec![SocketAddr::from(([192, 0, 2, n], 51820))],
+            pod_prefixes: vec![prefix(&format!("10.244.{n}.0/24")), prefix(&format!("fd00:{n}::/64"))],
+            node_addresses: vec![IpAddr::from([192, 0, 2, n])],
+            tunnel_addresses: vec![IpAddr::from([10, 244, n, 0])],
+            ..Tunnel::default()
+        }
+    }
+
+    /// Three nodes, `a`, `b` and `c`, of which `a` is ours and the oldest.
+    fn objects(mode: Mode) -> Objects {
+        let mut objects = Objects::default();
+        for (name, n) in [("a", 1), ("b", 2), ("c", 3)] {
+            objects.tunnels.insert(name.to_owned(), node(n));
+        }
+        set(&mut objects, |spec| spec.mode = Some(mode));
+        objects
+    }
+
+    fn set(objects: &mut Objects, change: impl FnOnce(&mut TunnelConfigSpec)) {
+        let config = objects.configs.entry("default".to_owned()).or_default();
+        change(&mut config.spec);
+    }
+
+    fn change(objects: &mut Objects, name: &str, change: impl FnOnce(&mut Tunnel)) {
+        change(objects.tunnels.get_mut(name).unwrap());
+    }
+
+    fn of(objects: &Objects) -> Topology {
+        topology(objects, &Own { name: "a".to_owned(), public_key: key(1), api_servers: Vec::new() })
+    }
+
+    fn entries(topology: &Topology) -> Vec<String> {
+        let entries = topology.routes.entries.iter();
+        entries.map(|entry| format!("{:?} {}", entry.kind, entry.prefix).to_lowercase()).collect()
+    }
+
+    fn allowed(topology: &Topology, n: u8) -> Vec<String> {
+        topology.peers[&key(n)].allowed_ips.iter().map(ToString::to_string).collect()
+    }
+
+    fn faults(topology: &Topology) -> Vec<String> {
+        topology.faults.iter().map(|(object, fault)| format!("{object} {fault}")).collect()
+    }
+
+    #[test]
+    fn more_is_accepted_from_a_node_than_is_routed_to_it() {
+        let topology = of(&objects(Mode::Strict));
+        assert_eq!(topology.peers.len(), 2);
+        assert_eq!(allowed(&topology, 2), ["10.244.2.0/24", "10.244.2.0/32", "192.0.2.2/32", "fd00:2::/64"]);
+        let expected = [
+            "throw 10.244.1.0/24",
+            "unicast 10.244.2.0/24",
+            "blackhole 10.244.2.0/24",
+            "unicast 10.244.2.0/32",
+            "blackhole 10.244.2.0/32",
+            "unicast 10.244.3.0/24",
+            "blackhole 10.244.3.0/24",
+            "unicast 10.244.3.0/32",
+            "blackhole 10.244.3.0/32",
+            "throw fd00:1::/64",
+            "unicast fd00:2::/64",
+            "blackhole fd00:2::/64",
+            "unicast fd00:3::/64",
+            "blackhole fd00:3::/64",
+        ];
+        assert_eq!(entries(&topology), expected);
+        assert!(
+            topology.not_encrypted.is_empty() && topology.faults.is_empty() && topology.degraded.is_none()
+        );
+        let routes = &topology.routes;
+        assert_eq!((routes.table, routes.fwmark, routes.rule_priority), (0x20ad, 0x20ad, 99));
+        assert_eq!(
+            (routes.interface.as_str(), &topology.addresses[..]),
+            ("adit0", &[IpAddr::from([10, 244, 1, 0])][..])
+        );
+    }
+
+    #[test]
+    fn a_node_without_a_key_is_dropped_in_strict_and_plain_in_permissive() {
+        for (mode, kind, is_dropped) in
+            [(Mode::Strict, "blackhole", true), (Mode::Permissive, "throw", false)]
+        {
+            let mut objects = objects(mode);
+            change(&mut objects, "b", |tunnel| (tunnel.active, tunnel.keys) = (None, Vec::new()));
+            // One that nothing is known of but that the cluster gave it pods.
+            objects.nodes.insert("d".to_owned(), Node { pod_prefixes: vec![prefix("10.244.4.0/24")] });
+            let topology = of(&objects);
+            assert_eq!(topology.peers.keys().collect::<Vec<_>>(), [&key(3)]);
+            let unencrypted = Unencrypted { reason: Reason::NoKey, is_dropped };
+            let names: Vec<_> =
+                topology.not_encrypted.iter().map(|(name, how)| (name.as_str(), *how)).collect();
+            assert_eq!(names, [("b", unencrypted), ("d", unencrypted)]);
+            let entries = entries(&topology);
+            for prefix in ["10.244.2.0/24", "fd00:2::/64", "10.244.4.0/24"] {
+                let of_prefix: Vec<_> =
+                    entries.iter().filter(|entry| entry.ends_with(&format!(" {prefix}"))).collect();
+                assert_eq!(of_prefix, [&format!("{kind} {prefix}")]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_that_two_nodes_have_belongs_to_the_older_and_the_younger_never_goes_in_clear() {
+        for mode in [Mode::Strict, Mode::Permissive] {
+            let mut objects = objects(mode);
+            change(&mut objects, "c", |tunnel| {
+                (tunnel.active, tunnel.keys) = (Some(key(2)), vec![key(3), key(2)])
+            });
+            let topology = of(&objects);
+            assert_eq!(topology.peers.keys().collect::<Vec<_>>(), [&key(2)]);
+            assert_eq!(topology.peers[&key(2)].node, "b");
+            let unencrypted = Unencrypted { reason: Reason::DuplicateKey, is_dropped: true };
+            assert_eq!(topology.not_encrypted.get("c"), Some(&unencrypted));
+            assert!(entries(&topology).contains(&"blackhole 10.244.3.0/24".to_owned()));
+            assert!(!entries(&topology).contains(&"unicast 10.244.3.0/24".to_owned()));
+            // Which of them is older is said by the objects, not by their names.
+            change(&mut objects, "c", |tunnel| tunnel.created = "2025-01-01T00:00:00Z".to_owned());
+            assert_eq!(of(&objects).peers[&key(2)].node, "c");
+        }
+    }
+
+    #[test]
+    fn a_node_whose_key_an_older_one_has_says_so() {
+        let mut objects = objects(Mode::Strict);
+        change(&mut objects, "b", |tunnel| {
+            (tunnel.active, tunnel.keys) = (Some(key(1)), vec![key(1)]);
+        });
+        assert_eq!(of(&objects).degraded, None);
+        assert_eq!(of(&objects).not_encrypted["b"].reason, Reason::DuplicateKey);
+        change(&mut objects, "b", |tunnel| tunnel.created = String::new());
+        let topology = of(&objects);
+        assert_eq!(topology.degraded, Some(Degraded::DuplicateKey { node: "b".to_owned() }));
+        assert_eq!(topology.not_encrypted["b"].reason, Reason::DuplicateKey);
+        change(&mut objects, "a", |tunnel| tunnel.active = Some(key(9)));
+        change(&mut objects, "b", |tunnel| tunnel.keys = vec![]);
+        assert_eq!(of(&objects).degraded, Some(Degraded::OtherKeyPublished));
+        objects.tunnels.remove("a");
+        assert_eq!(of(&objects).degraded, Some(Degraded::NotPublished));
+    }
+
+    #[test]
+    fn a_claim_on_what_is_anothers_has_no_effect() {
+        let mut objects = objects(Mode::Strict);
+        let before = of(&objects);
+        change(&mut objects, "c", |tunnel| {
+            // b's pods; a block around b's own address; b's address, tunnel address and one of its pods.
+            tunnel.pod_prefixes.extend(["10.244.2.0/24", "192.0.2.0/25", "fd00:2::/64"].map(prefix));
+            tunnel.node_addresses.extend([[192, 0, 2, 2], [10, 244, 2, 9]].map(IpAddr::from));
+            tunnel.tunnel_addresses.extend([[192, 0, 2, 1], [10, 244, 2, 0]].map(IpAddr::from));
+        });
+        let topology = of(&objects);
+        assert_eq!((&topology.peers, &topology.routes), (&before.peers, &before.routes));
+        assert_eq!(
+            faults(&topology),
+            [
+                "NodeTunnel/c spec.nodeAddresses[1]: 192.0.2.2 belongs to the older node b",
+                "NodeTunnel/c spec.nodeAddresses[2]: 10.244.2.9 is among the pods of the older node b",
+                "NodeTunnel/c spec.podPrefixes[2]: 10.244.2.0/24 belongs to the older node b",
+                "NodeTunnel/c spec.podPrefixes[3]: 192.0.2.0/25 holds 192.0.2.1, an address of the older node a",
+                "NodeTunnel/c spec.podPrefixes[4]: fd00:2::/64 belongs to the older node b",
+                "NodeTunnel/c spec.tunnelAddresses[1]: 192.0.2.1 belongs to the older node a",
+                "NodeTunnel/c spec.tunnelAddresses[2]: 10.244.2.0 belongs to the older node b",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_block_inside_anothers_is_a_loan_unless_the_cluster_says_otherwise() {
+        let mut objects = objects(Mode::Strict);
+        change(&mut objects, "c", |tunnel| tunnel.pod_prefixes.push(prefix("10.244.2.128/25")));
+        assert!(allowed(&of(&objects), 3).contains(&"10.244.2.128/25".to_owned()));
+        objects.nodes.insert("b".to_owned(), Node { pod_prefixes: vec![prefix("10.244.2.0/24")] });
+        let topology = of(&objects);
+        assert!(!allowed(&topology, 3).contains(&"10.244.2.128/25".to_owned()));
+        assert_eq!(
+            faults(&topology),
+            [
+                "NodeTunnel/b spec.podPrefixes[1]: fd00:2::/64 is not among the podCIDRs of the node",
+                "NodeTunnel/c spec.podPrefixes[2]: the cluster gave 10.244.2.128/25 to the node b"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_outside_the_clusters_prefixes_is_refused_and_the_rest_of_them_goes_nowhere() {
+        let mut objects = objects(Mode::Strict);
+        set(&mut objects, |spec| {
+            spec.cluster_cidrs = Some(vec!["10.244.0.0/16".to_owned(), "fd00::/16".to_owned()]);
+        });
+        change(&mut objects, "b", |tunnel| tunnel.pod_prefixes.push(prefix("10.96.0.0/16")));
+        let topology = of(&objects);
+        assert_eq!(
+            faults(&topology),
+            ["NodeTunnel/b spec.podPrefixes[2]: 10.96.0.0/16 is outside the clusterCIDRs"]
+        );
+        let entries = entries(&topology);
+        for entry in ["blackhole 10.244.0.0/16", "blackhole fd00::/16", "throw 10.244.1.0/24"] {
+            assert!(entries.contains(&entry.to_owned()), "{entry}");
+        }
+        set(&mut objects, |spec| spec.mode = Some(Mode::Permissive));
+        assert!(!self::entries(&of(&objects)).iter().any(|entry| entry.starts_with("blackhole")));
+    }
+
+    #[test]
+    fn off_routes_nothing_and_accepts_everything() {
+        let topology = of(&objects(Mode::Off));
+        assert!(topology.routes.entries.is_empty());
+        assert_eq!(topology.peers, of(&objects(Mode::Strict)).peers);
+        assert!(topology.not_encrypted.values().all(|how| how.reason == Reason::ModeOff && !how.is_dropped));
+        assert_eq!(topology.not_encrypted.len(), 2);
+    }
+
+    #[test]
+    fn one_node_can_be_told_otherwise() {
+        let mut objects = objects(Mode::Strict);
+        let own = TunnelConfigSpec { mode: Some(Mode::Off), ..TunnelConfigSpec::default() };
+        objects.configs.insert("node.a".to_owned(), Config { spec: own, faults: Vec::new() });
+        assert!(of(&objects).routes.entries.is_empty());
+        let b = Own { name: "b".to_owned(), public_key: key(2), api_servers: Vec::new() };
+        assert!(!topology(&objects, &b).routes.entries.is_empty());
+    }
+
+    #[test]
+    fn host_traffic_that_is_encrypted_is_routed_but_for_what_is_exempt() {
+        let mut objects = objects(Mode::Strict);
+        set(&mut objects, |spec| {
+            spec.host_traffic = Some(HostTraffic::Encrypt);
+            spec.exempt = Some(vec!["apiserver".to_owned(), "198.51.100.0/24".to_owned()]);
+        });
+        let own =
+            Own { name: "a".to_owned(), public_key: key(1), api_servers: vec![IpAddr::from([192, 0, 2, 3])] };
+        let entries = entries(&topology(&objects, &own));
+        for entry in
+            ["unicast 192.0.2.2/32", "blackhole 192.0.2.2/32", "throw 192.0.2.3/32", "throw 198.51.100.0/24"]
+        {
+            assert!(entries.contains(&entry.to_owned()), "{entry}");
+        }
+        assert!(!entries.contains(&"unicast 192.0.2.3/32".to_owned()));
+        assert!(!entries.contains(&"blackhole 192.0.2.3/32".to_owned()));
+    }
+
+    #[test]
+    fn nodes_of_one_zone_are_passed_by_if_only_other_zones_are_wanted() {
+        let mut objects = objects(Mode::Strict);
+        set(&mut objects, |spec| spec.scope = Some(Scope::CrossZone));
+        change(&mut objects, "a", |tunnel| tunnel.zone = Some("east".to_owned()));
+        change(&mut objects, "b", |tunnel| tunnel.zone = Some("east".to_owned()));
+        let topology = of(&objects);
+        let near = Unencrypted { reason: Reason::SameZone, is_dropped: false };
+        assert_eq!(topology.not_encrypted, [("b".to_owned(), near)].into());
+        assert!(topology.peers.contains_key(&key(2)), "what comes encrypted is accepted");
+        let entries = entries(&topology);
+        assert!(entries.contains(&"throw 10.244.2.0/24".to_owned()));
+        assert!(!entries.contains(&"blackhole 10.244.2.0/24".to_owned()));
+        assert!(entries.contains(&"unicast 10.244.3.0/24".to_owned()));
+    }
+}
