@@ -13,6 +13,7 @@
 //! - [`settings`], [`topology`]: objects → what this node should do. Pure.
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
+//! - [`store`]: the private key, and the objects as last known, on disk.
 
 pub mod api;
 #[cfg(test)]
@@ -22,4 +23,5 @@ pub mod plan;
 pub mod read;
 pub mod reconcile;
 pub mod settings;
+pub mod store;
 pub mod topology;
