@@ -14,6 +14,7 @@
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 //! - [`store`]: the private key, and the objects as last known, on disk.
+//! - [`uapi_client`]: any data plane, by its configuration socket.
 
 pub mod api;
 #[cfg(test)]
@@ -25,3 +26,4 @@ pub mod reconcile;
 pub mod settings;
 pub mod store;
 pub mod topology;
+pub mod uapi_client;
