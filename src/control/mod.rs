@@ -15,6 +15,7 @@
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 //! - [`store`]: the private key, and the objects as last known, on disk.
 //! - [`uapi_client`]: any data plane, by its configuration socket.
+//! - [`watch`]: where objects come from.
 
 pub mod api;
 #[cfg(test)]
@@ -27,3 +28,4 @@ pub mod settings;
 pub mod store;
 pub mod topology;
 pub mod uapi_client;
+pub mod watch;
