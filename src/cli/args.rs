@@ -26,6 +26,12 @@ pub(super) struct Args {
 pub(super) enum Command {
     /// Shows a mesh of nodes on this machine: namespaces, real traffic, a capture that searches the wire for what the pods sent.
     Demo(DemoArgs),
+    /// Keeps a data plane in step with what the objects of a cluster say: nodes are peers, their pods' prefixes allowed IPs.
+    #[cfg(feature = "control")]
+    Agent(AgentArgs),
+    /// Prints the definitions of the custom resources: `adit definitions | kubectl apply -f -`.
+    #[cfg(feature = "control")]
+    Definitions,
 }
 
 #[derive(Debug, clap::Args)]
@@ -115,6 +121,49 @@ pub(super) struct DemoArgs {
     /// Seconds of traffic.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=3600))]
     pub(super) seconds: u16,
+}
+
+#[cfg(feature = "control")]
+#[derive(Debug, clap::Args)]
+pub(super) struct AgentArgs {
+    /// The name of this node: that of its NodeTunnel.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", required_unless_present = "public_key")]
+    pub(super) node_name: Option<String>,
+
+    /// A directory of objects as YAML files, for machines without a cluster; changes are followed.
+    #[arg(long, env = "ADIT_OBJECTS", value_name = "DIR", required_unless_present = "public_key")]
+    pub(super) objects: Option<PathBuf>,
+
+    /// The tunnel's interface, in place of the one that the objects name [default: adit0].
+    #[arg(long, env = "ADIT_INTERFACE", value_name = "IFNAME")]
+    pub(super) interface: Option<String>,
+
+    /// Where the private key is kept, and the objects as they were last known.
+    #[arg(long, env = "ADIT_STATE", value_name = "DIR", default_value = "/var/lib/adit")]
+    pub(super) state: PathBuf,
+
+    /// Where data planes have their configuration sockets.
+    #[arg(long, env = "ADIT_SOCKETS", value_name = "DIR", default_value = crate::control::uapi_client::DIRECTORY)]
+    pub(super) sockets: PathBuf,
+
+    /// Seconds between two looks at everything, whether or not anything was told.
+    #[arg(long, env = "ADIT_RESYNC", value_name = "SECONDS", default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) resync: u16,
+
+    /// What is logged, to standard error.
+    #[arg(
+        long,
+        env = "ADIT_LOG_LEVEL",
+        value_enum,
+        value_name = "LEVEL",
+        ignore_case = true,
+        default_value = "info"
+    )]
+    pub(super) log_level: Level,
+
+    /// Prints the public key of this node, which is made if there is none, and ends.
+    #[arg(long, env = "ADIT_PUBLIC_KEY", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub(super) public_key: bool,
 }
 
 /// A descriptor of the parent's; `-1` is none, as boringtun writes it.

@@ -1,5 +1,7 @@
 //! The command line: wires the rooms together.
 
+#[cfg(feature = "control")]
+mod agent;
 mod args;
 mod daemon;
 mod demo;
@@ -23,6 +25,10 @@ pub fn main() -> ExitCode {
             false => daemon::start(&args.interface),
         }),
         Some(Command::Demo(args)) => demo::run(args),
+        #[cfg(feature = "control")]
+        Some(Command::Agent(args)) => agent::run(args),
+        #[cfg(feature = "control")]
+        Some(Command::Definitions) => agent::print_definitions(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,10 +16,14 @@
 //! - [`store`]: the private key, and the objects as last known, on disk.
 //! - [`uapi_client`]: any data plane, by its configuration socket.
 //! - [`watch`]: where objects come from.
+//! - [`link`]: the tunnel's interface: on, MTU, addresses.
+//! - [`agent`]: the loop itself.
 
+pub mod agent;
 pub mod api;
 #[cfg(test)]
 mod history;
+pub mod link;
 pub mod objects;
 pub mod plan;
 pub mod read;

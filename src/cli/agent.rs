@@ -1,0 +1,81 @@
+//! `adit agent`: the control loop, wired to a source of objects, a data plane and the kernel's routes.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::args::AgentArgs;
+use super::log;
+use crate::control::agent::{Agent, Parts, Router};
+use crate::control::api;
+use crate::control::plan::Routes;
+use crate::control::store::Store;
+use crate::control::watch::directory::Directory;
+use crate::crypto::random::Os;
+use crate::sys::process;
+use crate::sys::signal::Signals;
+
+/// Runs the agent until a signal comes; or prints what was asked for.
+///
+/// # Errors
+/// Names what cannot be used, and why.
+#[expect(clippy::print_stdout, reason = "the public key was asked for")]
+pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
+    process::forbid_dumps();
+    let store = Store::open(&args.state).map_err(|error| error.to_string())?;
+    let private_key = store.private_key(&mut Os).map_err(|error| error.to_string())?;
+    if args.public_key {
+        println!("{}", BASE64.encode(private_key.public().as_bytes()));
+        return Ok(());
+    }
+    log::start(args.log_level, None).map_err(|error| format!("log: {error}"))?;
+    let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
+    let (Some(node), Some(objects)) = (&args.node_name, &args.objects) else {
+        return Err("--node-name and --objects are needed".to_owned());
+    };
+    let source = Directory::open(objects).map_err(|error| format!("{}: {error}", objects.display()))?;
+    let parts = Parts {
+        node: node.clone(),
+        private_key,
+        interface: args.interface.clone(),
+        sockets: args.sockets.clone(),
+        resync: Duration::from_secs(args.resync.into()),
+        store,
+        source: Box::new(source),
+        router: Box::new(Unrouted { is_said: false }),
+    };
+    let mut agent = Agent::new(parts).map_err(|error| format!("{}: {error}", args.sockets.display()))?;
+    tracing::info!(node, objects = %objects.display(), "ready");
+    agent.run(&signals).map_err(|error| format!("poll: {error}"))?;
+    tracing::info!("leaving; what is programmed stays");
+    Ok(())
+}
+
+/// Prints the definitions of the custom resources.
+///
+/// # Errors
+/// If nobody reads them to their end.
+pub(super) fn print_definitions() -> Result<(), String> {
+    let printed = io::stdout().write_all(api::definitions().as_bytes());
+    printed.map_err(|error| format!("standard output: {error}"))
+}
+
+/// Leaves the routes to whoever made the network, and says so.
+struct Unrouted {
+    is_said: bool,
+}
+
+impl Router for Unrouted {
+    fn apply(&mut self, routes: &Routes) -> Result<(), String> {
+        if !std::mem::replace(&mut self.is_said, true) {
+            tracing::warn!(
+                interface = routes.interface,
+                routes = routes.entries.len(),
+                "the routes are left to others"
+            );
+        }
+        Ok(())
+    }
+}

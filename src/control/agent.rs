@@ -1,0 +1,359 @@
+//! The loop: waits for a reason, looks at everything, takes the steps.
+//!
+//! Reasons are objects that changed, a data plane that came or went, a step that failed a while ago, and the periodic look. Every reason
+//! leads to the same: desired state from all objects, actual state from the data plane, the steps between the two.
+//!
+//! Objects are kept on disk a second after they have changed, and at the end. Until the source has read every list, the loop acts on what
+//! was kept, and removes nothing. It closes routes on the word of what was kept only after a reboot, when there are none: a process that
+//! was killed may have known a second more.
+
+use std::collections::BTreeSet;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::link;
+use super::objects::{Fault, Objects};
+use super::plan::Routes;
+use super::read;
+use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane};
+use super::store::Store;
+use super::topology::{Own, Topology, topology};
+use super::uapi_client::{Client, Failed};
+use super::watch::Source;
+use crate::crypto::x25519::PrivateKey;
+use crate::sys::clock;
+use crate::sys::netlink::Netlink;
+use crate::sys::signal::Signals;
+use crate::sys::watch::{Change, Changes};
+
+/// After a failure, the first wait; each further one is twice as long.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// How long changes of objects are gathered before they are kept on disk.
+const KEEP_AFTER: Duration = Duration::from_secs(1);
+/// The longest wait after a failure.
+const RETRY_MOST: Duration = Duration::from_secs(15);
+
+/// Who programs the routes.
+pub trait Router {
+    /// Makes table and rule what `routes` says: what is missing comes before what is too much goes.
+    ///
+    /// # Errors
+    /// Says what could not be done.
+    fn apply(&mut self, routes: &Routes) -> Result<(), String>;
+}
+
+/// What an agent is given.
+pub struct Parts {
+    /// The node's name.
+    pub node: String,
+    /// Its key.
+    pub private_key: PrivateKey,
+    /// The interface, in place of what the objects say.
+    pub interface: Option<String>,
+    /// Where data planes have their sockets.
+    pub sockets: PathBuf,
+    /// The time between two looks without another reason.
+    pub resync: Duration,
+    /// What outlives the process.
+    pub store: Store,
+    /// Where objects come from.
+    pub source: Box<dyn Source>,
+    /// Who programs the routes.
+    pub router: Box<dyn Router>,
+}
+
+/// The control loop of one node.
+pub struct Agent {
+    parts: Parts,
+    own: Own,
+    netlink: Netlink,
+    data_planes: Changes,
+    known: Option<Known>,
+    endpoints: Endpoints,
+    /// What was said about faults.
+    said: BTreeSet<(String, Fault)>,
+    /// Whether the data plane answered the last time.
+    is_answered: Option<bool>,
+    retry: Duration,
+    /// The moment of the next look, by [`clock::boottime`].
+    next: Duration,
+    /// Whether nothing but time leads to it.
+    is_periodic: bool,
+    /// The moment at which the objects are to be kept on disk.
+    keep: Option<Duration>,
+}
+
+/// What is known of the cluster.
+struct Known {
+    objects: Objects,
+    extent: Extent,
+    topology: Topology,
+}
+
+/// How much is known of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// What was kept on disk since the system was booted: routes may be there that are not in it.
+    Kept,
+    /// What was kept on disk before the system was booted.
+    KeptBeforeReboot,
+    /// Every list was read to its end.
+    Complete,
+}
+
+impl Agent {
+    /// Gets ready: what was kept on disk is known from here on.
+    ///
+    /// # Errors
+    /// If the directory of the sockets cannot be watched, or no descriptor is left.
+    pub fn new(parts: Parts) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o755).create(&parts.sockets)?;
+        let own =
+            Own { name: parts.node.clone(), public_key: parts.private_key.public(), api_servers: Vec::new() };
+        let mut this = Self {
+            own,
+            netlink: Netlink::open()?,
+            data_planes: Changes::of_names(&parts.sockets)?,
+            parts,
+            known: None,
+            endpoints: Endpoints::new(),
+            said: BTreeSet::new(),
+            is_answered: None,
+            retry: RETRY_FIRST,
+            next: Duration::ZERO,
+            is_periodic: false,
+            keep: None,
+        };
+        this.recall();
+        this.learn();
+        Ok(this)
+    }
+
+    /// Runs until a signal comes. What is programmed stays as it is.
+    ///
+    /// # Errors
+    /// If the system does not let it wait.
+    pub fn run(&mut self, signals: &Signals) -> io::Result<()> {
+        loop {
+            if clock::boottime() >= self.next {
+                self.look();
+            }
+            if self.keep.is_some_and(|keep| clock::boottime() >= keep) {
+                self.keep_objects();
+            }
+            let wake = self.wait(signals)?;
+            if wake.signal && signals.take() {
+                self.keep_objects();
+                return Ok(());
+            }
+            if wake.source && self.parts.source.take() {
+                self.learn();
+                self.hurry();
+            }
+            if wake.data_planes && self.is_about_us() {
+                self.hurry();
+            }
+        }
+    }
+
+    /// Has everything looked at now. What failed before has a new chance.
+    fn hurry(&mut self) {
+        self.next = Duration::ZERO;
+        self.is_periodic = false;
+        self.retry = RETRY_FIRST;
+    }
+
+    fn wait(&self, signals: &Signals) -> io::Result<Wake> {
+        let source = self.parts.source.fd();
+        let mut fds = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::from_borrowed_fd(source, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.data_planes.as_fd(), PollFlags::IN),
+        ];
+        let until = self.keep.map_or(self.next, |keep| keep.min(self.next));
+        let time = until.saturating_sub(clock::boottime());
+        let timeout = Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(time.subsec_nanos()),
+        };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let [signal, source, data_planes] = fds.map(|fd| !fd.revents().is_empty());
+        Ok(Wake { signal, source, data_planes })
+    }
+
+    /// Tells whether the socket of our data plane may be another one.
+    fn is_about_us(&self) -> bool {
+        let client = self.client();
+        let name = client.as_ref().and_then(|client| client.path().file_name());
+        self.data_planes.take().iter().any(|change| match change {
+            Change::Name(other) => Some(other.as_os_str()) == name,
+            Change::Anything => true,
+        })
+    }
+
+    fn client(&self) -> Option<Client> {
+        let topology = &self.known.as_ref()?.topology;
+        let client = Client::new(&self.parts.sockets, &topology.settings.interface);
+        Some(client.with_private_key(self.parts.private_key.clone()))
+    }
+
+    /// Takes over what was kept on disk.
+    fn recall(&mut self) {
+        match self.parts.store.snapshot() {
+            Ok(Some(kept)) => {
+                let mut objects = Objects::default();
+                kept.objects
+                    .iter()
+                    .filter_map(|value| read::object(value).ok())
+                    .for_each(|object| objects.insert(object));
+                tracing::info!(
+                    nodes = objects.tunnels.len(),
+                    "the objects as last known are used until they are read"
+                );
+                self.know(
+                    objects,
+                    if kept.is_of_this_boot { Extent::Kept } else { Extent::KeptBeforeReboot },
+                );
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the objects as last known cannot be used; nothing is done until they are read")
+            }
+        }
+    }
+
+    /// Takes over the objects of the source, once there are any.
+    fn learn(&mut self) {
+        let Some(objects) = self.parts.source.objects() else { return };
+        let is_same = self.known.as_ref().is_some_and(|known| known.objects == objects);
+        if is_same && self.known.as_ref().is_some_and(|known| known.extent == Extent::Complete) {
+            return;
+        }
+        self.know(objects, Extent::Complete);
+        self.keep.get_or_insert_with(|| clock::boottime() + KEEP_AFTER);
+    }
+
+    /// Keeps the objects on disk, if they have changed.
+    fn keep_objects(&mut self) {
+        let (Some(known), Some(_)) = (&self.known, self.keep.take()) else { return };
+        if let Err(error) = self.parts.store.keep_snapshot(&read::values(&known.objects)) {
+            tracing::error!(%error, "the objects cannot be kept");
+        }
+    }
+
+    fn know(&mut self, objects: Objects, extent: Extent) {
+        let mut topology = topology(&objects, &self.own);
+        if let Some(interface) = &self.parts.interface {
+            topology.settings.interface.clone_from(interface);
+            topology.routes.interface.clone_from(interface);
+        }
+        self.tell(&topology);
+        self.known = Some(Known { objects, extent, topology });
+    }
+
+    /// Logs what is otherwise than it was.
+    fn tell(&mut self, topology: &Topology) {
+        for (object, fault) in topology.faults.difference(&self.said) {
+            tracing::warn!(object, field = fault.field, reason = fault.reason, "a field is not obeyed");
+        }
+        self.said.clone_from(&topology.faults);
+        let before = self.known.as_ref().map(|known| &known.topology);
+        if before.is_none_or(|before| before.degraded != topology.degraded)
+            && let Some(degraded) = &topology.degraded
+        {
+            tracing::error!(%degraded, "this node is not what it should be");
+        }
+        for (node, how) in &topology.not_encrypted {
+            if before.is_none_or(|before| before.not_encrypted.get(node) != Some(how)) {
+                tracing::warn!(node, reason = %how.reason, dropped = how.is_dropped, "a node is not talked to through the tunnel");
+            }
+        }
+    }
+
+    /// Looks at everything once and sets the moment of the next look.
+    fn look(&mut self) {
+        if self.is_periodic && self.parts.source.look_again() {
+            self.learn();
+        }
+        let wait = match self.step() {
+            Ok(()) => {
+                self.retry = RETRY_FIRST;
+                self.is_periodic = true;
+                self.parts.resync
+            }
+            Err(error) => {
+                // The first failure of a row is worth a line.
+                if self.retry == RETRY_FIRST {
+                    tracing::error!(error, "the node is not yet what it should be");
+                }
+                let wait = self.retry;
+                self.is_periodic = false;
+                self.retry = (wait * 2).min(RETRY_MOST);
+                wait
+            }
+        };
+        self.next = clock::boottime() + wait;
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let (Some(known), Some(client)) = (&self.known, self.client()) else { return Ok(()) };
+        let snapshot = match client.snapshot() {
+            Ok(snapshot) => snapshot,
+            Err(error) => return Err(self.without_data_plane(&error)),
+        };
+        if self.is_answered.replace(true) != Some(true) {
+            tracing::info!(socket = %client.path().display(), peers = snapshot.peers.len(), "the data plane answers");
+        }
+        let (is_complete, is_periodic) = (known.extent == Extent::Complete, self.is_periodic);
+        let occasion = Occasion { is_complete, is_periodic, now: clock::realtime() };
+        let plan = reconcile(&snapshot, &known.topology, &self.parts.private_key, &self.endpoints, occasion);
+        let mut edited = 0;
+        for step in &plan.steps {
+            match step {
+                Step::Configure(edits) => {
+                    client.apply(edits).map_err(|error| error.to_string())?;
+                    edited += edits.len();
+                }
+                Step::Link(link) => link::make_ready(&mut self.netlink, link)
+                    .map_err(|error| format!("{}: {error}", link.name))?,
+                Step::Route(routes) => self.parts.router.apply(routes)?,
+            }
+        }
+        if edited > 0 {
+            let peers = known.topology.peers.len();
+            tracing::info!(edited, peers, is_complete, "the data plane is in step");
+        }
+        self.endpoints = plan.endpoints;
+        Ok(())
+    }
+
+    /// Closes what would lead into nothing.
+    fn without_data_plane(&mut self, error: &Failed) -> String {
+        let known = self.known.as_ref().filter(|known| known.extent != Extent::Kept);
+        let routes = known.and_then(|known| without_data_plane(&known.topology));
+        if self.is_answered.replace(false) != Some(false)
+            && let Some(routes) = routes
+            && let Err(reason) = self.parts.router.apply(&routes)
+        {
+            self.is_answered = None;
+            return format!("{error}; and the routes: {reason}");
+        }
+        error.to_string()
+    }
+}
+
+/// What has happened.
+struct Wake {
+    signal: bool,
+    source: bool,
+    data_planes: bool,
+}
