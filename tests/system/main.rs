@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests fail by panicking, and say why")]
 
 mod cli;
+#[cfg(feature = "control")]
+mod control;
 mod hostile;
 mod interop;
 mod kernel_peer;

@@ -1,0 +1,222 @@
+//! Nodes on one fabric, each with a data plane and an agent.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use crate::support::tunnel::{Program, socket_path};
+use crate::support::{Namespace, Process, SOON, ifname, wait_until};
+
+/// A directory that goes with the test.
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("adit-control-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Nodes on one fabric, and the objects that they are told.
+pub(crate) struct Mesh {
+    pub(crate) objects: Directory,
+    pub(crate) nodes: Vec<Node>,
+    _fabric: Namespace,
+}
+
+/// A node: its address is 10.9.0.N, its pods' 10.244.N.0/24 and fd00:244:N::/64, with a pod at .1 and ::1.
+pub(crate) struct Node {
+    pub(crate) number: usize,
+    pub(crate) interface: String,
+    pub(crate) namespace: Namespace,
+    pub(crate) state: Directory,
+    pub(crate) key: String,
+    pub(crate) data_plane: Option<Process>,
+    pub(crate) agent: Option<Process>,
+}
+
+impl Mesh {
+    /// Makes nodes on a bridge, each with its object, but starts nothing.
+    #[track_caller]
+    pub(crate) fn new(count: usize) -> Self {
+        let fabric = Namespace::new();
+        fabric.ip("link add fabric type bridge");
+        fabric.ip("link set fabric up");
+        let nodes = (1..=count).map(|number| Node::new(&fabric, number)).collect();
+        let mesh = Self { objects: Directory::new(), nodes, _fabric: fabric };
+        mesh.write("config", "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict}\n");
+        mesh.nodes.iter().for_each(|node| mesh.publish(node, &node.key, &[]));
+        mesh
+    }
+
+    /// Starts data planes and agents, and waits until every node has every other for a peer.
+    #[track_caller]
+    pub(crate) fn start(&mut self, program: Program) {
+        for node in &mut self.nodes {
+            node.start_data_plane(program);
+            node.start_agent(&self.objects);
+        }
+        for node in &self.nodes {
+            node.wait_for_peers(self.nodes.len() - 1);
+            node.route(self.nodes.len());
+        }
+    }
+
+    /// Writes an object beside its place and renames it.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.objects.path().join(format!("{name}.yaml"));
+        let unfinished = path.with_extension("new");
+        fs::write(&unfinished, text).unwrap();
+        fs::rename(unfinished, path).unwrap();
+    }
+
+    /// Writes a node's object, with further prefixes of pods.
+    pub(crate) fn publish(&self, node: &Node, key: &str, more: &[&str]) {
+        let n = node.number;
+        let more: String = more.iter().map(|prefix| format!(", \"{prefix}\"")).collect();
+        let text = format!(
+            "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node{n}}}\nspec:\n  \
+            keys: [{{publicKey: \"{key}\", state: Active}}]\n  endpoints: [{{address: 10.9.0.{n}, port: 51820}}]\n  \
+            podPrefixes: [10.244.{n}.0/24, \"fd00:244:{n}::/64\"{more}]\n  nodeAddresses: [10.9.0.{n}]\n"
+        );
+        self.write(&format!("node{n}"), &text);
+    }
+}
+
+impl Node {
+    fn new(fabric: &Namespace, number: usize) -> Self {
+        let namespace = Namespace::new();
+        let port = format!("port{number}");
+        fabric.join(&port, &[], &namespace, "eth0", &[&format!("10.9.0.{number}/24")]);
+        fabric.ip(&format!("link set {port} master fabric"));
+        namespace.ip(&format!("addr add 10.244.{number}.1/32 dev lo"));
+        namespace.ip(&format!("addr add fd00:244:{number}::1/128 dev lo nodad"));
+        let state = Directory::new();
+        let path = state.path().to_str().unwrap();
+        let key = namespace.run(env!("CARGO_BIN_EXE_adit"), &["agent", "--public-key", "--state", path]);
+        let (interface, key) = (ifname(), key.trim_end().to_owned());
+        Self { number, interface, namespace, state, key, data_plane: None, agent: None }
+    }
+
+    #[track_caller]
+    pub(crate) fn start_data_plane(&mut self, program: Program) {
+        self.data_plane = Some(program.start(&self.namespace, &self.interface, &[], &[]));
+    }
+
+    #[track_caller]
+    pub(crate) fn start_agent(&mut self, objects: &Directory) {
+        let name = format!("node{}", self.number);
+        let env = [
+            ("NODE_NAME", name.as_str()),
+            ("ADIT_OBJECTS", objects.path().to_str().unwrap()),
+            ("ADIT_STATE", self.state.path().to_str().unwrap()),
+            ("ADIT_INTERFACE", &self.interface),
+        ];
+        self.agent = Some(self.namespace.spawn_with(env!("CARGO_BIN_EXE_adit"), &["agent"], &env));
+    }
+
+    /// Returns the peers with their allowed IPs, as `wg` prints them; empty while nobody answers.
+    pub(crate) fn peers(&self) -> Vec<String> {
+        // `wg` removes a socket that nobody listens on.
+        if std::os::unix::net::UnixStream::connect(socket_path(&self.interface)).is_err() {
+            return Vec::new();
+        }
+        let (_, text) = self.namespace.try_run("wg", &["show", &self.interface, "allowed-ips"]);
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+
+    /// Returns what `wg` prints for `other` as a peer, with further prefixes.
+    pub(crate) fn as_peer(&self, more: &[&str]) -> String {
+        let n = self.number;
+        let mut prefixes =
+            vec![format!("10.244.{n}.0/24"), format!("10.9.0.{n}/32"), format!("fd00:244:{n}::/64")];
+        prefixes.extend(more.iter().map(|prefix| (*prefix).to_owned()));
+        prefixes.sort();
+        format!("{}\t{}", self.key, prefixes.join(" "))
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_peers(&self, count: usize) {
+        wait_until("the peers", SOON, || self.peers().len() == count);
+    }
+
+    /// Waits until the peers are these.
+    #[track_caller]
+    pub(crate) fn wait_until_peers_are(&self, expected: &[String]) {
+        let mut expected: Vec<_> = expected.to_vec();
+        expected.sort();
+        let sorted = |line: &String| {
+            let (key, prefixes) = line.split_once('\t').unwrap_or_default();
+            let mut prefixes: Vec<_> = prefixes.split_whitespace().collect();
+            prefixes.sort_unstable();
+            format!("{key}\t{}", prefixes.join(" "))
+        };
+        wait_until("peers as expected", SOON, || {
+            self.peers().iter().map(sorted).eq(expected.iter().cloned())
+        });
+    }
+
+    /// Leads what is for the pods of other nodes into the tunnel, once the agent has switched it on.
+    #[track_caller]
+    pub(crate) fn route(&self, count: usize) {
+        let (own, interface) = (self.number, &self.interface);
+        wait_until("the interface to be on", SOON, || {
+            self.namespace
+                .succeeds(&format!("ip route replace 10.244.0.0/16 dev {interface} src 10.244.{own}.1"))
+        });
+        for other in (1..=count).filter(|other| *other != own) {
+            self.namespace
+                .ip(&format!("route replace fd00:244:{other}::/64 dev {interface} src fd00:244:{own}::1"));
+        }
+    }
+
+    /// Waits until a pod of another node answers.
+    #[track_caller]
+    pub(crate) fn wait_for_pod_of(&self, other: &Self) {
+        let n = other.number;
+        for addr in [format!("10.244.{n}.1"), format!("fd00:244:{n}::1")] {
+            wait_until("an answer from a pod", SOON, || self.namespace.pings(&addr));
+        }
+    }
+
+    /// Starts to send an echo request every 2 ms to a pod of another node.
+    pub(crate) fn ping(&self, other: &Self) -> Process {
+        let addr = format!("10.244.{}.1", other.number);
+        self.namespace.spawn("ping", &["-n", "-q", "-i", "0.002", &addr])
+    }
+
+    /// Returns the moments of the latest handshakes by peer.
+    pub(crate) fn handshakes(&self) -> String {
+        self.namespace.run("wg", &["show", &self.interface, "latest-handshakes"])
+    }
+}
+
+/// Ends a [`Node::ping`], and returns how many requests were sent and how many were answered.
+#[track_caller]
+pub(crate) fn answered(mut ping: Process) -> (u64, u64) {
+    ping.signal(rustix::process::Signal::INT);
+    ping.wait(SOON);
+    let mut text = String::new();
+    wait_until("the summary of ping", SOON, || {
+        text = ping.output();
+        text.contains("packet loss")
+    });
+    let line = text.lines().find(|line| line.contains("packet loss")).unwrap();
+    let mut numbers = line.split(' ').filter_map(|word| word.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
