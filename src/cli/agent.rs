@@ -12,6 +12,8 @@ use crate::control::agent::{Agent, Parts, Router};
 use crate::control::api;
 use crate::control::plan::Routes;
 use crate::control::store::Store;
+use crate::control::watch::Source;
+use crate::control::watch::cluster::Cluster;
 use crate::control::watch::directory::Directory;
 use crate::crypto::random::Os;
 use crate::sys::process;
@@ -32,10 +34,15 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
     }
     log::start(args.log_level, None).map_err(|error| format!("log: {error}"))?;
     let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
-    let (Some(node), Some(objects)) = (&args.node_name, &args.objects) else {
-        return Err("--node-name and --objects are needed".to_owned());
+    let node = args.node_name.as_ref().ok_or("--node-name is needed")?;
+    let source: Box<dyn Source> = match &args.objects {
+        Some(objects) => {
+            Box::new(Directory::open(objects).map_err(|error| format!("{}: {error}", objects.display()))?)
+        }
+        None => Box::new(
+            Cluster::start(args.kubeconfig.as_deref()).map_err(|error| format!("the cluster: {error}"))?,
+        ),
     };
-    let source = Directory::open(objects).map_err(|error| format!("{}: {error}", objects.display()))?;
     let parts = Parts {
         node: node.clone(),
         private_key,
@@ -43,11 +50,11 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         sockets: args.sockets.clone(),
         resync: Duration::from_secs(args.resync.into()),
         store,
-        source: Box::new(source),
+        source,
         router: Box::new(Unrouted { is_said: false }),
     };
     let mut agent = Agent::new(parts).map_err(|error| format!("{}: {error}", args.sockets.display()))?;
-    tracing::info!(node, objects = %objects.display(), "ready");
+    tracing::info!(node, "ready");
     agent.run(&signals).map_err(|error| format!("poll: {error}"))?;
     tracing::info!("leaving; what is programmed stays");
     Ok(())

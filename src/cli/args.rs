@@ -130,8 +130,12 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "NODE_NAME", value_name = "NAME", required_unless_present = "public_key")]
     pub(super) node_name: Option<String>,
 
-    /// A directory of objects as YAML files, for machines without a cluster; changes are followed.
-    #[arg(long, env = "ADIT_OBJECTS", value_name = "DIR", required_unless_present = "public_key")]
+    /// How the cluster is reached, as kubectl is told [default: as a pod of it].
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub(super) kubeconfig: Option<PathBuf>,
+
+    /// A directory of objects as YAML files, in place of a cluster; changes are followed.
+    #[arg(long, env = "ADIT_OBJECTS", value_name = "DIR")]
     pub(super) objects: Option<PathBuf>,
 
     /// The tunnel's interface, in place of the one that the objects name [default: adit0].

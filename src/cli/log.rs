@@ -7,6 +7,9 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::args::Level;
 
@@ -23,13 +26,15 @@ pub(super) fn start(level: Level, file: Option<&Path>) -> io::Result<()> {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
+    // What the client of the Kubernetes API says at every attempt is said once, and better, by who uses it.
+    let targets = Targets::new().with_default(filter).with_target("kube_client", LevelFilter::OFF);
     let builder = tracing_subscriber::fmt().with_max_level(filter).with_target(false);
     match file {
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-            builder.with_ansi(false).with_writer(Mutex::new(file)).init();
+            builder.with_ansi(false).with_writer(Mutex::new(file)).finish().with(targets).init();
         }
-        None => builder.with_writer(io::stderr).init(),
+        None => builder.with_writer(io::stderr).finish().with(targets).init(),
     }
     Ok(())
 }

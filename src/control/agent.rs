@@ -20,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::link;
 use super::objects::{Fault, Objects};
 use super::plan::Routes;
+use super::publish::published;
 use super::read;
 use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane};
 use super::store::Store;
@@ -114,8 +115,11 @@ impl Agent {
     /// If the directory of the sockets cannot be watched, or no descriptor is left.
     pub fn new(parts: Parts) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o755).create(&parts.sockets)?;
-        let own =
-            Own { name: parts.node.clone(), public_key: parts.private_key.public(), api_servers: Vec::new() };
+        let own = Own {
+            name: parts.node.clone(),
+            public_key: parts.private_key.public(),
+            api_servers: parts.source.api_servers().to_vec(),
+        };
         let mut this = Self {
             own,
             netlink: Netlink::open()?,
@@ -239,6 +243,11 @@ impl Agent {
             return;
         }
         self.know(objects, Extent::Complete);
+        if let Some(known) = &self.known
+            && let Some(tunnel) = published(&known.objects, &self.own, &known.topology.settings)
+        {
+            self.parts.source.publish(tunnel);
+        }
         self.keep.get_or_insert_with(|| clock::boottime() + KEEP_AFTER);
     }
 

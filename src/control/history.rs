@@ -197,7 +197,7 @@ impl World {
                 self.objects.configs.insert(name, Config { spec, faults: Vec::new() });
             }
             14 => {
-                let node = Node { pod_prefixes: vec![self.pods(), self.pods()] };
+                let node = Node { pod_prefixes: vec![self.pods(), self.pods()], ..Node::default() };
                 self.say(format!("the cluster gives {name} {node:?}"));
                 self.objects.nodes.insert(name, node);
             }

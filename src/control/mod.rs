@@ -13,6 +13,7 @@
 //! - [`settings`], [`topology`]: objects → what this node should do. Pure.
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
+//! - [`publish`]: what this node says of itself. Pure.
 //! - [`store`]: the private key, and the objects as last known, on disk.
 //! - [`uapi_client`]: any data plane, by its configuration socket.
 //! - [`watch`]: where objects come from.
@@ -26,6 +27,7 @@ mod history;
 pub mod link;
 pub mod objects;
 pub mod plan;
+pub mod publish;
 pub mod read;
 pub mod reconcile;
 pub mod settings;

@@ -78,6 +78,10 @@ pub struct Config {
 /// A node as the cluster knows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {
+    /// What tells it from another one of the same name.
+    pub uid: String,
+    /// Its addresses inside the cluster.
+    pub addresses: Vec<IpAddr>,
     /// The blocks of pod addresses that the cluster gave it.
     pub pod_prefixes: Vec<Prefix>,
 }

@@ -77,8 +77,15 @@ pub fn values(objects: &Objects) -> Vec<Value> {
         })
     });
     let nodes = objects.nodes.iter().map(|(name, node)| {
-        let prefixes = texts(&node.pod_prefixes);
-        json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name }, "spec": { "podCIDRs": prefixes } })
+        let addresses = node.addresses.iter();
+        let addresses = addresses.map(|addr| json!({ "type": "InternalIP", "address": addr.to_string() }));
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": name, "uid": node.uid },
+            "spec": { "podCIDRs": texts(&node.pod_prefixes) },
+            "status": { "addresses": addresses.collect::<Vec<_>>() },
+        })
     });
     tunnels.chain(configs).chain(nodes).collect()
 }
@@ -175,7 +182,13 @@ fn config(value: &Value) -> Config {
 
 fn node(value: &Value) -> Node {
     let mut reader = Reader::new(value);
-    Node { pod_prefixes: reader.list("podCIDRs", |_, text| block(text)) }
+    let addresses = value.pointer("/status/addresses").and_then(Value::as_array).into_iter().flatten();
+    let inside = addresses.filter(|entry| entry["type"] == "InternalIP");
+    Node {
+        uid: value.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        addresses: inside.filter_map(|entry| own_address(&entry["address"]).ok()).collect(),
+        pod_prefixes: reader.list("podCIDRs", |_, text| block(text)),
+    }
 }
 
 /// Returns the labels; those whose values are no text are left out, as no label has such.
@@ -447,7 +460,11 @@ mod tests {
         objects.insert(Object::Config("default".to_owned(), settings));
         objects.insert(Object::Node(
             "a".to_owned(),
-            Node { pod_prefixes: vec!["10.244.1.0/24".parse().unwrap()] },
+            Node {
+                uid: "u".to_owned(),
+                addresses: vec![IpAddr::from([192, 0, 2, 1])],
+                pod_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
+            },
         ));
         let mut again = Objects::default();
         values(&objects).iter().for_each(|value| again.insert(object(value).unwrap()));

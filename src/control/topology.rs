@@ -533,7 +533,10 @@ mod tests {
             let mut objects = objects(mode);
             change(&mut objects, "b", |tunnel| (tunnel.active, tunnel.keys) = (None, Vec::new()));
             // One that nothing is known of but that the cluster gave it pods.
-            objects.nodes.insert("d".to_owned(), Node { pod_prefixes: vec![prefix("10.244.4.0/24")] });
+            objects.nodes.insert(
+                "d".to_owned(),
+                Node { pod_prefixes: vec![prefix("10.244.4.0/24")], ..Node::default() },
+            );
             let topology = of(&objects);
             assert_eq!(topology.peers.keys().collect::<Vec<_>>(), [&key(3)]);
             let unencrypted = Unencrypted { reason: Reason::NoKey, is_dropped };
@@ -619,7 +622,9 @@ mod tests {
         let mut objects = objects(Mode::Strict);
         change(&mut objects, "c", |tunnel| tunnel.pod_prefixes.push(prefix("10.244.2.128/25")));
         assert!(allowed(&of(&objects), 3).contains(&"10.244.2.128/25".to_owned()));
-        objects.nodes.insert("b".to_owned(), Node { pod_prefixes: vec![prefix("10.244.2.0/24")] });
+        objects
+            .nodes
+            .insert("b".to_owned(), Node { pod_prefixes: vec![prefix("10.244.2.0/24")], ..Node::default() });
         let topology = of(&objects);
         assert!(!allowed(&topology, 3).contains(&"10.244.2.128/25".to_owned()));
         assert_eq!(

@@ -1,10 +1,15 @@
 //! Where objects come from. Everything that waits is here; what follows from the objects is decided elsewhere.
 //!
+//! - [`cluster`]: the Kubernetes API.
 //! - [`directory`]: YAML files, for machines without a cluster.
 
+pub mod cluster;
 pub mod directory;
 
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
+
+use serde_json::Value;
 
 use super::objects::Objects;
 
@@ -21,4 +26,12 @@ pub trait Source {
 
     /// Returns the objects; `None` until every list was read to its end for the first time.
     fn objects(&self) -> Option<Objects>;
+
+    /// Returns where the API server is; nothing where there is none.
+    fn api_servers(&self) -> &[IpAddr] {
+        &[]
+    }
+
+    /// Has what this node says of itself written, sooner or later. A source that cannot be written to leaves that to whoever made it.
+    fn publish(&mut self, _tunnel: Value) {}
 }

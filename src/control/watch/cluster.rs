@@ -1,0 +1,352 @@
+//! The Kubernetes API: lists and watches, on a thread with an async runtime of its own.
+//!
+//! `NodeTunnel`s and `TunnelConfig`s are watched whole. Of `Node`s only the metadata is, since every kubelet writes its status all day
+//! long; a node is fetched when it is new, and again while it has no pod prefixes, which never change once they are given.
+//!
+//! A watch that fails begins again, with back-off and without end, from where it was or with a new list; until that list is whole, the
+//! last one stays. What this node says of itself is written by server-side apply, and tried until it is there.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1;
+use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Api, Client, Config, ResourceExt};
+use rustix::event::{EventfdFlags, eventfd};
+use serde_json::Value;
+use tokio::sync::{oneshot, watch as latest};
+
+use super::Source;
+use crate::control::api::{NodeTunnel, TunnelConfig};
+use crate::control::objects::{Object, Objects};
+use crate::control::read;
+
+/// Who we are to the API server: the fields that we apply are ours.
+const FIELD_MANAGER: &str = "adit-agent";
+
+/// Nodes that are listed at a time.
+const PAGE: u32 = 500;
+
+/// The waits between two attempts to write, in milliseconds.
+const WRITE_RETRY: (u64, u64) = (100, 10_000);
+
+/// The objects of a cluster.
+pub struct Cluster {
+    shared: Arc<Shared>,
+    api_servers: Vec<IpAddr>,
+    published: latest::Sender<Option<Value>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// Readable when there is something to take.
+    wake: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: Objects,
+    /// Which lists were read to their end.
+    is_listed: [bool; 3],
+    is_changed: bool,
+}
+
+/// What is listed and watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tunnel,
+    Config,
+    Node,
+}
+
+impl Cluster {
+    /// Begins to watch, by the kubeconfig file given, or as a pod of the cluster. That the API server answers is not awaited.
+    ///
+    /// # Errors
+    /// If the configuration cannot be used, or no thread or descriptor is left.
+    pub fn start(kubeconfig: Option<&Path>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let config = runtime.block_on(configuration(kubeconfig))?;
+        let api_servers = config
+            .cluster_url
+            .host()
+            .and_then(|host| host.trim_start_matches('[').trim_end_matches(']').parse().ok());
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let shared = Arc::new(Shared { wake, state: Mutex::default() });
+        let (stop, stopped) = oneshot::channel();
+        let (published, wanted) = latest::channel(None);
+        let theirs = Arc::clone(&shared);
+        let client = {
+            let _inside = runtime.enter();
+            Client::try_from(config).map_err(io::Error::other)?
+        };
+        let thread = std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = follow_all(client, &theirs, wanted) => {}
+                    _ = stopped => {}
+                }
+            });
+        })?;
+        let api_servers = api_servers.into_iter().collect();
+        Ok(Self { shared, api_servers, published, stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic has been printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Source for Cluster {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.shared.wake.as_fd()
+    }
+
+    fn take(&mut self) -> bool {
+        // Empty already is as good.
+        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+        std::mem::take(&mut self.shared.lock().is_changed)
+    }
+
+    fn look_again(&mut self) -> bool {
+        // The watches see to it themselves that they miss nothing.
+        self.take()
+    }
+
+    fn objects(&self) -> Option<Objects> {
+        let state = self.shared.lock();
+        state.is_listed.iter().all(|listed| *listed).then(|| state.objects.clone())
+    }
+
+    fn api_servers(&self) -> &[IpAddr] {
+        &self.api_servers
+    }
+
+    fn publish(&mut self, tunnel: Value) {
+        self.published.send_replace(Some(tunnel));
+    }
+}
+
+async fn configuration(kubeconfig: Option<&Path>) -> io::Result<Config> {
+    let Some(path) = kubeconfig else { return Config::incluster().map_err(io::Error::other) };
+    let file = Kubeconfig::read_from(path).map_err(io::Error::other)?;
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(io::Error::other)
+}
+
+async fn follow_all(client: Client, shared: &Shared, wanted: latest::Receiver<Option<Value>>) {
+    let tunnels = follow(client.clone(), ApiResource::erase::<NodeTunnel>(&()), shared, Kind::Tunnel);
+    let configs = follow(client.clone(), ApiResource::erase::<TunnelConfig>(&()), shared, Kind::Config);
+    let nodes = follow_nodes(client.clone(), shared);
+    futures::join!(tunnels, configs, nodes, write(client, wanted));
+}
+
+/// Follows all objects of a kind.
+async fn follow(client: Client, resource: ApiResource, shared: &Shared, kind: Kind) {
+    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let mut events = pin!(watch(api, watcher::Config::default()).default_backoff());
+    let mut listed = Vec::new();
+    let mut failures = Failures::new(&resource.plural);
+    while let Some(event) = events.next().await {
+        match failures.see(event) {
+            None => continue,
+            Some(Event::Init) => listed.clear(),
+            Some(Event::InitApply(object)) => listed.extend(read_as(&object, &resource)),
+            Some(Event::InitDone) => shared.replace(kind, std::mem::take(&mut listed)),
+            Some(Event::Apply(object)) => {
+                if let Some(object) = read_as(&object, &resource) {
+                    shared.insert(object);
+                }
+            }
+            Some(Event::Delete(object)) => shared.remove(kind, &object.name_any()),
+        }
+    }
+}
+
+/// Follows the names of nodes, and fetches those that matter.
+async fn follow_nodes(client: Client, shared: &Shared) {
+    let resource = ApiResource::erase::<v1::Node>(&());
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let names: Api<PartialObjectMeta<v1::Node>> = Api::all(client);
+    let mut events = pin!(watch(names, watcher::Config::default()).default_backoff());
+    let mut failures = Failures::new(&resource.plural);
+    while let Some(event) = events.next().await {
+        match failures.see(event) {
+            None | Some(Event::Init | Event::InitApply(_)) => {}
+            Some(Event::InitDone) => {
+                let listed = list(&api, &resource).await;
+                shared.replace(Kind::Node, listed);
+            }
+            Some(Event::Apply(node)) => {
+                let name = node.name_any();
+                let is_known =
+                    shared.lock().objects.nodes.get(&name).is_some_and(|node| !node.pod_prefixes.is_empty());
+                if is_known {
+                    continue;
+                }
+                match api.get_opt(&name).await {
+                    Ok(Some(node)) => {
+                        read_as(&node, &resource).into_iter().for_each(|node| shared.insert(node))
+                    }
+                    Ok(None) => {}
+                    // There is another event of every node within minutes.
+                    Err(error) => tracing::warn!(node = name, %error, "a node cannot be read"),
+                }
+            }
+            Some(Event::Delete(node)) => shared.remove(Kind::Node, &node.name_any()),
+        }
+    }
+}
+
+/// Lists all objects, page by page, until that has succeeded once.
+async fn list(api: &Api<DynamicObject>, resource: &ApiResource) -> Vec<Object> {
+    let mut wait = WRITE_RETRY.0;
+    loop {
+        match list_once(api, resource).await {
+            Ok(objects) => return objects,
+            Err(error) => tracing::warn!(objects = resource.plural, %error, "a list cannot be read"),
+        }
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        wait = (wait * 2).min(WRITE_RETRY.1);
+    }
+}
+
+async fn list_once(api: &Api<DynamicObject>, resource: &ApiResource) -> kube::Result<Vec<Object>> {
+    let mut params = ListParams::default().limit(PAGE);
+    let mut objects = Vec::new();
+    loop {
+        let page = api.list(&params).await?;
+        objects.extend(page.items.iter().filter_map(|object| read_as(object, resource)));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(objects),
+        }
+    }
+}
+
+/// Writes what this node says of itself, again and again until it is there or there is something newer to say.
+async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
+    let api: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<NodeTunnel>(&()));
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let mut wait = WRITE_RETRY.0;
+    loop {
+        let tunnel = wanted.borrow_and_update().clone();
+        let Some(tunnel) = tunnel else {
+            if wanted.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let name = tunnel.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        match api.patch(name, &params, &Patch::Apply(&tunnel)).await {
+            Ok(_) => {
+                tracing::info!(node = name, "the node has said what it is");
+                wait = WRITE_RETRY.0;
+                if wanted.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(node = name, %error, "the node cannot say what it is yet");
+                tokio::time::sleep(Duration::from_millis(wait)).await;
+                wait = (wait * 2).min(WRITE_RETRY.1);
+            }
+        }
+    }
+}
+
+/// Reads an object; those of a list do not say of which kind they are.
+fn read_as(object: &DynamicObject, resource: &ApiResource) -> Option<Object> {
+    let mut value = serde_json::to_value(object).ok()?;
+    value["apiVersion"] = Value::from(resource.api_version.clone());
+    value["kind"] = Value::from(resource.kind.clone());
+    read::object(&value).ok()
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        change(&mut state);
+        state.is_changed = true;
+        drop(state);
+        // An eventfd takes the first write at once.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Puts a whole list in the place of the last one.
+    fn replace(&self, kind: Kind, listed: Vec<Object>) {
+        self.change(|state| {
+            match kind {
+                Kind::Tunnel => state.objects.tunnels = BTreeMap::new(),
+                Kind::Config => state.objects.configs = BTreeMap::new(),
+                Kind::Node => state.objects.nodes = BTreeMap::new(),
+            }
+            listed.into_iter().for_each(|object| state.objects.insert(object));
+            state.is_listed[kind as usize] = true;
+        });
+    }
+
+    fn insert(&self, object: Object) {
+        self.change(|state| state.objects.insert(object));
+    }
+
+    fn remove(&self, kind: Kind, name: &str) {
+        self.change(|state| match kind {
+            Kind::Tunnel => drop(state.objects.tunnels.remove(name)),
+            Kind::Config => drop(state.objects.configs.remove(name)),
+            Kind::Node => drop(state.objects.nodes.remove(name)),
+        });
+    }
+}
+
+/// Tells once of a watch that fails, and once when it works again.
+struct Failures<'a> {
+    objects: &'a str,
+    is_failing: bool,
+}
+
+impl<'a> Failures<'a> {
+    fn new(objects: &'a str) -> Self {
+        Self { objects, is_failing: false }
+    }
+
+    fn see<T>(&mut self, event: Result<T, watcher::Error>) -> Option<T> {
+        match event {
+            Ok(event) => {
+                if std::mem::take(&mut self.is_failing) {
+                    tracing::info!(objects = self.objects, "the watch goes on");
+                }
+                Some(event)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    tracing::warn!(objects = self.objects, %error, "the watch has failed; what is known stays");
+                }
+                None
+            }
+        }
+    }
+}
