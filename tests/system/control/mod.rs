@@ -1,5 +1,7 @@
-//! The control loop: `adit agent` beside a data plane on every node, told by a directory of objects who the others are.
+//! The control loop: `adit agent` beside a data plane on every node, told by a directory of objects or by a
+//! Kubernetes API server who the others are.
 
 mod client;
+mod cluster;
 mod mesh;
 mod nodes;

@@ -34,7 +34,7 @@ impl Drop for Directory {
 pub(crate) struct Mesh {
     pub(crate) objects: Directory,
     pub(crate) nodes: Vec<Node>,
-    _fabric: Namespace,
+    pub(crate) fabric: Namespace,
 }
 
 /// A node: its address is 10.9.0.N, its pods' 10.244.N.0/24 and fd00:244:N::/64, with a pod at .1 and ::1.
@@ -56,7 +56,7 @@ impl Mesh {
         fabric.ip("link add fabric type bridge");
         fabric.ip("link set fabric up");
         let nodes = (1..=count).map(|number| Node::new(&fabric, number)).collect();
-        let mesh = Self { objects: Directory::new(), nodes, _fabric: fabric };
+        let mesh = Self { objects: Directory::new(), nodes, fabric };
         mesh.write("config", "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict}\n");
         mesh.nodes.iter().for_each(|node| mesh.publish(node, &node.key, &[]));
         mesh
@@ -118,10 +118,16 @@ impl Node {
 
     #[track_caller]
     pub(crate) fn start_agent(&mut self, objects: &Directory) {
+        self.start_agent_with("ADIT_OBJECTS", objects.path());
+    }
+
+    /// Starts an agent with a variable that tells where objects come from.
+    #[track_caller]
+    pub(crate) fn start_agent_with(&mut self, variable: &str, path: &Path) {
         let name = format!("node{}", self.number);
         let env = [
             ("NODE_NAME", name.as_str()),
-            ("ADIT_OBJECTS", objects.path().to_str().unwrap()),
+            (variable, path.to_str().unwrap()),
             ("ADIT_STATE", self.state.path().to_str().unwrap()),
             ("ADIT_INTERFACE", &self.interface),
         ];

@@ -1,0 +1,239 @@
+//! The control loop against a real kube-apiserver and etcd, found where `KUBEBUILDER_ASSETS` says, as envtest has it.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+
+use super::nodes::{Directory, Mesh, Node, answered};
+use crate::support::tunnel::Program;
+use crate::support::{Namespace, Process, SOON, need, skip, wait_until};
+
+/// Where the API server is.
+const ADDRESS: &str = "10.9.0.100";
+
+/// What may do everything.
+const TOKEN: &str = "an-administrator-of-this-test";
+
+/// etcd and kube-apiserver in a namespace of their own, on the nodes' fabric.
+struct ControlPlane {
+    namespace: Namespace,
+    assets: PathBuf,
+    files: Directory,
+    api_server: Option<Process>,
+    _etcd: Process,
+}
+
+impl ControlPlane {
+    /// Starts both; `None` if they are not here.
+    #[track_caller]
+    fn start(fabric: &Namespace) -> Option<Self> {
+        let said = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+        let assets = said.clone().unwrap_or_else(|| "/usr/local/kubebuilder/bin".into());
+        if ["etcd", "kube-apiserver", "kubectl"].iter().any(|program| !assets.join(program).exists()) {
+            // They come with no system: where nobody has said that they are here, none is missed.
+            match said {
+                Some(_) => skip("etcd, kube-apiserver or kubectl in KUBEBUILDER_ASSETS"),
+                None => eprintln!("skipped: KUBEBUILDER_ASSETS does not say where a control plane is"),
+            }
+            return None;
+        }
+        let namespace = Namespace::new();
+        fabric.join("port100", &[], &namespace, "eth0", &[&format!("{ADDRESS}/24")]);
+        fabric.ip("link set port100 master fabric");
+        let files = Directory::new();
+        let path = |name: &str| files.path().join(name).to_str().unwrap().to_owned();
+        write_keys(files.path());
+        fs::write(path("tokens"), format!("{TOKEN},admin,1,system:masters\n")).unwrap();
+        let kubeconfig = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+            clusters: [{{name: test, cluster: {{server: \"https://{ADDRESS}:6443\", certificate-authority: {}}}}}]\n\
+            users: [{{name: test, user: {{token: {TOKEN}}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n",
+            path("certificates/apiserver.crt"),
+        );
+        fs::write(path("kubeconfig"), kubeconfig).unwrap();
+        let etcd = namespace.spawn(
+            assets.join("etcd").to_str().unwrap(),
+            &["--data-dir", &path("etcd"), "--unsafe-no-fsync", "--log-level=error"],
+        );
+        let mut this = Self { namespace, assets, files, api_server: None, _etcd: etcd };
+        this.start_api_server();
+        Some(this)
+    }
+
+    #[track_caller]
+    fn start_api_server(&mut self) {
+        let path = |name: &str| self.files.path().join(name).to_str().unwrap().to_owned();
+        let args = [
+            "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+            format!("--bind-address={ADDRESS}"),
+            format!("--cert-dir={}", path("certificates")),
+            format!("--token-auth-file={}", path("tokens")),
+            format!("--service-account-signing-key-file={}", path("private.pem")),
+            format!("--service-account-key-file={}", path("public.pem")),
+            "--service-account-issuer=https://adit.test".to_owned(),
+            "--service-cluster-ip-range=10.96.0.0/24".to_owned(),
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            "--authorization-mode=RBAC".to_owned(),
+        ];
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let program = self.assets.join("kube-apiserver");
+        self.api_server = Some(self.namespace.spawn(program.to_str().unwrap(), &args));
+        wait_until("the API server", SOON * 2, || self.try_kubectl(&["get", "--raw", "/readyz"]).0);
+    }
+
+    fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
+        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig().to_str().unwrap());
+        let args = [&[kubeconfig.as_str()], args].concat();
+        self.namespace.try_run(self.assets.join("kubectl").to_str().unwrap(), &args)
+    }
+
+    #[track_caller]
+    fn kubectl(&self, args: &[&str]) -> String {
+        let (success, text) = self.try_kubectl(args);
+        assert!(success, "kubectl {}: {text}", args.join(" "));
+        text
+    }
+
+    #[track_caller]
+    fn apply(&self, name: &str, text: &str) {
+        let path = self.files.path().join(name);
+        fs::write(&path, text).unwrap();
+        self.kubectl(&["apply", "-f", path.to_str().unwrap()]);
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.files.path().join("kubeconfig")
+    }
+}
+
+/// Writes a key for the tokens of service accounts, and its public half (RFC 5480), as PEM.
+fn write_keys(directory: &Path) {
+    const P256: [u8; 26] = [
+        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+        0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    ];
+    let random = SystemRandom::new();
+    let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+    let pair =
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random).unwrap();
+    let public = [&P256, pair.public_key().as_ref()].concat();
+    for (name, label, bytes) in
+        [("private.pem", "PRIVATE KEY", document.as_ref()), ("public.pem", "PUBLIC KEY", &public)]
+    {
+        let text = format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64.encode(bytes));
+        fs::write(directory.join(name), text).unwrap();
+    }
+}
+
+/// Returns the cluster's own object for a node, as a kubelet makes it.
+fn node_object(node: &Node) -> String {
+    let n = node.number;
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: node{n}}}\nspec: {{podCIDRs: [10.244.{n}.0/24, \"fd00:244:{n}::/64\"], \
+        podCIDR: 10.244.{n}.0/24}}\nstatus: {{addresses: [{{type: InternalIP, address: 10.9.0.{n}}}, {{type: Hostname, address: node{n}}}]}}\n"
+    )
+}
+
+/// Returns what `wg` prints for a node that says of itself what the cluster knows of it.
+fn as_peer(node: &Node) -> String {
+    let n = node.number;
+    node.as_peer(&[&format!("10.244.{n}.0/32"), &format!("fd00:244:{n}::/128")])
+}
+
+#[test]
+fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(3);
+    let Some(mut plane) = ControlPlane::start(&mesh.fabric) else { return };
+    plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/crds.yaml")]);
+    plane.kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "crd/nodetunnels.adit.dev",
+        "crd/tunnelconfigs.adit.dev",
+    ]);
+    plane.apply(
+        "config.yaml",
+        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict}\n",
+    );
+    for node in &mut mesh.nodes {
+        node.start_data_plane(Program::Adit);
+        node.start_agent_with("KUBECONFIG", &plane.kubeconfig());
+    }
+    // The nodes are made after their agents have begun: nobody has anything to say before.
+    mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
+    let [first, second, third] = &mut mesh.nodes[..] else { panic!("three nodes") };
+    first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
+    third.wait_until_peers_are(&[as_peer(first), as_peer(second)]);
+    [&*first, &*second, &*third].iter().for_each(|node| node.route(3));
+    first.wait_for_pod_of(second);
+    second.wait_for_pod_of(third);
+    let table = plane.kubectl(&["get", "nodetunnels"]);
+    assert!(table.contains(&first.key) && table.contains("10.9.0.1"), "{table}");
+
+    // What somebody writes over is written again.
+    plane.kubectl(&[
+        "patch",
+        "nodetunnel",
+        "node2",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"podPrefixes":["10.250.0.0/24"]}}"#,
+    ]);
+    wait_until("the node's own words", SOON, || {
+        plane.kubectl(&["get", "nodetunnel", "node2"]).contains("10.244.2.0/24")
+    });
+    first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
+
+    // What makes no sense is refused, in words.
+    for (kind, name, patch, words) in [
+        (
+            "nodetunnel",
+            "node1",
+            r#"{"spec":{"podPrefixes":["10.244.1.7/24"]}}"#,
+            "host bits that are not zero",
+        ),
+        (
+            "nodetunnel",
+            "node1",
+            r#"{"spec":{"keys":[{"publicKey":"x","state":"Active"}]}}"#,
+            "a public key is 32 bytes in base64",
+        ),
+        ("tunnelconfig", "default", r#"{"spec":{"mtu":100}}"#, "a number from 576 to 65535"),
+        ("tunnelconfig", "default", r#"{"spec":{"mode":"strict"}}"#, "Unsupported value"),
+    ] {
+        let (success, text) = plane.try_kubectl(&["patch", kind, name, "--type=merge", "-p", patch]);
+        assert!(!success && text.contains(words), "{patch}: {text}");
+    }
+
+    // The API server goes away. Agents go on, and one that is started anew knows what it knew.
+    let ping = first.ping(second);
+    drop(plane.api_server.take());
+    let agent = first.agent.as_ref().unwrap();
+    wait_until("a word about the watch", SOON, || agent.output().contains("the watch has failed"));
+    // What is known is on disk a second after it was learned.
+    wait_until("the snapshot", SOON, || {
+        let text = fs::read_to_string(first.state.path().join("snapshot.json")).unwrap_or_default();
+        [&second.key, &third.key].iter().all(|key| text.contains(*key))
+    });
+    drop(first.agent.take());
+    first.start_agent_with("KUBECONFIG", &plane.kubeconfig());
+    let agent = first.agent.as_ref().unwrap();
+    wait_until("the objects as last known", SOON, || agent.output().contains("the data plane answers"));
+    assert!(agent.output().contains("as last known"), "{}", agent.output());
+    first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
+
+    // It comes back. A node that is gone is forgotten.
+    plane.start_api_server();
+    drop(third.agent.take());
+    plane.kubectl(&["delete", "node/node3", "nodetunnel/node3"]);
+    first.wait_until_peers_are(&[as_peer(second)]);
+    second.wait_until_peers_are(&[as_peer(first)]);
+    let (sent, received) = answered(ping);
+    assert!(sent > 50 && sent - received <= 1, "{sent} sent, {received} answered");
+}
