@@ -17,12 +17,14 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::api::NodeTunnelStatus;
 use super::link;
 use super::objects::{Fault, Objects};
 use super::plan::Routes;
 use super::publish::published;
 use super::read;
 use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane};
+use super::status::{self, Outcome};
 use super::store::Store;
 use super::topology::{Own, Topology, topology};
 use super::uapi_client::{Client, Failed};
@@ -86,6 +88,10 @@ pub struct Agent {
     next: Duration,
     /// Whether nothing but time leads to it.
     is_periodic: bool,
+    /// Peers with a session, if the data plane answered the last time.
+    up: Option<usize>,
+    /// What the cluster was told last.
+    reported: Option<NodeTunnelStatus>,
     /// The moment at which the objects are to be kept on disk.
     keep: Option<Duration>,
 }
@@ -132,6 +138,8 @@ impl Agent {
             retry: RETRY_FIRST,
             next: Duration::ZERO,
             is_periodic: false,
+            up: None,
+            reported: None,
             keep: None,
         };
         this.recall();
@@ -293,7 +301,10 @@ impl Agent {
         if self.is_periodic && self.parts.source.look_again() {
             self.learn();
         }
-        let wait = match self.step() {
+        self.up = None;
+        let outcome = self.step();
+        self.report(outcome.as_ref().err());
+        let wait = match outcome {
             Ok(()) => {
                 self.retry = RETRY_FIRST;
                 self.is_periodic = true;
@@ -313,6 +324,22 @@ impl Agent {
         self.next = clock::boottime() + wait;
     }
 
+    /// Tells the cluster what was found, if that is something new.
+    fn report(&mut self, failure: Option<&String>) {
+        let Some(known) = self.known.as_ref().filter(|known| known.extent == Extent::Complete) else {
+            return;
+        };
+        if !known.objects.tunnels.contains_key(&self.own.name) {
+            return;
+        }
+        let outcome = Outcome { up: self.up, failure: failure.cloned() };
+        let status = status::status(&known.topology, &outcome, clock::realtime());
+        if self.reported.as_ref().is_none_or(|reported| !status::is_same(reported, &status)) {
+            self.parts.source.report(&self.own.name, status.clone());
+            self.reported = Some(status);
+        }
+    }
+
     fn step(&mut self) -> Result<(), String> {
         let (Some(known), Some(client)) = (&self.known, self.client()) else { return Ok(()) };
         let snapshot = match client.snapshot() {
@@ -322,6 +349,7 @@ impl Agent {
         if self.is_answered.replace(true) != Some(true) {
             tracing::info!(socket = %client.path().display(), peers = snapshot.peers.len(), "the data plane answers");
         }
+        self.up = Some(status::up(&snapshot, clock::realtime()));
         let (is_complete, is_periodic) = (known.extent == Extent::Complete, self.is_periodic);
         let occasion = Occasion { is_complete, is_periodic, now: clock::realtime() };
         let plan = reconcile(&snapshot, &known.topology, &self.parts.private_key, &self.endpoints, occasion);

@@ -14,6 +14,7 @@
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 //! - [`publish`]: what this node says of itself. Pure.
+//! - [`status`]: what its agent tells the cluster. Pure.
 //! - [`store`]: the private key, and the objects as last known, on disk.
 //! - [`uapi_client`]: any data plane, by its configuration socket.
 //! - [`watch`]: where objects come from.
@@ -31,6 +32,7 @@ pub mod publish;
 pub mod read;
 pub mod reconcile;
 pub mod settings;
+pub mod status;
 pub mod store;
 pub mod topology;
 pub mod uapi_client;

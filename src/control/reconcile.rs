@@ -24,7 +24,7 @@ use crate::config::{Desired, DesiredPeer, Edit, PeerSnapshot, PresharedKey, Snap
 use crate::crypto::x25519::{PrivateKey, PublicKey};
 
 /// A session that is older cannot be used ([W] §6.1, Reject-After-Time): a peer without a younger one is silent.
-const SESSION_LIFE: Duration = Duration::from_secs(180);
+pub(super) const SESSION_LIFE: Duration = Duration::from_secs(180);
 
 /// One step.
 #[derive(Debug, Clone)]

@@ -25,16 +25,19 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Config, ResourceExt};
 use rustix::event::{EventfdFlags, eventfd};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch as latest};
 
 use super::Source;
-use crate::control::api::{NodeTunnel, TunnelConfig};
+use crate::control::api::{NodeTunnel, NodeTunnelStatus, TunnelConfig};
 use crate::control::objects::{Object, Objects};
-use crate::control::read;
+use crate::control::{read, status};
 
 /// Who we are to the API server: the fields that we apply are ours.
 const FIELD_MANAGER: &str = "adit-agent";
+
+/// Who we are when we write what we found.
+const STATUS_MANAGER: &str = "adit-agent-status";
 
 /// Nodes that are listed at a time.
 const PAGE: u32 = 500;
@@ -47,6 +50,7 @@ pub struct Cluster {
     shared: Arc<Shared>,
     api_servers: Vec<IpAddr>,
     published: latest::Sender<Option<Value>>,
+    reported: latest::Sender<Option<(String, NodeTunnelStatus)>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -89,6 +93,7 @@ impl Cluster {
         let shared = Arc::new(Shared { wake, state: Mutex::default() });
         let (stop, stopped) = oneshot::channel();
         let (published, wanted) = latest::channel(None);
+        let (reported, found) = latest::channel(None);
         let theirs = Arc::clone(&shared);
         let client = {
             let _inside = runtime.enter();
@@ -97,13 +102,13 @@ impl Cluster {
         let thread = std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = follow_all(client, &theirs, wanted) => {}
+                    () = follow_all(client, &theirs, wanted, found) => {}
                     _ = stopped => {}
                 }
             });
         })?;
         let api_servers = api_servers.into_iter().collect();
-        Ok(Self { shared, api_servers, published, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { shared, api_servers, published, reported, stop: Some(stop), thread: Some(thread) })
     }
 }
 
@@ -145,6 +150,10 @@ impl Source for Cluster {
     fn publish(&mut self, tunnel: Value) {
         self.published.send_replace(Some(tunnel));
     }
+
+    fn report(&mut self, node: &str, status: NodeTunnelStatus) {
+        self.reported.send_replace(Some((node.to_owned(), status)));
+    }
 }
 
 async fn configuration(kubeconfig: Option<&Path>) -> io::Result<Config> {
@@ -153,11 +162,16 @@ async fn configuration(kubeconfig: Option<&Path>) -> io::Result<Config> {
     Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(io::Error::other)
 }
 
-async fn follow_all(client: Client, shared: &Shared, wanted: latest::Receiver<Option<Value>>) {
+async fn follow_all(
+    client: Client,
+    shared: &Shared,
+    wanted: latest::Receiver<Option<Value>>,
+    found: latest::Receiver<Option<(String, NodeTunnelStatus)>>,
+) {
     let tunnels = follow(client.clone(), ApiResource::erase::<NodeTunnel>(&()), shared, Kind::Tunnel);
     let configs = follow(client.clone(), ApiResource::erase::<TunnelConfig>(&()), shared, Kind::Config);
     let nodes = follow_nodes(client.clone(), shared);
-    futures::join!(tunnels, configs, nodes, write(client, wanted));
+    futures::join!(tunnels, configs, nodes, write(client.clone(), wanted), write_status(client, found));
 }
 
 /// Follows all objects of a kind.
@@ -245,7 +259,7 @@ async fn list_once(api: &Api<DynamicObject>, resource: &ApiResource) -> kube::Re
 
 /// Writes what this node says of itself, again and again until it is there or there is something newer to say.
 async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
-    let api: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<NodeTunnel>(&()));
+    let api = tunnels(client);
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let mut wait = WRITE_RETRY.0;
     loop {
@@ -272,6 +286,59 @@ async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
             }
         }
     }
+}
+
+/// Writes what this node's agent found, likewise.
+async fn write_status(client: Client, mut found: latest::Receiver<Option<(String, NodeTunnelStatus)>>) {
+    let api = tunnels(client);
+    let mut wait = WRITE_RETRY.0;
+    loop {
+        let report = found.borrow_and_update().clone();
+        let is_done = match &report {
+            None => true,
+            Some((node, status)) => match write_status_once(&api, node, status.clone()).await {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(node, %error, "what was found cannot be written yet");
+                    false
+                }
+            },
+        };
+        if is_done {
+            wait = WRITE_RETRY.0;
+            if found.changed().await.is_err() {
+                return;
+            }
+        } else {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            wait = (wait * 2).min(WRITE_RETRY.1);
+        }
+    }
+}
+
+async fn write_status_once(
+    api: &Api<DynamicObject>,
+    node: &str,
+    mut status: NodeTunnelStatus,
+) -> kube::Result<()> {
+    let Some(there) = api.get_opt(node).await? else { return Ok(()) };
+    // What cannot be read is written over.
+    let before = there.data.get("status").cloned().and_then(|before| serde_json::from_value(before).ok());
+    status::carry_over(&before.unwrap_or_default(), &mut status);
+    let resource = ApiResource::erase::<NodeTunnel>(&());
+    let patch = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": { "name": node },
+        "status": status,
+    });
+    // A field manager of its own: what one applies without naming is taken away, and spec and status are applied apart.
+    let params = PatchParams::apply(STATUS_MANAGER).force();
+    api.patch_status(node, &params, &Patch::Apply(&patch)).await.map(drop)
+}
+
+fn tunnels(client: Client) -> Api<DynamicObject> {
+    Api::all_with(client, &ApiResource::erase::<NodeTunnel>(&()))
 }
 
 /// Reads an object; those of a list do not say of which kind they are.

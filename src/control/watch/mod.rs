@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 
 use serde_json::Value;
 
+use super::api::NodeTunnelStatus;
 use super::objects::Objects;
 
 /// A place that objects come from.
@@ -34,4 +35,7 @@ pub trait Source {
 
     /// Has what this node says of itself written, sooner or later. A source that cannot be written to leaves that to whoever made it.
     fn publish(&mut self, _tunnel: Value) {}
+
+    /// Has what this node's agent found written beside it, sooner or later; likewise.
+    fn report(&mut self, _node: &str, _status: NodeTunnelStatus) {}
 }

@@ -175,6 +175,11 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     second.wait_for_pod_of(third);
     let table = plane.kubectl(&["get", "nodetunnels"]);
     assert!(table.contains(&first.key) && table.contains("10.9.0.1"), "{table}");
+    let path = "jsonpath={.status.peers.total} {.status.conditions[?(@.status==\"True\")].type}";
+    wait_until("a status without fault", SOON, || {
+        let found = plane.kubectl(&["get", "nodetunnel", "node1", "-o", path]);
+        found.trim() == "2 DataplaneReady KeyPublished PeersInSync"
+    });
 
     // What somebody writes over is written again.
     plane.kubectl(&[

@@ -1,0 +1,181 @@
+//! What this node's agent tells the cluster: conditions, peers, and who is not talked to through the tunnel. Pure.
+//!
+//! Every agent watches every node's object, so that each write costs as many reads as there are nodes. What is told is therefore written
+//! when a condition, the nodes named or the number of peers changes; how many of them have a session is told along with that.
+//!
+//! There is deliberately no `StrictEnforced` and no `RotationInProgress`: a condition that is absent is not known (Kubernetes API
+//! conventions), and nobody here knows.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use super::api::{NodeTunnelStatus, NotEncrypted, PeerCounts};
+use super::reconcile::SESSION_LIFE;
+use super::topology::{Degraded, Topology};
+use crate::config::Snapshot;
+
+/// The most nodes that are named.
+const NOT_ENCRYPTED_MAX: usize = 16;
+
+/// How the last look at everything went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Peers with a session; `None` if the data plane does not answer.
+    pub up: Option<usize>,
+    /// Why not everything is as it should be, if it is not.
+    pub failure: Option<String>,
+}
+
+/// Returns how many peers have a session.
+pub fn up(snapshot: &Snapshot, now: Duration) -> usize {
+    let moments = snapshot.peers.iter().filter_map(|peer| peer.last_handshake);
+    moments.filter(|moment| now.saturating_sub(*moment) <= SESSION_LIFE).count()
+}
+
+/// Returns what is to be told at the moment `now`, since the Unix epoch. Everything in it is as old as that.
+pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunnelStatus {
+    let now = Timestamp::from_second(i64::try_from(now.as_secs()).unwrap_or_default()).unwrap_or_default();
+    let condition = |kind: &str, holds: bool, reason: &str, message: String| Condition {
+        type_: kind.to_owned(),
+        status: if holds { "True" } else { "False" }.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        last_transition_time: Time(now),
+        observed_generation: None,
+    };
+    let failure = outcome.failure.clone().unwrap_or_default();
+    let (is_published, publication) = match topology.degraded {
+        Some(Degraded::NotPublished) => (false, "NotPublished"),
+        Some(Degraded::OtherKeyPublished) => (false, "OtherKeyPublished"),
+        Some(Degraded::DuplicateKey { .. }) | None => (true, "Published"),
+    };
+    let (degradation, why) = match &topology.degraded {
+        None => ("AsWanted", String::new()),
+        Some(degraded) => (degraded.reason(), degraded.to_string()),
+    };
+    let (answers, answer) = match outcome.up {
+        Some(_) => (true, "Answers"),
+        None => (false, "NotAnswering"),
+    };
+    let is_in_sync = outcome.failure.is_none();
+    let sync = if is_in_sync { "InSync" } else { "Failed" };
+    let total = u32::try_from(topology.peers.len()).unwrap_or(u32::MAX);
+    let up = u32::try_from(outcome.up.unwrap_or_default()).unwrap_or(u32::MAX).min(total);
+    let not_encrypted = topology.not_encrypted.iter().take(NOT_ENCRYPTED_MAX);
+    NodeTunnelStatus {
+        conditions: vec![
+            condition(
+                "DataplaneReady",
+                answers,
+                answer,
+                if answers { String::new() } else { failure.clone() },
+            ),
+            condition("KeyPublished", is_published, publication, String::new()),
+            condition("PeersInSync", is_in_sync, sync, failure),
+            condition("Degraded", topology.degraded.is_some(), degradation, why),
+        ],
+        peers: Some(PeerCounts { total, up, down: total - up }),
+        not_encrypted: not_encrypted
+            .map(|(node, how)| NotEncrypted {
+                node: node.clone(),
+                reason: how.reason.to_string(),
+                since: Some(now.to_string()),
+            })
+            .collect(),
+    }
+}
+
+/// Tells whether both tell the same, but for times and for how many peers have a session.
+pub fn is_same(a: &NodeTunnelStatus, b: &NodeTunnelStatus) -> bool {
+    let without_times = |status: &NodeTunnelStatus| {
+        let mut status = status.clone();
+        for condition in &mut status.conditions {
+            condition.last_transition_time = Time(Timestamp::UNIX_EPOCH);
+        }
+        status.not_encrypted.iter_mut().for_each(|node| node.since = None);
+        status.peers = status.peers.map(|peers| PeerCounts { total: peers.total, ..PeerCounts::default() });
+        status
+    };
+    without_times(a) == without_times(b)
+}
+
+/// Gives what was told before already the time that it has there.
+pub fn carry_over(before: &NodeTunnelStatus, status: &mut NodeTunnelStatus) {
+    for condition in &mut status.conditions {
+        let same = |old: &&Condition| old.type_ == condition.type_ && old.status == condition.status;
+        if let Some(old) = before.conditions.iter().find(same) {
+            condition.last_transition_time = old.last_transition_time.clone();
+        }
+    }
+    for node in &mut status.not_encrypted {
+        let same = |old: &&NotEncrypted| old.node == node.node && old.reason == node.reason;
+        if let Some(old) = before.not_encrypted.iter().find(same) {
+            node.since.clone_from(&old.since);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::objects::{Node, Objects};
+    use crate::control::topology::{Own, topology};
+    use crate::crypto::x25519::PublicKey;
+
+    fn told(objects: &Objects, outcome: &Outcome, now: u64) -> NodeTunnelStatus {
+        let own = Own { name: "a".to_owned(), public_key: PublicKey::new([1; 32]), api_servers: Vec::new() };
+        status(&topology(objects, &own), outcome, Duration::from_secs(now))
+    }
+
+    fn conditions(status: &NodeTunnelStatus) -> Vec<String> {
+        let conditions = status.conditions.iter();
+        conditions
+            .map(|it| format!("{} {} {} {}", it.type_, it.status, it.reason, it.last_transition_time.0))
+            .collect()
+    }
+
+    #[test]
+    fn what_changes_gets_a_new_time_and_what_does_not_keeps_its_own() {
+        let mut objects = Objects::default();
+        for n in 0..20 {
+            objects.nodes.insert(format!("n{n:02}"), Node::default());
+        }
+        let fine = Outcome { up: Some(0), failure: None };
+        let first = told(&objects, &fine, 0);
+        assert_eq!(
+            conditions(&first),
+            [
+                "DataplaneReady True Answers 1970-01-01T00:00:00Z",
+                "KeyPublished False NotPublished 1970-01-01T00:00:00Z",
+                "PeersInSync True InSync 1970-01-01T00:00:00Z",
+                "Degraded True NotPublished 1970-01-01T00:00:00Z",
+            ]
+        );
+        assert_eq!(first.not_encrypted.len(), 16);
+        assert!(is_same(&first, &told(&objects, &fine, 60)));
+        objects.nodes.remove("n00");
+        let gone = Outcome { up: None, failure: Some("nobody is there".to_owned()) };
+        let mut second = told(&objects, &gone, 60);
+        assert!(!is_same(&first, &second));
+        carry_over(&first, &mut second);
+        assert_eq!(
+            conditions(&second),
+            [
+                "DataplaneReady False NotAnswering 1970-01-01T00:01:00Z",
+                "KeyPublished False NotPublished 1970-01-01T00:00:00Z",
+                "PeersInSync False Failed 1970-01-01T00:01:00Z",
+                "Degraded True NotPublished 1970-01-01T00:00:00Z",
+            ]
+        );
+        let since = |name: &str| {
+            let node = second.not_encrypted.iter().find(|node| node.node == name);
+            node.and_then(|node| node.since.clone()).unwrap()
+        };
+        assert_eq!(
+            (since("n01").as_str(), since("n16").as_str()),
+            ("1970-01-01T00:00:00Z", "1970-01-01T00:01:00Z")
+        );
+    }
+}
