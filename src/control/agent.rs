@@ -12,7 +12,7 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -120,7 +120,6 @@ impl Agent {
     /// # Errors
     /// If the directory of the sockets cannot be watched, or no descriptor is left.
     pub fn new(parts: Parts) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o755).create(&parts.sockets)?;
         let own = Own {
             name: parts.node.clone(),
             public_key: parts.private_key.public(),
@@ -129,7 +128,7 @@ impl Agent {
         let mut this = Self {
             own,
             netlink: Netlink::open()?,
-            data_planes: Changes::of_names(&parts.sockets)?,
+            data_planes: watch_sockets(&parts.sockets)?,
             parts,
             known: None,
             endpoints: Endpoints::new(),
@@ -203,10 +202,18 @@ impl Agent {
     }
 
     /// Tells whether the socket of our data plane may be another one.
-    fn is_about_us(&self) -> bool {
+    fn is_about_us(&mut self) -> bool {
         let client = self.client();
         let name = client.as_ref().and_then(|client| client.path().file_name());
-        self.data_planes.take().iter().any(|change| match change {
+        let changes = self.data_planes.take();
+        if changes.contains(&Change::Anything) {
+            // The directory may be gone, and another one in its place.
+            match watch_sockets(&self.parts.sockets) {
+                Ok(data_planes) => self.data_planes = data_planes,
+                Err(error) => tracing::warn!(%error, "the sockets of data planes cannot be watched"),
+            }
+        }
+        changes.iter().any(|change| match change {
             Change::Name(other) => Some(other.as_os_str()) == name,
             Change::Anything => true,
         })
@@ -386,6 +393,12 @@ impl Agent {
         }
         error.to_string()
     }
+}
+
+/// Watches the directory of the sockets, and makes it if it is not there.
+fn watch_sockets(directory: &Path) -> io::Result<Changes> {
+    DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    Changes::of_names(directory)
 }
 
 /// What has happened.
