@@ -233,6 +233,14 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     assert!(agent.output().contains("as last known"), "{}", agent.output());
     first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
 
+    // A node whose agent and data plane are both started anew, as at boot, finds its peers all the same.
+    drop((third.agent.take(), third.data_plane.take()));
+    third.start_data_plane(Program::Adit);
+    third.start_agent_with("KUBECONFIG", &plane.kubeconfig());
+    third.wait_until_peers_are(&[as_peer(first), as_peer(second)]);
+    third.route(3);
+    third.wait_for_pod_of(second);
+
     // It comes back. A node that is gone is forgotten.
     plane.start_api_server();
     drop(third.agent.take());
