@@ -264,6 +264,17 @@ mod tests {
         Args::command().debug_assert();
     }
 
+    #[cfg(feature = "control")]
+    #[test]
+    fn every_flag_of_the_agent_is_a_variable_as_well() {
+        use clap::CommandFactory;
+        let command = Args::command();
+        let agent = command.find_subcommand("agent").unwrap();
+        for flag in agent.get_arguments().filter(|flag| flag.get_id() != "help") {
+            assert!(flag.get_env().is_some(), "{}", flag.get_id());
+        }
+    }
+
     #[test]
     fn a_log_level_that_is_none_stands_for_the_default() {
         assert_eq!(parse(&["--log-level", "verbose"]).level(), Level::Debug);
