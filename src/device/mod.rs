@@ -30,6 +30,7 @@ use crate::wireguard::dropped::Drops;
 use crate::wireguard::interface::Interface;
 use control::Control;
 use shared::{Request, Shared};
+use sockets::SocketSet;
 use worker::Worker;
 
 /// The most workers that are started unless more are asked for.
@@ -53,12 +54,14 @@ impl Device {
     /// `on_close` is called once when the device has been deleted, from a thread of this device.
     ///
     /// # Errors
-    /// If threads or descriptors cannot be made.
+    /// If threads, sockets or descriptors cannot be made, or a feature that `wanted` insists on cannot be had.
     pub fn start(tun: Tun, wanted: Wanted, on_close: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let drops = Arc::new(Drops::default());
         let mut interface = Interface::new(Arc::clone(&drops), Box::new(Os));
         let offloads = tun.offloads();
         let queues: Vec<_> = tun.into_queues().into_iter().map(Arc::new).collect();
+        // What was insisted on and cannot be had is said now, not when the link comes up.
+        SocketSet::open(0, 0, queues.len(), &wanted, &[])?;
         interface.spread(u32::try_from(queues.len()).unwrap_or(1));
         let (shared, control_poll, worker_polls) =
             Shared::new(drops, interface.view(), queues.len() + 1, offloads)?;
