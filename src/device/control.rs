@@ -58,6 +58,8 @@ pub(super) struct Control {
     listen_port: u16,
     fwmark: u32,
     up: bool,
+    /// The link was deleted.
+    is_gone: bool,
     /// BOOTTIME − MONOTONIC: time spent asleep since boot.
     slept: Duration,
 }
@@ -132,6 +134,7 @@ impl Control {
             listen_port: 0,
             fwmark: 0,
             up: false,
+            is_gone: false,
             slept: slept(),
         })
     }
@@ -156,23 +159,14 @@ impl Control {
                         self.timer_at = None;
                     }
                     JUMP => self.jump.clear(),
-                    LINK => match self.link.news() {
-                        News::None => {}
-                        News::Changed => self.follow_link(),
-                        News::Moved => self.follow_moved_link(),
-                        News::Gone => return on_close(),
-                    },
+                    LINK => self.take_news(Follower::news),
                     ROUTES => {
                         let told = self.outer.as_mut().is_some_and(|(monitor, _)| !monitor.take().is_empty());
                         self.sources.have_changed |= told;
                     }
                     WAKE => {
                         if self.shared.link_lost.swap(false, SeqCst) {
-                            match self.link.look_again() {
-                                News::Gone => return on_close(),
-                                News::Moved => self.follow_moved_link(),
-                                News::None | News::Changed => self.follow_link(),
-                            }
+                            self.take_news(Follower::look_again);
                         }
                     }
                     Token(_) => {}
@@ -185,6 +179,9 @@ impl Control {
             }
             busy = self.check_sources();
             busy |= self.work();
+            if self.is_gone {
+                return on_close();
+            }
         }
     }
 
@@ -193,6 +190,8 @@ impl Control {
         for _ in 0..HANDSHAKES_PER_TURN {
             // Whoever configures does not wait behind a flood.
             while let Ok(request) = self.requests.try_recv() {
+                // They have switched the link on and off before they ask, so that is what they see.
+                self.take_news(Follower::news);
                 self.serve(request);
             }
             // Only those who wait already: a peer without a session asks again as fast as packets for it come.
@@ -343,6 +342,15 @@ impl Control {
     }
 
     // ---- the link
+
+    fn take_news(&mut self, news: impl FnOnce(&mut Follower) -> News) {
+        match news(&mut self.link) {
+            News::None => {}
+            News::Changed => self.follow_link(),
+            News::Moved => self.follow_moved_link(),
+            News::Gone => self.is_gone = true,
+        }
+    }
 
     fn follow_moved_link(&mut self) {
         let fd = self.link.raw_fd();
