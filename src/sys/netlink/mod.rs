@@ -7,7 +7,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
@@ -26,10 +26,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-use super::cmsg;
+mod monitor;
 
-/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+pub use monitor::{Event, Monitor};
 
 /// Enough for any message of a dump.
 const RECEIVE_LEN: usize = 128 << 10;
@@ -58,19 +57,6 @@ pub struct Route {
     pub interface: u32,
     /// The MTU that the route itself sets (`RTAX_MTU`).
     pub mtu: Option<u32>,
-}
-
-/// What has changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A link is new or changed.
-    Link(Link),
-    /// A link is gone, from this namespace at least.
-    LinkGone(u32),
-    /// An address or a route has changed: of this interface, if it is of one.
-    Routes(Option<u32>),
-    /// Notices were lost: anything may have changed.
-    Lost,
 }
 
 /// A socket for requests.
@@ -337,95 +323,6 @@ impl Netlink {
     }
 }
 
-/// A socket that tells of changes.
-pub struct Monitor {
-    socket: Socket,
-    buffer: Vec<u8>,
-    control: cmsg::Buffer,
-    /// The namespace that it tells of, by number, if it is not its own.
-    namespace: Option<i32>,
-}
-
-impl Monitor {
-    /// Opens a socket that tells of changes from now on.
-    ///
-    /// # Errors
-    /// If no descriptor is left.
-    pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, GROUPS))?;
-        socket.set_non_blocking(true)?;
-        Ok(Self { socket, buffer: vec![0; RECEIVE_LEN], control: cmsg::Buffer::new(), namespace: None })
-    }
-
-    /// Opens a socket that tells of changes in `namespace`, another one than the calling thread's. Unlike a socket in that namespace it
-    /// does not keep it from going away.
-    ///
-    /// # Errors
-    /// `EPERM` without `CAP_NET_BROADCAST`; `ENOPROTOOPT` before Linux 4.2.
-    pub fn open_outside(namespace: impl AsFd) -> io::Result<Self> {
-        let id = Netlink::open()?.namespace_id(namespace)?;
-        let this = Self::open()?;
-        this.socket.set_listen_all_namespaces(true)?;
-        Ok(Self { namespace: Some(id), ..this })
-    }
-
-    /// Returns what has changed since the last call.
-    pub fn take(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
-        loop {
-            match self.receive() {
-                Ok((len, namespace)) if namespace == self.namespace => {
-                    let told = messages(&self.buffer[..len]).filter_map(Result::ok);
-                    events.extend(told.filter_map(|message| event_of(&message)));
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return events,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // ENOBUFS: the kernel had more to tell than the socket holds.
-                Err(error) => {
-                    events.push(Event::Lost);
-                    if error.raw_os_error() != Some(libc::ENOBUFS) {
-                        return events;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Receives messages and returns their length, and the namespace they came from if that is not the socket's own.
-    fn receive(&mut self) -> io::Result<(usize, Option<i32>)> {
-        let mut iovec = libc::iovec { iov_base: self.buffer.as_mut_ptr().cast(), iov_len: self.buffer.len() };
-        // SAFETY: a msghdr is numbers and pointers, for all of which zero is a value.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        header.msg_iov = &raw mut iovec;
-        header.msg_iovlen = 1;
-        header.msg_control = self.control.as_mut_ptr().cast();
-        header.msg_controllen = cmsg::CAPACITY;
-        // SAFETY: the header points to a buffer and a control buffer of the lengths it says, which outlive the call.
-        let len = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut header, 0) };
-        let Ok(len) = usize::try_from(len) else { return Err(io::Error::last_os_error()) };
-        self.control.set_len(header.msg_controllen);
-        let namespace = self.control.iter().find_map(|(level, kind, data)| {
-            let is_namespace = (level, kind) == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID);
-            is_namespace.then(|| data.first_chunk().map(|id| i32::from_ne_bytes(*id))).flatten()
-        });
-        Ok((len, namespace))
-    }
-}
-
-impl AsFd for Monitor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-impl AsRawFd for Monitor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
 /// Splits what one call received into its messages.
 fn messages(buffer: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> {
     let mut rest = buffer;
@@ -435,21 +332,6 @@ fn messages(buffer: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<Rou
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(NetlinkMessage::deserialize(bytes).map_err(|error| io::Error::other(error.to_string())))
     })
-}
-
-fn event_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
-    let NetlinkPayload::InnerMessage(inner) = &message.payload else { return None };
-    match inner {
-        RouteNetlinkMessage::NewLink(_) => link_of(inner).map(Event::Link),
-        RouteNetlinkMessage::DelLink(link) => Some(Event::LinkGone(link.header.index)),
-        RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
-            Some(Event::Routes(interface_of(inner)))
-        }
-        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            Some(Event::Routes(Some(address.header.index)))
-        }
-        _ => None,
-    }
 }
 
 fn id_of(attribute: &NsidAttribute) -> Option<i32> {
