@@ -104,8 +104,13 @@ impl Follower {
                 Event::LinkGone(index) if index == self.index => return self.look_again(),
                 Event::Lost => return self.look_again(),
                 // Only routes over this link bear on its MTU: on a router that learns routes all day, the others are not worth a look.
-                Event::Routes(interface) if interface == Some(self.index) => news = News::Changed,
-                Event::Routes(_) | Event::Link(_) | Event::LinkGone(_) => {}
+                Event::Route { interface, .. } if interface == Some(self.index) => news = News::Changed,
+                Event::Address(index) if index == self.index => news = News::Changed,
+                Event::Route { .. }
+                | Event::Address(_)
+                | Event::Rule
+                | Event::Link(_)
+                | Event::LinkGone(_) => {}
             }
         }
         news

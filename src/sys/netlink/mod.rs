@@ -1,4 +1,4 @@
-//! Links, addresses and routes over netlink (rtnetlink(7)), in the network namespace of the thread that opens the socket.
+//! Links, addresses, routes and rules over netlink (rtnetlink(7)), in the network namespace of the thread that opens the socket.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
@@ -27,8 +27,15 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 mod monitor;
+mod route;
+mod rule;
 
-pub use monitor::{Event, Monitor};
+pub use monitor::{Event, Groups, Monitor};
+pub use route::{RouteFilter, RouteKind, TableRoute};
+pub use rule::Rule;
+
+/// How often a list is asked for that changes while it is read.
+const ATTEMPTS: u32 = 16;
 
 /// Enough for any message of a dump.
 const RECEIVE_LEN: usize = 128 << 10;
@@ -281,18 +288,27 @@ impl Netlink {
     }
 
     fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        // A dump ends with a mark, a change with an acknowledgement, a question with its answer.
-        let is_question = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
-        let mut replies = Vec::new();
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
+        message.header.flags = NLM_F_REQUEST | flags;
+        for _ in 0..ATTEMPTS {
+            self.sequence = self.sequence.wrapping_add(1);
+            message.header.sequence_number = self.sequence;
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            self.socket.send(&bytes, 0)?;
+            // A dump ends with a mark, a change with an acknowledgement, a question with its answer.
+            let is_question = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
+            if let Some(replies) = self.replies(is_question)? {
+                return Ok(replies);
+            }
+        }
+        Err(io::Error::other("what was listed kept changing"))
+    }
+
+    /// Receives the replies to the last request; `None` if they are a list that changed meanwhile, so that something may lack in it.
+    fn replies(&self, is_question: bool) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+        let mut replies = Some(Vec::new());
         let mut buffer = Vec::with_capacity(RECEIVE_LEN);
         loop {
             buffer.clear();
@@ -302,8 +318,12 @@ impl Netlink {
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
+                if message.header.flags & NLM_F_DUMP_INTR != 0 {
+                    replies = None;
+                }
                 match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(replies),
+                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(replies),
+                    NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(-done.code)),
                     NetlinkPayload::Error(error) => {
                         return match error.code {
                             None => Ok(replies),
@@ -311,7 +331,9 @@ impl Netlink {
                         };
                     }
                     NetlinkPayload::InnerMessage(reply) => {
-                        replies.push(reply);
+                        if let Some(replies) = &mut replies {
+                            replies.push(reply);
+                        }
                         if is_question {
                             return Ok(replies);
                         }
@@ -436,7 +458,8 @@ mod tests {
                 assert!(routes.iter().any(|route| route.destination == (wanted.parse().unwrap(), 16)));
             }
             let events = monitor.take();
-            assert!(events.contains(&Event::Routes(Some(left.index))));
+            assert!(events.contains(&Event::Address(left.index)));
+            assert!(events.contains(&Event::Route { table: 254, interface: Some(left.index) }));
             assert!(events.iter().any(|event| matches!(event, Event::Link(link) if link.name == "left")));
             let from = "10.1.0.1".parse().unwrap();
             netns::run_in(&other, || {

@@ -1,6 +1,7 @@
 //! Notices of changes, as the kernel sends them to everyone who listens.
 
 use std::io;
+use std::ops::BitOr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
@@ -8,11 +9,32 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use super::route::table_of;
 use super::{Link, Netlink, RECEIVE_LEN, interface_of, link_of, messages};
 use crate::sys::cmsg;
 
-/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// What a [`Monitor`] tells of, as bits of rtnetlink(7)'s multicast groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups(u32);
+
+impl Groups {
+    /// `RTMGRP_LINK`.
+    pub const LINKS: Self = Self(0x1);
+    /// `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV6_IFADDR`.
+    pub const ADDRESSES: Self = Self(0x10 | 0x100);
+    /// `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_ROUTE`.
+    pub const ROUTES: Self = Self(0x40 | 0x400);
+    /// `RTMGRP_IPV4_RULE`, and `RTNLGRP_IPV6_RULE`, the 19th group, which has no older name.
+    pub const RULES: Self = Self(0x80 | 1 << 18);
+}
+
+impl BitOr for Groups {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
 
 /// What has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +43,17 @@ pub enum Event {
     Link(Link),
     /// A link is gone, from this namespace at least.
     LinkGone(u32),
-    /// An address or a route has changed: of this interface, if it is of one.
-    Routes(Option<u32>),
+    /// An address of this interface has changed.
+    Address(u32),
+    /// A route has changed.
+    Route {
+        /// The routing table that it is in.
+        table: u32,
+        /// The interface by which it leaves, if it is a single one.
+        interface: Option<u32>,
+    },
+    /// A rule that chooses routing tables has changed.
+    Rule,
     /// Notices were lost: anything may have changed.
     Lost,
 }
@@ -37,13 +68,21 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Opens a socket that tells of changes from now on.
+    /// Opens a socket that tells of links, addresses and routes from now on.
     ///
     /// # Errors
     /// If no descriptor is left.
     pub fn open() -> io::Result<Self> {
+        Self::open_for(Groups::LINKS | Groups::ADDRESSES | Groups::ROUTES)
+    }
+
+    /// Opens a socket that tells of these groups from now on.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn open_for(groups: Groups) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, GROUPS))?;
+        socket.bind(&SocketAddr::new(0, groups.0))?;
         socket.set_non_blocking(true)?;
         Ok(Self { socket, buffer: vec![0; RECEIVE_LEN], control: cmsg::Buffer::new(), namespace: None })
     }
@@ -121,11 +160,12 @@ fn event_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
     match inner {
         RouteNetlinkMessage::NewLink(_) => link_of(inner).map(Event::Link),
         RouteNetlinkMessage::DelLink(link) => Some(Event::LinkGone(link.header.index)),
-        RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
-            Some(Event::Routes(interface_of(inner)))
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            Some(Event::Route { table: table_of(route), interface: interface_of(inner) })
         }
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Some(Event::Rule),
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            Some(Event::Routes(Some(address.header.index)))
+            Some(Event::Address(address.header.index))
         }
         _ => None,
     }
