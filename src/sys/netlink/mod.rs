@@ -27,6 +27,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 mod monitor;
+pub mod nftables;
 mod route;
 mod rule;
 
