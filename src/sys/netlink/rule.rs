@@ -135,4 +135,27 @@ mod tests {
         })
         .unwrap();
     }
+
+    #[test]
+    fn notices_that_were_lost_are_told_of() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let mut monitor = Monitor::open_for(Groups::RULES)?;
+            let mut netlink = Netlink::open()?;
+            let rule = Rule { is_ipv6: false, priority: 99, mark: 1, table: 7, protocol: Some(173) };
+            // More than a socket holds by default.
+            for _ in 0..1000 {
+                netlink.add_rule(&rule)?;
+                netlink.remove_rule(&rule)?;
+            }
+            assert!(monitor.take().contains(&Event::Lost));
+            netlink.add_rule(&rule)?;
+            assert_eq!(monitor.take(), [Event::Rule]);
+            Ok(())
+        })
+        .unwrap();
+    }
 }
