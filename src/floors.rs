@@ -14,8 +14,9 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("wireguard", &["crypto", "packet", "config"]),
     ("device", &["crypto", "sys", "packet", "config", "wireguard"]),
     ("uapi", &["crypto", "sys", "config"]),
+    ("control", &["crypto", "sys", "packet", "config", "wireguard"]),
     ("sim", &["crypto", "packet", "config", "wireguard"]),
-    ("cli", &["crypto", "sys", "packet", "config", "wireguard", "device", "uapi"]),
+    ("cli", &["crypto", "sys", "packet", "config", "wireguard", "device", "uapi", "control"]),
 ];
 
 fn sources(dir: &Path, into: &mut Vec<PathBuf>) {

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! 4   main.rs · cli/ · benches · examples · fuzz    wire things together
-//! 3   device/ · uapi/              (sim/: tests)    siblings; they never see each other
+//! 3   device/ · uapi/ · control/   (sim/: tests)    siblings; they never see each other
 //! 2   wireguard/                                    the whitepaper: pure, no clock, no socket, no thread, no unsafe
 //! 1   packet/ · config                              bytes · the narrow waist that every configuring client speaks
 //! 0   crypto/ · sys/                                unsafe lives here and nowhere else
@@ -27,6 +27,8 @@ pub mod wireguard;
 
 #[cfg(feature = "device")]
 pub mod cli;
+#[cfg(feature = "device")]
+pub mod control;
 #[cfg(feature = "device")]
 pub mod device;
 #[cfg(any(test, fuzzing, feature = "sim"))]

@@ -1,0 +1,38 @@
+//! What this node's kernel should do, as plain data.
+
+use crate::config::Prefix;
+
+/// Routes of a table of our own, and the rule that leads there every packet but the tunnel's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// The routing table; nobody else's.
+    pub table: u32,
+    /// The mark of the tunnel's own UDP datagrams, which skip the table; not 0.
+    pub fwmark: u32,
+    /// Where the rule stands among the others: ascending order, before the main table's 32766.
+    pub rule_priority: u32,
+    /// The tunnel's interface.
+    pub interface: String,
+    /// The routes, in any order.
+    pub entries: Vec<Entry>,
+}
+
+/// One route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Entry {
+    /// The destination.
+    pub prefix: Prefix,
+    /// Where it leads.
+    pub kind: Kind,
+}
+
+/// Where a route leads. Where one prefix has several, the first of this order is obeyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Out of the table: the prefix is this node's own, and the main table knows the way.
+    Throw,
+    /// Into the tunnel.
+    Unicast,
+    /// Nowhere: in Strict mode, what no peer has does not leave in clear.
+    Blackhole,
+}
