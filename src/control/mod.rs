@@ -4,5 +4,7 @@
 //! costs a look at everything, never a wrong state.
 
 pub mod failed;
+pub mod firewall;
 pub mod plan;
+mod ranges;
 pub mod route;
