@@ -5,6 +5,7 @@
 
 pub mod failed;
 pub mod firewall;
+pub mod heal;
 pub mod plan;
 mod ranges;
 pub mod route;

@@ -1,0 +1,239 @@
+//! Keeps the kernel as it should be: a thread that is told of changes of routes, rules, links and tables, looks again, and does what is
+//! missing.
+//!
+//! It wakes up for a notice that may concern us, for a new plan, and every 90 seconds in case a notice did not come. Whoever keeps undoing what it
+//! does is answered ten times a second at most.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use super::failed::Failed;
+use super::firewall::{Firewall, Guard};
+use super::plan::Routes;
+use super::route::{Outcome, Router};
+use crate::sys::clock::boottime;
+use crate::sys::netlink::nftables::Changes;
+use crate::sys::netlink::{Event, Groups, Monitor};
+
+/// How long after one look the next one follows at the earliest, if it is for a notice.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long after a look that failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long after a look at the latest.
+const RESYNC: Duration = Duration::from_secs(90);
+
+const WAKER: Token = Token(0);
+const NOTICES: Token = Token(1);
+
+/// What the kernel should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// Routes and rules.
+    pub routes: Routes,
+    /// The firewall; `None` for none.
+    pub firewall: Option<Firewall>,
+}
+
+/// What the looks so far amount to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Looks at the kernel.
+    pub looks: u64,
+    /// Looks for a notice or in the course of time that found something undone.
+    pub heals: u64,
+    /// What failed at the last look, and why.
+    pub failure: Option<String>,
+    /// Unicast routes that are left out until the interface is there and up.
+    pub waiting: usize,
+}
+
+/// Keeps the kernel as it should be in the network namespace of the thread that starts it, until this is dropped. What is programmed stays
+/// then: an agent may restart.
+pub struct Healer {
+    orders: Option<mpsc::Sender<Order>>,
+    waker: Waker,
+    report: Arc<Mutex<Report>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Order {
+    desired: Desired,
+    answer: mpsc::SyncSender<Result<Outcome, Failed>>,
+}
+
+impl Healer {
+    /// Starts the thread. It does nothing before [`Self::set`].
+    ///
+    /// # Errors
+    /// If no descriptor or no thread is left, or the kernel has no netfilter.
+    pub fn start() -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let groups = Groups::LINKS | Groups::ROUTES | Groups::RULES;
+        let (monitor, changes) = (Monitor::open_for(groups)?, Changes::open()?);
+        for fd in [monitor.as_raw_fd(), changes.as_raw_fd()] {
+            poll.registry().register(&mut SourceFd(&fd), NOTICES, Interest::READABLE)?;
+        }
+        let (orders, queue) = mpsc::channel();
+        let report = Arc::default();
+        let keeper = Keeper {
+            poll,
+            monitor,
+            changes,
+            router: Router::open()?,
+            guard: Guard::open()?,
+            report: Arc::clone(&report),
+            desired: None,
+        };
+        let thread =
+            std::thread::Builder::new().name("healer".to_owned()).spawn(move || keeper.run(&queue))?;
+        Ok(Self { orders: Some(orders), waker, report, thread: Some(thread) })
+    }
+
+    /// Makes the kernel what it should be, and keeps it so; also if something fails now.
+    ///
+    /// # Errors
+    /// Names the first thing that failed.
+    pub fn set(&self, desired: Desired) -> Result<Outcome, Failed> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let gone = || Failed::new("programming the kernel", io::ErrorKind::BrokenPipe.into());
+        let orders = self.orders.as_ref().ok_or_else(gone)?;
+        orders.send(Order { desired, answer }).map_err(|_| gone())?;
+        self.waker.wake().map_err(|error| Failed::new("waking the healer", error))?;
+        answered.recv().map_err(|_| gone())?
+    }
+
+    /// Returns what the looks so far amount to.
+    pub fn report(&self) -> Report {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Healer {
+    fn drop(&mut self) {
+        self.orders = None;
+        let _ = self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Removes all that is ours from the network namespace of the calling thread: the rules first, the firewall last. `routes` is of use where the
+/// kernel keeps no protocol numbers, see [`Router::cleanup`].
+///
+/// # Errors
+/// Names the first thing that failed; all others have been tried.
+pub fn cleanup(routes: &Routes) -> Result<(), Failed> {
+    let opening = |error| Failed::new("opening a netlink socket", error);
+    let unrouted = Router::open().map_err(opening).and_then(|mut router| router.cleanup(routes));
+    let unguarded = match Guard::open() {
+        Ok(mut guard) => guard.cleanup(),
+        // Without netfilter there is no table.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(()),
+        Err(error) => Err(opening(error)),
+    };
+    unrouted?;
+    unguarded
+}
+
+/// The thread's own.
+struct Keeper {
+    poll: Poll,
+    monitor: Monitor,
+    changes: Changes,
+    router: Router,
+    guard: Guard,
+    report: Arc<Mutex<Report>>,
+    desired: Option<Desired>,
+}
+
+impl Keeper {
+    fn run(mut self, orders: &mpsc::Receiver<Order>) {
+        let mut events = Events::with_capacity(4);
+        let (mut earliest, mut due) = (Duration::ZERO, None);
+        loop {
+            let timeout = due.map(|due: Duration| due.saturating_sub(boottime()));
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    tracing::error!(%error, "routes and firewall are no longer looked after");
+                    return;
+                }
+                Ok(()) | Err(_) => {}
+            }
+            loop {
+                match orders.try_recv() {
+                    Ok(order) => {
+                        self.desired = Some(order.desired);
+                        let done = self.look(false);
+                        (earliest, due) = next(done.is_ok());
+                        // Whoever has stopped waiting does not want to know.
+                        let _ = order.answer.send(done);
+                    }
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+            if self.has_notice() {
+                due = Some(due.map_or(earliest, |due: Duration| due.min(earliest)));
+            }
+            if self.desired.is_some() && due.is_some_and(|due| due <= boottime()) {
+                let done = self.look(true);
+                (earliest, due) = next(done.is_ok());
+            }
+        }
+    }
+
+    /// Takes in the notices, and tells whether one may concern us.
+    fn has_notice(&mut self) -> bool {
+        let has_changed = self.changes.take(super::firewall::TABLE);
+        let events = self.monitor.take();
+        let Some(desired) = &self.desired else { return false };
+        let (routes, interface) = (&desired.routes, self.router.interface());
+        let concerns_us = |event: &Event| match event {
+            Event::Link(link) => link.name == routes.interface || Some(link.index) == interface,
+            Event::LinkGone(index) => Some(*index) == interface,
+            Event::Route { table, .. } => *table == routes.table,
+            Event::Rule | Event::Lost => true,
+            Event::Address(_) => false,
+        };
+        has_changed || events.iter().any(concerns_us)
+    }
+
+    /// Looks at everything and does what is missing: the firewall first, so that it covers what comes to be protected before there are routes.
+    fn look(&mut self, is_healing: bool) -> Result<Outcome, Failed> {
+        let Some(desired) = &self.desired else { return Ok(Outcome::default()) };
+        let guarded = match &desired.firewall {
+            Some(firewall) => self.guard.sync(firewall),
+            None => self.guard.cleanup().map(|()| false),
+        };
+        let routed = self.router.sync(&desired.routes);
+        let has_healed = is_healing
+            && (matches!(guarded, Ok(true)) || matches!(&routed, Ok(outcome) if outcome.steps > 0));
+        let done = guarded.and(routed);
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.looks += 1;
+        report.heals += u64::from(has_healed);
+        report.failure = done.as_ref().err().map(Failed::to_string);
+        report.waiting = done.as_ref().map_or(report.waiting, |outcome| outcome.waiting);
+        drop(report);
+        match &done {
+            Err(failure) => tracing::warn!(%failure, "the kernel is not programmed as it should be"),
+            Ok(_) if has_healed => tracing::warn!("somebody had changed routes, rules or firewall; mended"),
+            Ok(_) => {}
+        }
+        done
+    }
+}
+
+/// Returns when the next look follows a look: at the earliest for a notice, and at the latest.
+fn next(is_done: bool) -> (Duration, Option<Duration>) {
+    let now = boottime();
+    (now + PAUSE, Some(now + if is_done { RESYNC } else { RETRY }))
+}
