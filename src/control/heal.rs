@@ -1,8 +1,8 @@
-//! Keeps the kernel as it should be: a thread that is told of changes of routes, rules, links and tables, looks again, and does what is
-//! missing.
+//! Keeps the kernel as it should be: a thread that is told of changes of links, addresses, routes, rules and tables, looks again, and does
+//! what is missing.
 //!
 //! It wakes up for a notice that may concern us, for a new plan, and every 90 seconds in case a notice did not come. Whoever keeps undoing what it
-//! does is answered ten times a second at most.
+//! does is answered ten times a second at most. What the kernel refuses is tried again after a second, then after two, and so on up to 64.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -15,16 +15,18 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use super::failed::Failed;
 use super::firewall::{Firewall, Guard};
+use super::link::Link;
 use super::plan::Routes;
 use super::route::{Outcome, Router};
 use crate::sys::clock::boottime;
 use crate::sys::netlink::nftables::Changes;
-use crate::sys::netlink::{Event, Groups, Monitor};
+use crate::sys::netlink::{Event, Groups, Monitor, Netlink};
 
 /// How long after one look the next one follows at the earliest, if it is for a notice.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long after a look that failed.
+/// How long after a look that failed: the first time, and at most.
 const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(64);
 /// How long after a look at the latest.
 const RESYNC: Duration = Duration::from_secs(90);
 
@@ -34,6 +36,8 @@ const NOTICES: Token = Token(1);
 /// What the kernel should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Desired {
+    /// The tunnel's interface; `None` to leave it as it is.
+    pub link: Option<Link>,
     /// Routes and rules.
     pub routes: Routes,
     /// The firewall; `None` for none.
@@ -75,7 +79,7 @@ impl Healer {
     pub fn start() -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
-        let groups = Groups::LINKS | Groups::ROUTES | Groups::RULES;
+        let groups = Groups::LINKS | Groups::ADDRESSES | Groups::ROUTES | Groups::RULES;
         let (monitor, changes) = (Monitor::open_for(groups)?, Changes::open()?);
         for fd in [monitor.as_raw_fd(), changes.as_raw_fd()] {
             poll.registry().register(&mut SourceFd(&fd), NOTICES, Interest::READABLE)?;
@@ -86,10 +90,12 @@ impl Healer {
             poll,
             monitor,
             changes,
+            netlink: Netlink::open()?,
             router: Router::open()?,
             guard: Guard::open()?,
             report: Arc::clone(&report),
             desired: None,
+            retry: RETRY,
         };
         let thread =
             std::thread::Builder::new().name("healer".to_owned()).spawn(move || keeper.run(&queue))?;
@@ -148,10 +154,13 @@ struct Keeper {
     poll: Poll,
     monitor: Monitor,
     changes: Changes,
+    netlink: Netlink,
     router: Router,
     guard: Guard,
     report: Arc<Mutex<Report>>,
     desired: Option<Desired>,
+    /// How long after the next look that fails.
+    retry: Duration,
 }
 
 impl Keeper {
@@ -171,8 +180,9 @@ impl Keeper {
                 match orders.try_recv() {
                     Ok(order) => {
                         self.desired = Some(order.desired);
+                        self.retry = RETRY;
                         let done = self.look(false);
-                        (earliest, due) = next(done.is_ok());
+                        (earliest, due) = self.next(done.is_ok());
                         // Whoever has stopped waiting does not want to know.
                         let _ = order.answer.send(done);
                     }
@@ -185,7 +195,7 @@ impl Keeper {
             }
             if self.desired.is_some() && due.is_some_and(|due| due <= boottime()) {
                 let done = self.look(true);
-                (earliest, due) = next(done.is_ok());
+                (earliest, due) = self.next(done.is_ok());
             }
         }
     }
@@ -200,40 +210,54 @@ impl Keeper {
             Event::Link(link) => link.name == routes.interface || Some(link.index) == interface,
             Event::LinkGone(index) => Some(*index) == interface,
             Event::Route { table, .. } => *table == routes.table,
+            Event::Address(index) => desired.link.is_some() && Some(*index) == interface,
             Event::Rule | Event::Lost => true,
-            Event::Address(_) => false,
         };
         has_changed || events.iter().any(concerns_us)
     }
 
-    /// Looks at everything and does what is missing: the firewall first, so that it covers what comes to be protected before there are routes.
+    /// Looks at everything and does what is missing: the firewall first, so that it covers what comes to be protected before there are routes;
+    /// the link before the routes that lead there.
     fn look(&mut self, is_healing: bool) -> Result<Outcome, Failed> {
         let Some(desired) = &self.desired else { return Ok(Outcome::default()) };
         let guarded = match &desired.firewall {
             Some(firewall) => self.guard.sync(firewall),
             None => self.guard.cleanup().map(|()| false),
         };
+        let linked = desired.link.as_ref().map_or(Ok(0), |link| link.sync(&mut self.netlink));
         let routed = self.router.sync(&desired.routes);
-        let has_healed = is_healing
-            && (matches!(guarded, Ok(true)) || matches!(&routed, Ok(outcome) if outcome.steps > 0));
-        let done = guarded.and(routed);
+        let has_changed = matches!(guarded, Ok(true))
+            || matches!(linked, Ok(1..))
+            || matches!(routed, Ok(Outcome { steps: 1.., .. }));
+        let has_healed = is_healing && has_changed;
+        let done = guarded.and(linked).and(routed);
+
+        let failure = done.as_ref().err().map(Failed::to_string);
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.looks += 1;
         report.heals += u64::from(has_healed);
-        report.failure = done.as_ref().err().map(Failed::to_string);
         report.waiting = done.as_ref().map_or(report.waiting, |outcome| outcome.waiting);
+        let before = std::mem::replace(&mut report.failure, failure.clone());
         drop(report);
-        match &done {
-            Err(failure) => tracing::warn!(%failure, "the kernel is not programmed as it should be"),
-            Ok(_) if has_healed => tracing::warn!("somebody had changed routes, rules or firewall; mended"),
-            Ok(_) => {}
+        if has_healed {
+            tracing::warn!("somebody had changed links, routes, rules or firewall; mended");
+        }
+        // What goes on failing is said once.
+        match failure {
+            Some(failure) if before.as_ref() != Some(&failure) => {
+                tracing::warn!(%failure, "the kernel is not programmed as it should be");
+            }
+            None if before.is_some() => tracing::info!("the kernel is programmed as it should be"),
+            Some(_) | None => {}
         }
         done
     }
-}
 
-/// Returns when the next look follows a look: at the earliest for a notice, and at the latest.
-fn next(is_done: bool) -> (Duration, Option<Duration>) {
-    let now = boottime();
-    (now + PAUSE, Some(now + if is_done { RESYNC } else { RETRY }))
+    /// Returns when the next look follows a look: at the earliest for a notice, and at the latest.
+    fn next(&mut self, is_done: bool) -> (Duration, Option<Duration>) {
+        let now = boottime();
+        let pause = if is_done { RESYNC } else { self.retry };
+        self.retry = if is_done { RETRY } else { (self.retry * 2).min(RETRY_MAX) };
+        (now + PAUSE, Some(now + pause))
+    }
 }

@@ -6,6 +6,7 @@
 pub mod failed;
 pub mod firewall;
 pub mod heal;
+pub mod link;
 pub mod plan;
 mod ranges;
 pub mod route;

@@ -26,13 +26,13 @@ pub struct Entry {
     pub kind: Kind,
 }
 
-/// Where a route leads. Where one prefix has several, the first of this order is obeyed.
+/// Where a route leads. Of several to one prefix `Throw` is obeyed before `Unicast`, and that before `Blackhole`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Out of the table: the prefix is this node's own, and the main table knows the way.
-    Throw,
     /// Into the tunnel.
     Unicast,
+    /// Out of the table: the prefix is this node's own, and the main table knows the way.
+    Throw,
     /// Nowhere: in Strict mode, what no peer has does not leave in clear.
     Blackhole,
 }

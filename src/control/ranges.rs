@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use super::plan::{Entry, Kind};
+use super::route::metric_of;
 use crate::config::Prefix;
 use crate::sys::netlink::nftables::Range;
 
@@ -13,7 +14,9 @@ use crate::sys::netlink::nftables::Range;
 /// address is a stack with the strongest on top.
 pub(super) fn protected(entries: &[Entry], is_ipv6: bool) -> Vec<Range> {
     let mut own: Vec<_> = entries.iter().filter(|entry| entry.prefix.addr().is_ipv6() == is_ipv6).collect();
-    own.sort_unstable_by_key(|entry| (entry.prefix.addr(), entry.prefix.len(), Reverse(entry.kind)));
+    own.sort_unstable_by_key(|entry| {
+        (entry.prefix.addr(), entry.prefix.len(), Reverse(metric_of(entry.kind)))
+    });
     let mut sweep = Sweep::default();
     for entry in own {
         let (first, last) = bounds(&entry.prefix);
@@ -143,7 +146,7 @@ mod tests {
             for last in 0..=u8::MAX {
                 let addr = IpAddr::from([255, 255, 255, last]);
                 let covering = entries.iter().filter(|entry| entry.prefix.contains(addr));
-                let strongest = covering.max_by_key(|entry| (entry.prefix.len(), Reverse(entry.kind)));
+                let strongest = covering.max_by_key(|entry| (entry.prefix.len(), Reverse(metric_of(entry.kind))));
                 let expected = strongest.is_some_and(|entry| entry.kind != Kind::Throw);
                 let found = ranges.iter().any(|range| range.0 <= addr && addr <= range.1);
                 prop_assert_eq!(found, expected, "{}", addr);

@@ -27,11 +27,16 @@ use crate::sys::netlink::{Netlink, RouteFilter, RouteKind, Rule, TableRoute};
 /// What our routes and rules are marked with (`rtm_protocol`). No program is known to use this number.
 pub const PROTOCOL: u8 = 173;
 
-/// Lower than any other, so that a node never sends its own pods' packets away.
-const THROW_METRIC: u32 = 1024;
-const UNICAST_METRIC: u32 = 2048;
-/// Higher than any other: it counts where nothing else is left, as when the interface and its routes are gone.
-const BLACKHOLE_METRIC: u32 = 4096;
+/// Returns the metric of a kind of route: of several to one prefix the lowest is obeyed.
+pub(super) fn metric_of(kind: Kind) -> u32 {
+    match kind {
+        // A node never sends its own pods' packets away.
+        Kind::Throw => 1024,
+        Kind::Unicast => 2048,
+        // It counts where nothing else is left, as when the interface and its routes are gone.
+        Kind::Blackhole => 4096,
+    }
+}
 
 /// What the kernel has that may be ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -141,15 +146,15 @@ fn key(route: &TableRoute) -> Key {
 
 fn routes_of(desired: &Routes, interface: Option<u32>) -> BTreeMap<Key, TableRoute> {
     let routes = desired.entries.iter().filter_map(|entry| {
-        let (kind, metric) = match entry.kind {
-            Kind::Throw => (RouteKind::Throw, THROW_METRIC),
-            Kind::Unicast => (RouteKind::Unicast { interface: interface? }, UNICAST_METRIC),
-            Kind::Blackhole => (RouteKind::Blackhole, BLACKHOLE_METRIC),
+        let kind = match entry.kind {
+            Kind::Throw => RouteKind::Throw,
+            Kind::Unicast => RouteKind::Unicast { interface: interface? },
+            Kind::Blackhole => RouteKind::Blackhole,
         };
         Some(TableRoute {
             table: desired.table,
             destination: (entry.prefix.addr(), entry.prefix.len()),
-            metric,
+            metric: metric_of(entry.kind),
             kind,
             mtu: None,
             protocol: PROTOCOL,

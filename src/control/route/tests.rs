@@ -133,7 +133,7 @@ fn planned(plan: &Routes, interface: Option<u32>, addr: IpAddr) -> Verdict {
     let there = |entry: &&Entry| entry.kind != Kind::Unicast || interface.is_some();
     let covering = plan.entries.iter().filter(there).filter(|entry| entry.prefix.contains(addr));
     match covering
-        .max_by_key(|entry| (entry.prefix.len(), std::cmp::Reverse(entry.kind)))
+        .max_by_key(|entry| (entry.prefix.len(), std::cmp::Reverse(metric_of(entry.kind))))
         .map(|entry| entry.kind)
     {
         None | Some(Kind::Throw) => Verdict::Main,
@@ -147,7 +147,7 @@ fn foreign() -> Twin {
     let route = TableRoute {
         table: TABLE,
         destination: ([10, 9, 0, 0].into(), 16),
-        metric: UNICAST_METRIC,
+        metric: metric_of(Kind::Unicast),
         kind: RouteKind::Unicast { interface: 1 },
         mtu: None,
         protocol: 4,
@@ -341,7 +341,7 @@ fn a_route_in_the_way_is_named_and_left_and_the_rest_is_done() {
         let others = TableRoute {
             table: TABLE,
             destination: ([10, 0, 0, 0].into(), 16),
-            metric: BLACKHOLE_METRIC,
+            metric: metric_of(Kind::Blackhole),
             kind: RouteKind::Throw,
             mtu: None,
             protocol: 4,

@@ -172,6 +172,32 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    /// Returns the addresses of a link, each with the length of its prefix.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn addresses(&mut self, index: u32) -> io::Result<Vec<(IpAddr, u8)>> {
+        let replies = self.request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
+        let address = |reply: &RouteNetlinkMessage| match reply {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
+                let own = |attribute: &AddressAttribute| match attribute {
+                    AddressAttribute::Local(addr) => Some(*addr),
+                    _ => None,
+                };
+                let any = |attribute: &AddressAttribute| match attribute {
+                    AddressAttribute::Address(addr) => Some(*addr),
+                    _ => None,
+                };
+                // IPv6 tells the address alone; with a peer's address beside it, as on IPv4, the own one goes first.
+                let addr = message.attributes.iter().find_map(own);
+                let addr = addr.or_else(|| message.attributes.iter().find_map(any))?;
+                Some((addr, message.header.prefix_len))
+            }
+            _ => None,
+        };
+        Ok(replies.iter().filter_map(address).collect())
+    }
+
     /// Adds a route to the main table, by way of a neighbour or straight onto a link.
     ///
     /// # Errors
@@ -452,6 +478,9 @@ mod tests {
             netlink.remove_route(("10.3.0.0".parse().unwrap(), 16))?;
             netlink.add_route(("10.3.0.0".parse().unwrap(), 16), None, Some(left.index))?;
             assert_eq!(netlink.packets(left.index)?.0, 0);
+            let addresses = netlink.addresses(left.index)?;
+            assert!(addresses.contains(&("10.1.0.1".parse().unwrap(), 24)), "{addresses:?}");
+            assert!(addresses.contains(&("fd00::1".parse().unwrap(), 64)), "{addresses:?}");
             let now = netlink.link("left")?;
             assert_eq!((now.mtu, now.up), (1400, true));
             let routes = netlink.routes()?;

@@ -84,7 +84,10 @@ impl Netlink {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
                 replies => replies?,
             };
-            routes.extend(replies.iter().filter_map(table_route_of).filter(|route| filter.admits(route)));
+            // A kernel without IPv6 answers with the routes of all other families.
+            let is_asked_for =
+                |route: &TableRoute| family_of(route.destination.0) == family && filter.admits(route);
+            routes.extend(replies.iter().filter_map(table_route_of).filter(is_asked_for));
         }
         Ok(routes)
     }

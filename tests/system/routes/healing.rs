@@ -42,6 +42,9 @@ fn what_somebody_deletes_or_changes_is_back_within_a_second() {
         format!("ip -4 route add 10.244.9.0/24 dev pod protocol 173 table {TABLE}"),
         "ip -4 rule add not fwmark 7 priority 7 table 7 protocol 173".to_owned(),
         format!("ip link set {interface} down"),
+        format!("ip link set {interface} mtu 1300"),
+        format!("ip -4 addr flush dev {interface}"),
+        format!("ip -6 addr del fd10:0:0:1::1/128 dev {interface}"),
         "nft flush ruleset".to_owned(),
         "nft delete table inet adit".to_owned(),
         "nft flush chain inet adit postrouting".to_owned(),
@@ -57,12 +60,8 @@ fn what_somebody_deletes_or_changes_is_back_within_a_second() {
         // Braces are one argument for nft, as for a shell.
         let (success, text) = namespace.try_run(words[0], &words[1..]);
         assert!(success, "{act}: {text}");
-        if act.ends_with("down") {
-            namespace.ip(&format!("link set {interface} up"));
-        } else {
-            // It has an effect; unless it is undone by then.
-            assert!(everything(namespace) != before || lab.a.healer.report().heals > 0, "{act}");
-        }
+        // It has an effect; unless that is undone by then.
+        assert!(everything(namespace) != before || lab.a.healer.report().heals > 0, "{act}");
         wait_until(&format!("mending after: {act}"), LIMIT, || everything(namespace) == before);
         eprintln!("mended within {:?}: {act}", boottime() - started);
     }
@@ -130,6 +129,7 @@ fn cleanup_leaves_everything_as_it_was() {
     need!("ip", "ping", "wg", "nft");
     let lab = Lab::new();
     let namespace = &lab.a.namespace;
+    namespace.ip(&format!("link set {} mtu 1420 up", lab.a.name));
     // Others' things, among ours.
     namespace.ip(&format!("rule add priority {PRIORITY} fwmark 0x1 lookup 77"));
     namespace.ip(&format!("-6 rule add priority {PRIORITY} not fwmark {FWMARK} lookup {TABLE}"));
@@ -147,6 +147,10 @@ fn cleanup_leaves_everything_as_it_was() {
     drop(lab.a.healer);
     // An agent that ends leaves the node protected.
     assert_eq!(everything(&lab.a.namespace), during);
+    // The interface goes with the data plane.
+    let addresses = &plan.link.as_ref().unwrap().addresses;
+    let commands = addresses.iter().map(|addr| format!("addr del {addr} dev {}", lab.a.name));
+    commands.for_each(|command| drop(lab.a.namespace.ip(&command)));
     lab.a.namespace.enter(move || cleanup(&plan.routes)).unwrap();
     assert_eq!(everything(&lab.a.namespace), before);
     // Once more has nothing to do.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use adit::config::Prefix;
 use adit::control::firewall::Firewall;
 use adit::control::heal::{Desired, Healer};
+use adit::control::link::Link;
 use adit::control::plan::{Entry, Kind, Routes};
 use adit::sys::netlink::Netlink;
 use adit::sys::packet::Capture;
@@ -97,9 +98,12 @@ impl Node {
             entries.extend([entry("10.244.0.0/16", Kind::Blackhole), entry("fd10::/48", Kind::Blackhole)]);
         }
         let interface = self.name.clone();
+        let addresses = [format!("10.244.{}.1", self.number), format!("fd10:0:0:{}::1", self.number)];
+        let addresses = addresses.iter().map(|addr| addr.parse().unwrap()).collect();
+        let link = Some(Link { interface: interface.clone(), mtu: Some(1420), addresses });
         let routes = Routes { table: TABLE, fwmark: FWMARK, rule_priority: PRIORITY, interface, entries };
         let firewall = Some(Firewall::of(&routes, PORT, mode == Mode::Strict));
-        Desired { routes, firewall }
+        Desired { link, routes, firewall }
     }
 
     fn introduce(&self, other: &Key) {
@@ -113,8 +117,6 @@ impl Node {
                  allowed-ips 10.244.{peer}.0/24,fd10:0:0:{peer}::/64"
             ),
         );
-        self.namespace.ip(&format!("link set {} mtu 1420", self.name));
-        tunnel.up(&self.namespace);
     }
 
     /// Kills the data plane; its interface goes with it.
@@ -207,12 +209,17 @@ impl Lab {
 
     /// Returns how many frames with the canary node a and the fabric have exchanged since the last call.
     fn clear_frames(&self) -> usize {
+        self.clear_frames_with(CANARY)
+    }
+
+    /// The same with another needle.
+    fn clear_frames_with(&self, needle: &[u8]) -> usize {
         // What was sent before this has passed before its answer.
         assert!(self.a.namespace.pings("192.168.1.254"));
         let mut frame = [0; 2048];
         let mut clear = 0;
         while let Ok(len) = self.capture.read(&mut frame) {
-            clear += usize::from(frame[..len].windows(CANARY.len()).any(|window| window == CANARY));
+            clear += usize::from(frame[..len].windows(needle.len()).any(|window| window == needle));
         }
         assert_eq!(self.capture.take_lost().unwrap(), 0, "frames that were not looked at");
         clear
@@ -248,6 +255,11 @@ fn pod_addr(number: u8, is_ipv6: bool) -> SocketAddr {
     addr.parse().unwrap()
 }
 
+/// Returns bytes as `ping -p` takes them.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn entry(prefix: &str, kind: Kind) -> Entry {
     let (addr, len) = prefix.split_once('/').unwrap();
     Entry { prefix: Prefix::new(addr.parse().unwrap(), len.parse().unwrap()).unwrap(), kind }
@@ -277,6 +289,14 @@ fn every_kind_of_route_leads_where_it_should() {
     }
     // What is not the cluster's goes as before.
     assert!(namespace.pings("192.168.2.1"));
+    // The node itself reaches pods of the other one, through the tunnel by its tunnel address.
+    lab.clear_frames();
+    for addr in ["10.244.2.2", "fd10:0:0:2::2"] {
+        wait_until(&format!("an answer from {addr}"), SOON, || {
+            namespace.succeeds(&format!("ping -n -c 1 -W 1 -p {} {addr}", hex(&CANARY[..16])))
+        });
+    }
+    assert_eq!(lab.clear_frames_with(&CANARY[..16]), 0);
     // Pods of one node reach their node, which is on nobody else's way.
     assert!(lab.a.pod.pings("10.244.1.1"));
 }
