@@ -94,7 +94,7 @@ struct Frame {
 
 impl Frame {
     /// Appends the chains and rules.
-    fn add_to(&self, batch: &mut Batch<'_>) {
+    fn add_to(&self, batch: &mut Batch<'_>, clamps: bool) {
         use Expression::{
             Accept, ClampMss, Count, Drop, In, Interface, OtherInterface, OtherMark, TcpOpening, UdpTo,
         };
@@ -120,7 +120,7 @@ impl Frame {
                 batch.add_rule("postrouting", "cleartext to another node", &rule);
             }
         }
-        for side in [Side::Source, Side::Destination] {
+        for side in [Side::Source, Side::Destination].into_iter().filter(|_| clamps) {
             let rule = [Interface(side, tunnel), TcpOpening, Count(OPENED), ClampMss];
             batch.add_rule("forward", "MSS", &rule);
         }
@@ -203,22 +203,29 @@ impl Guard {
         self.made = None;
         let reading = |error| Failed::new("reading table inet adit", error);
         let counts = self.nftables.counters(TABLE).map_err(reading)?;
-        let mut batch = Batch::new(TABLE);
-        // What is not there cannot be removed, so it is made first.
-        batch.add_table();
-        batch.remove_table();
-        batch.add_table();
-        for counter in [WIREGUARD, INGRESS, EGRESS, OPENED] {
-            batch.add_counter(counter, counts.get(counter).copied().unwrap_or_default());
-        }
-        if desired.is_strict {
-            for (set, is_ipv6) in SETS {
-                batch.add_set(set, is_ipv6);
-                batch.add_ranges(set, &desired.ranges(is_ipv6));
+        let table = |clamps| {
+            let mut batch = Batch::new(TABLE);
+            // What is not there cannot be removed, so it is made first.
+            batch.add_table();
+            batch.remove_table();
+            batch.add_table();
+            for counter in [WIREGUARD, INGRESS, EGRESS, OPENED] {
+                batch.add_counter(counter, counts.get(counter).copied().unwrap_or_default());
             }
+            if desired.is_strict {
+                for (set, is_ipv6) in SETS {
+                    batch.add_set(set, is_ipv6);
+                    batch.add_ranges(set, &desired.ranges(is_ipv6));
+                }
+            }
+            frame.add_to(&mut batch, clamps);
+            batch
+        };
+        if let Err(refused) = self.nftables.commit(&table(true)) {
+            // A kernel that cannot clamp can drop.
+            self.nftables.commit(&table(false))?;
+            tracing::warn!(%refused, "pods' TCP is not told of the tunnel's MTU");
         }
-        frame.add_to(&mut batch);
-        self.nftables.commit(&batch)?;
         let fingerprint = self.nftables.fingerprint(TABLE).map_err(reading)?;
         self.made = fingerprint.map(|fingerprint| Made { frame, fingerprint });
         Ok(())
@@ -271,4 +278,51 @@ impl Guard {
 /// Tells whether the kernel has no nftables.
 fn is_missing(error: &io::Error) -> bool {
     [Some(libc::EOPNOTSUPP), Some(libc::EINVAL), Some(libc::EPROTONOSUPPORT)].contains(&error.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Prefix;
+    use crate::control::plan::Kind;
+    use crate::sys::{netns, with_faults};
+
+    #[test]
+    fn a_kernel_that_cannot_clamp_the_mss_drops_all_the_same() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let mut guard = Guard::open()?;
+            if guard.nftables.fingerprint(TABLE).is_err() {
+                eprintln!("skipped: nftables missing in this kernel");
+                return Ok(());
+            }
+            let prefix = Prefix::new([10, 0, 0, 0].into(), 16).unwrap();
+            let desired = Firewall {
+                interface: "adit0".to_owned(),
+                fwmark: 1,
+                listen_port: 51820,
+                is_strict: true,
+                entries: vec![Entry { prefix, kind: Kind::Blackhole }],
+            };
+            // Table, three chains, a rule for the tunnel and six that drop.
+            let dropping = 1 + 3 + 1 + 6;
+            let (synced, _) = with_faults("TcpMss=95", || guard.sync(&desired).unwrap());
+            assert!(synced);
+            let made = guard.nftables.fingerprint(TABLE)?.unwrap();
+            assert_eq!(made.len(), dropping);
+            assert!(!guard.sync(&desired).unwrap(), "it is not tried again each time");
+            guard.made = None;
+            assert!(guard.sync(&desired).unwrap());
+            assert_eq!(guard.nftables.fingerprint(TABLE)?.unwrap().len(), dropping + 2);
+            guard.cleanup().unwrap();
+            guard.cleanup().unwrap();
+            assert_eq!(guard.nftables.fingerprint(TABLE)?, None);
+            assert_eq!(guard.counters().unwrap(), Counters::default());
+            Ok(())
+        })
+        .unwrap();
+    }
 }

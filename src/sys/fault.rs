@@ -49,6 +49,8 @@ pub(super) enum Call {
     ReusePort,
     /// `socket(AF_INET6)`.
     SocketV6,
+    /// The expression of nftables that computes an MSS.
+    TcpMss,
 }
 
 /// Calls can be made to fail in this build.

@@ -76,7 +76,7 @@ fn cleartext_that_claims_to_come_from_another_nodes_pod_is_dropped_and_counted()
         let lab = Lab::programmed(mode);
         // Somebody on the fabric takes addresses of node b's pods.
         lab.fabric.ip("addr add 10.244.2.66/32 dev lo");
-        lab.fabric.ip("addr add fd10:0:0:2::66/128 dev lo");
+        lab.fabric.ip("addr add fd10:0:0:2::66/128 dev lo nodad");
         let before = counters(&lab.a).cleartext_ingress;
         for (is_ipv6, liar) in [(false, "10.244.2.66:7000"), (true, "[fd10:0:0:2::66]:7000")] {
             let liar = udp(&lab.fabric, liar);
@@ -90,21 +90,12 @@ fn cleartext_that_claims_to_come_from_another_nodes_pod_is_dropped_and_counted()
                 Mode::Strict => assert!(!arrives()),
             }
             // To the node itself.
-            liar.send_to(b"lie", ("192.168.1.1:7001", "[fd20:1::1]:7001").pick(is_ipv6)).unwrap();
+            let node = if is_ipv6 { "[fd20:1::1]:7001" } else { "192.168.1.1:7001" };
+            liar.send_to(b"lie", node).unwrap();
         }
         let counted = counters(&lab.a).cleartext_ingress.packets - before.packets;
         assert_eq!(counted, if mode == Mode::Strict { 4 } else { 0 });
         lab.assert_encrypted("beside the lies");
-    }
-}
-
-trait Pick<T> {
-    fn pick(self, second: bool) -> T;
-}
-
-impl<T> Pick<T> for (T, T) {
-    fn pick(self, second: bool) -> T {
-        if second { self.1 } else { self.0 }
     }
 }
 
@@ -206,6 +197,30 @@ fn a_prefix_moves_under_traffic_and_no_frame_is_in_clear() {
     }
     assert_eq!(lab.clear_frames(), 0);
     lab.assert_encrypted("after the moves");
+}
+
+#[test]
+fn traffic_loses_nothing_while_others_come_and_go_and_the_table_is_replaced() {
+    need!("ip", "ping", "wg");
+    let lab = Lab::programmed(Mode::Strict);
+    let args = ["-n", "-q", "-i", "0.002", "-c", "1000", "10.244.2.2"];
+    let mut ping = lab.a.pod.spawn("ping", &args);
+    let whole = lab.a.plan(Mode::Strict);
+    let mut round = 0;
+    while ping.ended().is_none() {
+        let mut plan = whole.clone();
+        plan.routes.entries.push(entry(&format!("10.244.{}.0/24", 100 + round % 100), Kind::Unicast));
+        // Another port makes another table, another entry other routes.
+        plan.firewall = Some(Firewall::of(&plan.routes, PORT + u16::from(round % 2 == 0), true));
+        lab.a.healer.set(plan).unwrap();
+        round += 1;
+    }
+    assert!(round > 20, "only {round} changes in the time");
+    wait_until("no loss", SOON, || {
+        let output = ping.output();
+        assert!(!output.contains("packet loss") || output.contains(" 0% packet loss"), "{output}");
+        output.contains("packet loss")
+    });
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! A rule loads into register 1 and compares, again and again. Names of interfaces are compared rather than indices: a rule goes on to hold
 //! for an interface that is made anew.
 
+use crate::sys::fault;
+
 use super::message::{Attributes, DATA_VALUE, LIST_ELEMENT, VERDICT_ACCEPT, VERDICT_DROP};
 
 /// Which of a packet's two ends.
@@ -38,7 +40,7 @@ pub enum Expression<'a> {
     TcpOpening,
     /// Counts the packet.
     Count(&'a str),
-    /// Lowers the MSS that the sender of a TCP segment announces to what fits into the MTU of the routes there and back.
+    /// Lowers the MSS that the sender of a TCP segment announces to what fits into the MTU of the routes there and back. From Linux 4.14 on.
     ClampMss,
     /// The table has no objection; others may.
     Accept,
@@ -125,7 +127,9 @@ impl Expression<'_> {
             }
             Self::Count(counter) => push(list, "objref", Attributes::new().be32(1, COUNTER).text(2, counter)),
             Self::ClampMss => {
-                let list = push(list, "rt", Attributes::new().be32(1, REGISTER).be32(2, RT_TCPMSS));
+                // Where it is to fail the kernel is asked for what none has.
+                let key = if fault::is_due(fault::Call::TcpMss) { u32::MAX } else { RT_TCPMSS };
+                let list = push(list, "rt", Attributes::new().be32(1, REGISTER).be32(2, key));
                 let swap =
                     Attributes::new().be32(1, REGISTER).be32(2, REGISTER).be32(3, HTON).be32(4, 2).be32(5, 2);
                 let write = Attributes::new()
