@@ -81,11 +81,10 @@ fn rule_of(message: &RouteNetlinkMessage) -> Option<Rule> {
     let RouteNetlinkMessage::NewRule(message) = message else { return None };
     let header = &message.header;
     let is_ipv6 = header.family == AddressFamily::Inet6;
-    let has_form = header.action == RuleAction::ToTable
+    let mut has_form = header.action == RuleAction::ToTable
         && header.flags.contains(RuleFlags::Invert)
         && [header.src_len, header.dst_len, header.tos] == [0; 3];
     let mut rule = Rule { is_ipv6, priority: 0, mark: 0, table: header.table.into(), protocol: None };
-    let mut has_form = has_form;
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
