@@ -300,3 +300,29 @@ fn every_kind_of_route_leads_where_it_should() {
     // Pods of one node reach their node, which is on nobody else's way.
     assert!(lab.a.pod.pings("10.244.1.1"));
 }
+
+/// Traffic of the nodes themselves is encrypted as well: the tunnel's endpoint lies inside a prefix that is routed into the tunnel.
+#[test]
+fn the_tunnels_own_packets_do_not_go_into_the_tunnel() {
+    need!("ip", "ping", "wg");
+    let lab = Lab::programmed(Mode::Strict);
+    for (node, other) in [(&lab.a, &lab.b), (&lab.b, &lab.a)] {
+        let peer = other.number;
+        let mut plan = node.plan(Mode::Strict);
+        plan.routes.entries.push(entry(&format!("192.168.{peer}.1/32"), Kind::Unicast));
+        plan.firewall = Some(Firewall::of(&plan.routes, PORT, true));
+        let tunnel = node.running.as_ref().unwrap();
+        let public = other.key.public();
+        let allowed = format!("10.244.{peer}.0/24,fd10:0:0:{peer}::/64,192.168.{peer}.1/32");
+        tunnel.set(&node.namespace, &format!("peer {public} allowed-ips {allowed}"));
+        node.healer.set(plan).unwrap();
+    }
+    lab.assert_encrypted("with the nodes routed into the tunnel");
+    let node_to_node = format!("ping -n -c 1 -W 1 -p {} 192.168.2.1", hex(&CANARY[..16]));
+    wait_until("an answer from the other node", SOON, || lab.a.namespace.succeeds(&node_to_node));
+    assert_eq!(lab.clear_frames_with(&CANARY[..16]), 0);
+    // The control: without the mark they do.
+    lab.a.running.as_ref().unwrap().set(&lab.a.namespace, "fwmark 0");
+    assert!(!lab.reaches(false));
+    assert_eq!(lab.clear_frames(), 0);
+}
