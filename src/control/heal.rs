@@ -14,7 +14,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use super::failed::Failed;
-use super::firewall::{Firewall, Guard};
+use super::firewall::{Firewall, Guard, TABLE};
 use super::link::Link;
 use super::plan::Routes;
 use super::route::{Outcome, Router};
@@ -75,13 +75,19 @@ impl Healer {
     /// Starts the thread. It does nothing before [`Self::set`].
     ///
     /// # Errors
-    /// If no descriptor or no thread is left, or the kernel has no netfilter.
+    /// If no descriptor or no thread is left. A kernel without netfilter is no error before a firewall is wanted.
     pub fn start() -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         let groups = Groups::LINKS | Groups::ADDRESSES | Groups::ROUTES | Groups::RULES;
-        let (monitor, changes) = (Monitor::open_for(groups)?, Changes::open()?);
-        for fd in [monitor.as_raw_fd(), changes.as_raw_fd()] {
+        let monitor = Monitor::open_for(groups)?;
+        let netfilter = match Changes::open() {
+            Ok(changes) => Some((changes, Guard::open()?)),
+            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
+            Err(error) => return Err(error),
+        };
+        let changes = netfilter.as_ref().map(|(changes, _)| changes.as_raw_fd());
+        for fd in [Some(monitor.as_raw_fd()), changes].into_iter().flatten() {
             poll.registry().register(&mut SourceFd(&fd), NOTICES, Interest::READABLE)?;
         }
         let (orders, queue) = mpsc::channel();
@@ -89,10 +95,9 @@ impl Healer {
         let keeper = Keeper {
             poll,
             monitor,
-            changes,
+            netfilter,
             netlink: Netlink::open()?,
             router: Router::open()?,
-            guard: Guard::open()?,
             report: Arc::clone(&report),
             desired: None,
             retry: RETRY,
@@ -153,10 +158,10 @@ pub fn cleanup(routes: &Routes) -> Result<(), Failed> {
 struct Keeper {
     poll: Poll,
     monitor: Monitor,
-    changes: Changes,
+    /// None if the kernel has none.
+    netfilter: Option<(Changes, Guard)>,
     netlink: Netlink,
     router: Router,
-    guard: Guard,
     report: Arc<Mutex<Report>>,
     desired: Option<Desired>,
     /// How long after the next look that fails.
@@ -202,7 +207,7 @@ impl Keeper {
 
     /// Takes in the notices, and tells whether one may concern us.
     fn has_notice(&mut self) -> bool {
-        let has_changed = self.changes.take(super::firewall::TABLE);
+        let has_changed = self.netfilter.as_mut().is_some_and(|(changes, _)| changes.take(TABLE));
         let events = self.monitor.take();
         let Some(desired) = &self.desired else { return false };
         let (routes, interface) = (&desired.routes, self.router.interface());
@@ -220,9 +225,13 @@ impl Keeper {
     /// the link before the routes that lead there.
     fn look(&mut self, is_healing: bool) -> Result<Outcome, Failed> {
         let Some(desired) = &self.desired else { return Ok(Outcome::default()) };
-        let guarded = match &desired.firewall {
-            Some(firewall) => self.guard.sync(firewall),
-            None => self.guard.cleanup().map(|()| false),
+        let guarded = match (&desired.firewall, &mut self.netfilter) {
+            (Some(firewall), Some((_, guard))) => guard.sync(firewall),
+            (None, Some((_, guard))) => guard.cleanup().map(|()| false),
+            (Some(_), None) => {
+                Err(Failed::new("firewall", io::Error::from_raw_os_error(libc::EPROTONOSUPPORT)))
+            }
+            (None, None) => Ok(false),
         };
         let linked = desired.link.as_ref().map_or(Ok(0), |link| link.sync(&mut self.netlink));
         let routed = self.router.sync(&desired.routes);
@@ -259,5 +268,43 @@ impl Keeper {
         let pause = if is_done { RESYNC } else { self.retry };
         self.retry = if is_done { RETRY } else { (self.retry * 2).min(RETRY_MAX) };
         (now + PAUSE, Some(now + pause))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Prefix;
+    use crate::control::plan::{Entry, Kind};
+    use crate::sys::{netns, with_faults};
+
+    #[test]
+    fn without_netfilter_the_routes_are_made_and_the_firewall_is_missed() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let (healer, _) = with_faults("Netfilter=93", Healer::start);
+            let healer = healer?;
+            let entries =
+                vec![Entry { prefix: Prefix::new([10, 0, 0, 0].into(), 16).unwrap(), kind: Kind::Blackhole }];
+            let routes = Routes { table: 5000, fwmark: 1, rule_priority: 99, entries, ..Routes::default() };
+            let firewall = Some(Firewall::of(&routes, 51820, true));
+            let desired = Desired { link: None, routes: routes.clone(), firewall };
+            let failure = healer.set(desired.clone()).unwrap_err().to_string();
+            assert_eq!(failure, "firewall: Protocol not supported (os error 93)");
+            let report = healer.report();
+            assert_eq!((report.heals, report.failure), (0, Some(failure)));
+            // A blackhole and a rule are there.
+            assert_eq!(healer.set(Desired { firewall: None, ..desired }).unwrap().steps, 0);
+            assert_eq!(healer.report().failure, None);
+            assert_eq!(Netlink::open()?.rules()?.len(), 1);
+            let (cleaned, _) = with_faults("Netfilter=93", || cleanup(&routes));
+            cleaned.unwrap();
+            assert_eq!(Netlink::open()?.rules()?, []);
+            Ok(())
+        })
+        .unwrap();
     }
 }

@@ -18,6 +18,7 @@ pub use expression::{Expression, Side};
 use message::{Attributes, FAMILY_INET, Message, attributes, be32, be64, nested, text};
 
 use super::{ATTEMPTS, RECEIVE_LEN};
+use crate::sys::fault;
 
 /// A range of addresses of one family, both ends included.
 pub type Range = (IpAddr, IpAddr);
@@ -215,7 +216,7 @@ impl Nftables {
     /// # Errors
     /// `EPROTONOSUPPORT` if the kernel has no netfilter; if no descriptor is left.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        let mut socket = open()?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         // A refusal need not repeat what it refuses.
@@ -407,7 +408,7 @@ impl Changes {
     /// # Errors
     /// As [`Nftables::open`].
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        let mut socket = open()?;
         socket.bind(&SocketAddr::new(0, message::GROUP_NFTABLES))?;
         socket.set_non_blocking(true)?;
         Ok(Self(socket))
@@ -441,6 +442,11 @@ impl AsRawFd for Changes {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+fn open() -> io::Result<Socket> {
+    fault::check(fault::Call::Netfilter)?;
+    Socket::new(NETLINK_NETFILTER)
 }
 
 /// Tells whether a message is about this table or something in it. The first attribute of each kind names the table.
