@@ -8,7 +8,8 @@ use super::*;
 /// How long anything may be missing.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Returns everything that could be ours or be touched by us. Counters count, and handles of tables that are made anew are new.
+/// Returns everything that could be ours or be touched by us. Counters count, and handles of tables that are made anew are new. The kernel's
+/// own routes follow from the addresses, for IPv6 a moment later.
 fn everything(namespace: &Namespace) -> String {
     let lines = [
         "ip -o link",
@@ -19,10 +20,11 @@ fn everything(namespace: &Namespace) -> String {
         "ip -6 route show table all",
         "nft -s list ruleset",
     ];
-    lines.map(|line| namespace.sh(line)).join("\n---\n")
+    let text = lines.map(|line| namespace.sh(line)).join("\n---\n");
+    text.lines().filter(|line| !line.contains(" proto kernel ")).collect::<Vec<_>>().join("\n")
 }
 
-/// Returns the same once it stays so: the kernel makes the routes of an IPv6 address a moment after the address.
+/// Returns the same once it stays so: a link gets its link-local address a moment after it is up.
 fn settled(namespace: &Namespace) -> String {
     let mut last = everything(namespace);
     wait_until("quiet", SOON, || {
