@@ -4,6 +4,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use crate::crypto::aead::Tier;
+use crate::device::Spill;
 use crate::sys::offload::Wanted;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -74,6 +75,10 @@ pub(super) struct InterfaceArgs {
     #[arg(long, env = "ADIT_CRYPTO", value_enum, value_name = "TIER", default_value_t, ignore_case = true)]
     pub(super) crypto: Crypto,
 
+    /// Whether idle workers help one that a single flow keeps busy: `auto` with three or more workers; `on` is for tests.
+    #[arg(long, env = "ADIT_SPILL", value_enum, value_name = "WHEN", default_value_t, ignore_case = true)]
+    pub(super) spill: SpillWhen,
+
     /// boringtun's: accepted, and without effect, as privileges are kept.
     #[arg(long, env = "WG_SUDO", hide = true, value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) disable_drop_privileges: bool,
@@ -101,6 +106,15 @@ impl InterfaceArgs {
         self.offload.unwrap_or_default()
     }
 
+    /// Returns whether workers help each other.
+    pub(super) fn spill(&self) -> Spill {
+        match self.spill {
+            SpillWhen::Auto => Spill::Auto,
+            SpillWhen::On => Spill::On,
+            SpillWhen::Off => Spill::Off,
+        }
+    }
+
     pub(super) fn level(&self) -> Level {
         self.verbosity.or_else(|| self.log_level.and_then(|level| level.0)).unwrap_or(Level::Error)
     }
@@ -115,6 +129,15 @@ pub(super) struct DemoArgs {
     /// Seconds of traffic.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=3600))]
     pub(super) seconds: u16,
+}
+
+/// [`Spill`] on the command line.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(super) enum SpillWhen {
+    #[default]
+    Auto,
+    On,
+    Off,
 }
 
 /// A descriptor of the parent's; `-1` is none, as boringtun writes it.

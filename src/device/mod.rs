@@ -10,13 +10,17 @@
 //! them. What a worker cannot do itself it asks the control thread for.
 
 mod control;
+mod lane;
 mod link;
 mod receive;
 mod screen;
 mod send;
 mod shared;
 mod sockets;
+mod spill;
 mod worker;
+
+pub use spill::Spill;
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -55,7 +59,12 @@ impl Device {
     ///
     /// # Errors
     /// If threads, sockets or descriptors cannot be made, or a feature that `wanted` insists on cannot be had.
-    pub fn start(tun: Tun, wanted: Wanted, on_close: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        tun: Tun,
+        wanted: Wanted,
+        spill: Spill,
+        on_close: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let drops = Arc::new(Drops::default());
         let mut interface = Interface::new(Arc::clone(&drops), Box::new(Os));
         let offloads = tun.offloads();
@@ -64,7 +73,7 @@ impl Device {
         SocketSet::open(0, 0, queues.len(), &wanted, &[])?;
         interface.spread(u32::try_from(queues.len()).unwrap_or(1));
         let (shared, control_poll, worker_polls) =
-            Shared::new(drops, interface.view(), queues.len() + 1, offloads)?;
+            Shared::new(drops, interface.view(), queues.len() + 1, offloads, spill)?;
         let shared = Arc::new(shared);
         let (requests, receiver) = mpsc::channel();
         let control = Control::new(
