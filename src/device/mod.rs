@@ -42,7 +42,12 @@ const DEFAULT_THREADS_MAX: usize = 16;
 
 /// Returns the number of workers that suits this machine.
 pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_THREADS_MAX))
+    cores().min(DEFAULT_THREADS_MAX)
+}
+
+/// Returns the number of cores that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// A running interface. Dropping it stops the threads and closes device and sockets.

@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use mio::{Poll, Token, Waker};
 
+use super::cores;
 use super::lane::Lane;
 use super::receive::Inbox;
 use super::send::Outbox;
@@ -114,7 +115,7 @@ impl Shared {
             offloads,
             sockets: (0..workers).map(|_| ArcSwapOption::empty()).collect(),
             // The last one is for handshakes.
-            lanes: Lanes::new(spill, workers - 1),
+            lanes: Lanes::new(spill, workers - 1, cores()),
             link_lost: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             control: Waker::new(control_poll.registry(), WAKE)?,

@@ -18,13 +18,13 @@ use super::worker::Left;
 /// each to be written.
 const ROOM: usize = 4;
 
-/// Fewer workers than this have no third core to go to: the system's own work for the two directions fills the others.
-const WORKERS_MIN: usize = 3;
+/// With fewer cores, and workers, no core is left to help: what makes the traffic and the worker itself fill two.
+const CORES_MIN: usize = 3;
 
 /// Whether workers help each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Spill {
-    /// If there are three or more, and one has more than it can do.
+    /// If there are three or more, on as many cores, and one has more than it can do.
     #[default]
     Auto,
     /// Always: every batch is offered to another worker. For tests.
@@ -48,9 +48,9 @@ pub(super) struct Lanes {
 
 impl Lanes {
     /// Returns lanes for each of `workers`, if they are to help each other.
-    pub(super) fn new(spill: Spill, workers: usize) -> Option<Self> {
+    pub(super) fn new(spill: Spill, workers: usize, cores: usize) -> Option<Self> {
         let is_wanted = match spill {
-            Spill::Auto => workers >= WORKERS_MIN,
+            Spill::Auto => workers.min(cores) >= CORES_MIN,
             Spill::On => true,
             Spill::Off => false,
         };
@@ -145,16 +145,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_workers_do_not_help_each_other_unless_told_to() {
-        let has = |spill, workers| Lanes::new(spill, workers).is_some();
-        assert_eq!([2, 3, 16].map(|workers| has(Spill::Auto, workers)), [false, true, true]);
-        assert_eq!([2, 16].map(|workers| has(Spill::On, workers)), [true, true]);
-        assert_eq!([2, 16].map(|workers| has(Spill::Off, workers)), [false, false]);
+    fn two_workers_or_cores_are_too_few_unless_told_otherwise() {
+        let has = |spill, workers, cores| Lanes::new(spill, workers, cores).is_some();
+        let auto = [(2, 2), (2, 16), (16, 2), (3, 3), (16, 16)];
+        assert_eq!(
+            auto.map(|(workers, cores)| has(Spill::Auto, workers, cores)),
+            [false, false, false, true, true]
+        );
+        assert!(has(Spill::On, 2, 2) && !has(Spill::Off, 16, 16));
     }
 
     #[test]
     fn who_watches_is_not_woken_and_who_rests_is_woken_once() {
-        let lanes = Lanes::new(Spill::Auto, 100).unwrap();
+        let lanes = Lanes::new(Spill::Auto, 100, 100).unwrap();
         assert_eq!(lanes.find(), Found::Nobody);
         lanes.note(3, Idle::Rests);
         lanes.note(5, Idle::Rests);
