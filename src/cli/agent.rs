@@ -8,10 +8,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::args::AgentArgs;
 use super::log;
-use crate::control::agent::{Agent, Parts, Router};
+use crate::control::agent::{Agent, Parts};
 use crate::control::api;
-use crate::control::plan::Routes;
+use crate::control::heal::{self, Healer};
+use crate::control::settings::Settings;
 use crate::control::store::Store;
+use crate::control::topology;
 use crate::control::watch::Source;
 use crate::control::watch::cluster::Cluster;
 use crate::control::watch::directory::Directory;
@@ -19,13 +21,16 @@ use crate::crypto::random::Os;
 use crate::sys::process;
 use crate::sys::signal::Signals;
 
-/// Runs the agent until a signal comes; or prints what was asked for.
+/// Runs the agent until a signal comes; or prints or removes what was asked for.
 ///
 /// # Errors
 /// Names what cannot be used, and why.
 #[expect(clippy::print_stdout, reason = "the public key was asked for")]
 pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
     process::forbid_dumps();
+    if args.cleanup {
+        return heal::cleanup(&topology::no_routes(&Settings::default())).map_err(|error| error.to_string());
+    }
     let store = Store::open(&args.state).map_err(|error| error.to_string())?;
     let private_key = store.private_key(&mut Os).map_err(|error| error.to_string())?;
     if args.public_key {
@@ -51,7 +56,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         resync: Duration::from_secs(args.resync.into()),
         store,
         source,
-        router: Box::new(Unrouted { is_said: false }),
+        healer: Healer::start().map_err(|error| format!("netlink: {error}"))?,
     };
     let mut agent = Agent::new(parts).map_err(|error| format!("{}: {error}", args.sockets.display()))?;
     tracing::info!(node, "ready");
@@ -67,22 +72,4 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
 pub(super) fn print_definitions() -> Result<(), String> {
     let printed = io::stdout().write_all(api::definitions().as_bytes());
     printed.map_err(|error| format!("standard output: {error}"))
-}
-
-/// Leaves the routes to whoever made the network, and says so.
-struct Unrouted {
-    is_said: bool,
-}
-
-impl Router for Unrouted {
-    fn apply(&mut self, routes: &Routes) -> Result<(), String> {
-        if !std::mem::replace(&mut self.is_said, true) {
-            tracing::warn!(
-                interface = routes.interface,
-                routes = routes.entries.len(),
-                "the routes are left to others"
-            );
-        }
-        Ok(())
-    }
 }

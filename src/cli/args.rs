@@ -4,6 +4,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use crate::crypto::aead::Tier;
+use crate::device::Spill;
 use crate::sys::offload::Wanted;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -80,6 +81,10 @@ pub(super) struct InterfaceArgs {
     #[arg(long, env = "ADIT_CRYPTO", value_enum, value_name = "TIER", default_value_t, ignore_case = true)]
     pub(super) crypto: Crypto,
 
+    /// Whether idle workers help one that a single flow keeps busy: `auto` with three or more workers; `on` is for tests.
+    #[arg(long, env = "ADIT_SPILL", value_enum, value_name = "WHEN", default_value_t, ignore_case = true)]
+    pub(super) spill: SpillWhen,
+
     /// boringtun's: accepted, and without effect, as privileges are kept.
     #[arg(long, env = "WG_SUDO", hide = true, value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) disable_drop_privileges: bool,
@@ -107,6 +112,15 @@ impl InterfaceArgs {
         self.offload.unwrap_or_default()
     }
 
+    /// Returns whether workers help each other.
+    pub(super) fn spill(&self) -> Spill {
+        match self.spill {
+            SpillWhen::Auto => Spill::Auto,
+            SpillWhen::On => Spill::On,
+            SpillWhen::Off => Spill::Off,
+        }
+    }
+
     pub(super) fn level(&self) -> Level {
         self.verbosity.or_else(|| self.log_level.and_then(|level| level.0)).unwrap_or(Level::Error)
     }
@@ -127,7 +141,7 @@ pub(super) struct DemoArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct AgentArgs {
     /// The name of this node: that of its NodeTunnel.
-    #[arg(long, env = "NODE_NAME", value_name = "NAME", required_unless_present = "public_key")]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", required_unless_present_any = ["public_key", "cleanup"])]
     pub(super) node_name: Option<String>,
 
     /// How the cluster is reached, as kubectl is told [default: as a pod of it].
@@ -168,6 +182,19 @@ pub(super) struct AgentArgs {
     /// Prints the public key of this node, which is made if there is none, and ends.
     #[arg(long, env = "ADIT_PUBLIC_KEY", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) public_key: bool,
+
+    /// Removes routes, rules and firewall of the agent from this network namespace, and ends.
+    #[arg(long, env = "ADIT_CLEANUP", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub(super) cleanup: bool,
+}
+
+/// [`Spill`] on the command line.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(super) enum SpillWhen {
+    #[default]
+    Auto,
+    On,
+    Off,
 }
 
 /// A descriptor of the parent's; `-1` is none, as boringtun writes it.

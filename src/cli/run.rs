@@ -53,7 +53,8 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
         }
     };
     let workers = tun.queues().len();
-    let device = Device::start(tun, args.offload(), on_close).map_err(|error| format!("{name}: {error}"))?;
+    let device = Device::start(tun, args.offload(), args.spill(), on_close)
+        .map_err(|error| format!("{name}: {error}"))?;
     // One that was handed over without a name cannot be removed.
     let directory = socket.path().parent().filter(|_| socket.has_name());
     let watch = directory.map(Watch::new).transpose();

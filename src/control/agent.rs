@@ -17,8 +17,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::api::NodeTunnelStatus;
-use super::link;
+use super::api::{Mode, NodeTunnelStatus};
+use super::firewall::Firewall;
+use super::heal::{self, Healer};
+use super::link::Link;
 use super::objects::{Fault, Objects};
 use super::plan::Routes;
 use super::publish::published;
@@ -42,15 +44,6 @@ const KEEP_AFTER: Duration = Duration::from_secs(1);
 /// The longest wait after a failure.
 const RETRY_MOST: Duration = Duration::from_secs(15);
 
-/// Who programs the routes.
-pub trait Router {
-    /// Makes table and rule what `routes` says: what is missing comes before what is too much goes.
-    ///
-    /// # Errors
-    /// Says what could not be done.
-    fn apply(&mut self, routes: &Routes) -> Result<(), String>;
-}
-
 /// What an agent is given.
 pub struct Parts {
     /// The node's name.
@@ -67,8 +60,8 @@ pub struct Parts {
     pub store: Store,
     /// Where objects come from.
     pub source: Box<dyn Source>,
-    /// Who programs the routes.
-    pub router: Box<dyn Router>,
+    /// Who programs interface, routes and firewall, and keeps them so.
+    pub healer: Healer,
 }
 
 /// The control loop of one node.
@@ -361,15 +354,18 @@ impl Agent {
         let occasion = Occasion { is_complete, is_periodic, now: clock::realtime() };
         let plan = reconcile(&snapshot, &known.topology, &self.parts.private_key, &self.endpoints, occasion);
         let mut edited = 0;
+        let mut ready = None;
         for step in &plan.steps {
             match step {
                 Step::Configure(edits) => {
                     client.apply(edits).map_err(|error| error.to_string())?;
                     edited += edits.len();
                 }
-                Step::Link(link) => link::make_ready(&mut self.netlink, link)
-                    .map_err(|error| format!("{}: {error}", link.name))?,
-                Step::Route(routes) => self.parts.router.apply(routes)?,
+                Step::Link(link) => {
+                    link.sync(&mut self.netlink).map_err(|error| error.to_string())?;
+                    ready = Some(link.clone());
+                }
+                Step::Route(routes) => self.program(&known.topology, ready.take(), routes.clone())?,
             }
         }
         if edited > 0 {
@@ -383,15 +379,25 @@ impl Agent {
     /// Closes what would lead into nothing.
     fn without_data_plane(&mut self, error: &Failed) -> String {
         let known = self.known.as_ref().filter(|known| known.extent != Extent::Kept);
-        let routes = known.and_then(|known| without_data_plane(&known.topology));
-        if self.is_answered.replace(false) != Some(false)
-            && let Some(routes) = routes
-            && let Err(reason) = self.parts.router.apply(&routes)
+        let closed = known.and_then(|known| Some((&known.topology, without_data_plane(&known.topology)?)));
+        if self.is_answered != Some(false)
+            && let Some((topology, routes)) = closed
+            && let Err(reason) = self.program(topology, None, routes)
         {
             self.is_answered = None;
             return format!("{error}; and the routes: {reason}");
         }
+        self.is_answered = Some(false);
         error.to_string()
+    }
+
+    /// Makes routes and firewall what they should be, and has them kept so.
+    fn program(&self, topology: &Topology, link: Option<Link>, routes: Routes) -> Result<(), String> {
+        let settings = &topology.settings;
+        let firewall = (settings.mode != Mode::Off)
+            .then(|| Firewall::of(&routes, settings.listen_port, settings.mode == Mode::Strict));
+        let done = self.parts.healer.set(heal::Desired { link, routes, firewall });
+        done.map(drop).map_err(|error| error.to_string())
     }
 }
 

@@ -332,7 +332,7 @@ impl World {
                         });
                     }
                 }
-                Step::Link(link) => assert_eq!(link.name, self.routes.interface),
+                Step::Link(link) => assert_eq!(link.interface, self.routes.interface),
                 Step::Route(routes) => {
                     // What comes in is there before what goes out is gone: the models' states are both, then one.
                     let mut both = routes.clone();

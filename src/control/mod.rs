@@ -1,8 +1,8 @@
 //! The control loop: what a cluster says of its nodes → peers, allowed IPs and routes of this one.
 //!
 //! ```text
-//! watch ─→ objects ─→ topology ─→ reconcile ─→ steps ─→ data plane (uapi_client) · interface · routes
-//!   I/O     read        pure        pure                      I/O
+//! watch ─→ objects ─→ topology ─→ reconcile ─→ steps ─→ data plane (uapi_client) · interface, routes, firewall (heal)
+//!   I/O     read        pure        pure                      I/O                     I/O
 //! ```
 //!
 //! It is driven by levels: a lost event costs a look at everything, never a wrong state, and the order of events makes no difference to
@@ -13,24 +13,30 @@
 //! - [`settings`], [`topology`]: objects → what this node should do. Pure.
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
+//! - [`route`], [`firewall`], [`link`]: what leads the kernel from what it has to what the plan says, and the taking of those steps.
+//! - [`heal`]: keeps the kernel so, whoever changes it.
 //! - [`publish`]: what this node says of itself. Pure.
 //! - [`status`]: what its agent tells the cluster. Pure.
 //! - [`store`]: the private key, and the objects as last known, on disk.
 //! - [`uapi_client`]: any data plane, by its configuration socket.
 //! - [`watch`]: where objects come from.
-//! - [`link`]: the tunnel's interface: on, MTU, addresses.
 //! - [`agent`]: the loop itself.
 
 pub mod agent;
 pub mod api;
+pub mod failed;
+pub mod firewall;
+pub mod heal;
 #[cfg(test)]
 mod history;
 pub mod link;
 pub mod objects;
 pub mod plan;
 pub mod publish;
+mod ranges;
 pub mod read;
 pub mod reconcile;
+pub mod route;
 pub mod settings;
 pub mod status;
 pub mod store;

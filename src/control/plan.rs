@@ -1,39 +1,38 @@
-//! What the kernel is to be told about routes, as plain data: made by the topology, obeyed by whoever speaks netlink.
+//! What this node's kernel should do, as plain data.
 
 use crate::config::Prefix;
 
-/// All routes of the tunnel, and the rule that leads to them: `not from all fwmark FWMARK lookup TABLE`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Routes of a table of our own, and the rule that leads there every packet but the tunnel's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes {
-    /// The routing table, which is ours alone.
+    /// The routing table; nobody else's.
     pub table: u32,
-    /// The mark of the data plane's own datagrams, which pass the table by.
+    /// The mark of the tunnel's own UDP datagrams, which skip the table; not 0.
     pub fwmark: u32,
-    /// The priority of the rule.
+    /// Where the rule stands among the others: ascending order, before the main table's 32766.
     pub rule_priority: u32,
     /// The tunnel's interface.
     pub interface: String,
-    /// The routes, in ascending order.
+    /// The routes, in any order.
     pub entries: Vec<Entry>,
 }
 
-/// A route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// One route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Entry {
     /// The destination.
     pub prefix: Prefix,
-    /// What becomes of a packet that goes there.
+    /// Where it leads.
     pub kind: Kind,
 }
 
-/// What becomes of a packet. One destination may have a [`Self::Unicast`] and a [`Self::Blackhole`]: the blackhole has the worse metric
-/// then, and takes over when the interface, and its routes with it, goes away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Where a route leads. Of several to one prefix `Throw` is obeyed before `Unicast`, and that before `Blackhole`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// It enters the tunnel.
+    /// Into the tunnel.
     Unicast,
-    /// The lookup goes on in the next table, as if this one did not exist.
+    /// Out of the table: the prefix is this node's own, and the main table knows the way.
     Throw,
-    /// It is dropped.
+    /// Nowhere: in Strict mode, what no peer has does not leave in clear.
     Blackhole,
 }

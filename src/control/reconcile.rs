@@ -13,10 +13,11 @@
 //! peer that holds it, and as long as anything is kept in this way the routes stay as they are.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::api::Mode;
+use super::link::Link;
 use super::plan::{Kind, Routes};
 use super::topology::{Peer, Topology};
 use crate::config::diff::{Difference, diff};
@@ -35,17 +36,6 @@ pub enum Step {
     Link(Link),
     /// To be made so, and what else is in the table to be removed.
     Route(Routes),
-}
-
-/// What the tunnel's interface should be, apart from its being on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Its name.
-    pub name: String,
-    /// Its MTU in bytes; `None` leaves it as it is.
-    pub mtu: Option<u32>,
-    /// Addresses that it is to have.
-    pub addresses: Vec<IpAddr>,
 }
 
 /// What is known, and when.
@@ -100,8 +90,8 @@ pub fn reconcile(
     if !additions.is_empty() {
         steps.push(Step::Configure(additions));
     }
-    let (name, mtu) = (topology.settings.interface.clone(), topology.settings.mtu);
-    steps.push(Step::Link(Link { name, mtu, addresses: topology.addresses.clone() }));
+    let (interface, mtu) = (topology.settings.interface.clone(), topology.settings.mtu);
+    steps.push(Step::Link(Link { interface, mtu, addresses: topology.addresses.clone() }));
     if !is_held_back {
         steps.push(Step::Route(topology.routes.clone()));
     }

@@ -418,13 +418,18 @@ impl<'a> Routing<'a> {
             entries.extend(blackholes.map(|prefix| Entry { prefix: *prefix, kind: Kind::Blackhole }));
             entries.extend(self.entries.iter().map(|(prefix, kind)| Entry { prefix: *prefix, kind: *kind }));
         }
-        Routes {
-            table: settings.table,
-            fwmark: settings.fwmark,
-            rule_priority: settings.rule_priority,
-            interface: settings.interface.clone(),
-            entries: entries.into_iter().collect(),
-        }
+        Routes { entries: entries.into_iter().collect(), ..no_routes(settings) }
+    }
+}
+
+/// Returns table and rule without any route.
+pub fn no_routes(settings: &Settings) -> Routes {
+    Routes {
+        table: settings.table,
+        fwmark: settings.fwmark,
+        rule_priority: settings.rule_priority,
+        interface: settings.interface.clone(),
+        entries: Vec::new(),
     }
 }
 

@@ -10,7 +10,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::link::{Follower, News};
-use super::shared::{Request, Shared, WAKE, moment};
+use super::shared::{Request, Shared, WAKE, moment, now};
 use super::sockets::{Fate, Patience, SocketSet, Sockets, send_all};
 use crate::config::{Edit, Refused, Snapshot};
 use crate::sys::clock::{self, Jump, Timer};
@@ -20,6 +20,7 @@ use crate::sys::tun::Queue;
 use crate::sys::udp::{Datagram, SendBatch};
 use crate::wireguard::dropped::Dropped;
 use crate::wireguard::interface::{Interface, Transmit};
+use crate::wireguard::peer::Peer;
 use crate::wireguard::time::Instant;
 
 const TIMER: Token = Token(1);
@@ -32,6 +33,9 @@ const SUSPEND_MIN: Duration = Duration::from_millis(100);
 
 /// Handshake messages between two looks at requests, timers and the link.
 const HANDSHAKES_PER_TURN: usize = 32;
+
+/// Peers whose source addresses are checked between two such looks.
+const SOURCES_PER_TURN: usize = 64;
 
 pub(super) struct Control {
     interface: Interface,
@@ -46,6 +50,7 @@ pub(super) struct Control {
     link: Follower,
     /// Routes and addresses where the sockets are.
     outer: Option<(Monitor, Netlink)>,
+    sources: Sources,
     sockets: Vec<Arc<SocketSet>>,
     /// Sets that a worker may not yet have let go of. They are closed here, so that what is closed and what is not is known here.
     leaving: Vec<Arc<SocketSet>>,
@@ -53,8 +58,42 @@ pub(super) struct Control {
     listen_port: u16,
     fwmark: u32,
     up: bool,
+    /// The link was deleted.
+    is_gone: bool,
     /// BOOTTIME − MONOTONIC: time spent asleep since boot.
     slept: Duration,
+}
+
+/// Whose source addresses are yet to be checked, after routes or addresses have changed.
+#[derive(Default)]
+struct Sources {
+    have_changed: bool,
+    rest: Vec<Arc<Peer>>,
+    began: Instant,
+    /// On a router that learns routes all day, checks take a quarter of the thread's time at most.
+    not_before: Instant,
+}
+
+impl Sources {
+    /// Begins if there is reason to.
+    fn begin(&mut self, interface: &Interface, now: Instant) {
+        if self.rest.is_empty() && self.have_changed && now >= self.not_before {
+            self.have_changed = false;
+            self.began = now;
+            let has_source =
+                |peer: &&Arc<Peer>| peer.endpoint().is_some_and(|endpoint| endpoint.source.is_some());
+            self.rest = interface.peers().filter(has_source).cloned().collect();
+        }
+    }
+
+    fn end(&mut self, now: Instant) {
+        self.not_before = now + now.since(self.began) * 3;
+    }
+
+    /// Returns when a check that waits may begin.
+    fn waits_until(&self) -> Option<Instant> {
+        (self.have_changed && self.rest.is_empty()).then_some(self.not_before)
+    }
 }
 
 impl Control {
@@ -88,12 +127,14 @@ impl Control {
             jump,
             link,
             outer,
+            sources: Sources::default(),
             sockets: Vec::new(),
             leaving: Vec::new(),
             send_batch: SendBatch::new(1),
             listen_port: 0,
             fwmark: 0,
             up: false,
+            is_gone: false,
             slept: slept(),
         })
     }
@@ -113,22 +154,19 @@ impl Control {
             self.shared.control_looks();
             for event in &events {
                 match event.token() {
-                    TIMER => self.timer.clear(),
+                    TIMER => {
+                        self.timer.clear();
+                        self.timer_at = None;
+                    }
                     JUMP => self.jump.clear(),
-                    LINK => match self.link.news() {
-                        News::None => {}
-                        News::Changed => self.follow_link(),
-                        News::Moved => self.follow_moved_link(),
-                        News::Gone => return on_close(),
-                    },
-                    ROUTES => self.check_sources(),
+                    LINK => self.take_news(Follower::news),
+                    ROUTES => {
+                        let told = self.outer.as_mut().is_some_and(|(monitor, _)| !monitor.take().is_empty());
+                        self.sources.have_changed |= told;
+                    }
                     WAKE => {
                         if self.shared.link_lost.swap(false, SeqCst) {
-                            match self.link.look_again() {
-                                News::Gone => return on_close(),
-                                News::Moved => self.follow_moved_link(),
-                                News::None | News::Changed => self.follow_link(),
-                            }
+                            self.take_news(Follower::look_again);
                         }
                     }
                     Token(_) => {}
@@ -139,7 +177,11 @@ impl Control {
             if !self.up && self.link.state().up {
                 self.come_up_on_a_free_port();
             }
-            busy = self.work();
+            busy = self.check_sources();
+            busy |= self.work();
+            if self.is_gone {
+                return on_close();
+            }
         }
     }
 
@@ -148,6 +190,8 @@ impl Control {
         for _ in 0..HANDSHAKES_PER_TURN {
             // Whoever configures does not wait behind a flood.
             while let Ok(request) = self.requests.try_recv() {
+                // They have switched the link on and off before they ask, so that is what they see.
+                self.take_news(Follower::news);
                 self.serve(request);
             }
             // Only those who wait already: a peer without a session asks again as fast as packets for it come.
@@ -299,6 +343,15 @@ impl Control {
 
     // ---- the link
 
+    fn take_news(&mut self, news: impl FnOnce(&mut Follower) -> News) {
+        match news(&mut self.link) {
+            News::None => {}
+            News::Changed => self.follow_link(),
+            News::Moved => self.follow_moved_link(),
+            News::Gone => self.is_gone = true,
+        }
+    }
+
     fn follow_moved_link(&mut self) {
         let fd = self.link.raw_fd();
         if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), LINK, Interest::READABLE) {
@@ -310,10 +363,12 @@ impl Control {
     fn follow_link(&mut self) {
         let state = self.link.state();
         self.shared.mtu.store(Arc::new(self.link.mtu()));
-        match (self.up, state.up) {
-            (false, true) => self.come_up_on_a_free_port(),
-            (true, false) => self.go_down(),
-            (false, false) | (true, true) => {}
+        let was_down = self.link.take_was_down();
+        if self.up && (!state.up || was_down) {
+            self.go_down();
+        }
+        if !self.up && state.up {
+            self.come_up_on_a_free_port();
         }
     }
 
@@ -353,13 +408,15 @@ impl Control {
     }
 
     /// Forgets the local addresses of peers that would be reached by another interface now (kernel `socket.c`, `send4`: the route
-    /// of every packet is compared).
-    fn check_sources(&mut self) {
-        let Some((monitor, netlink)) = &mut self.outer else { return };
-        if monitor.take().is_empty() {
-            return;
+    /// of every packet is compared). Tells whether there are more to check.
+    fn check_sources(&mut self) -> bool {
+        let Some((_, netlink)) = &mut self.outer else { return false };
+        self.sources.begin(&self.interface, now());
+        if self.sources.rest.is_empty() {
+            return false;
         }
-        for peer in self.interface.peers() {
+        for _ in 0..SOURCES_PER_TURN {
+            let Some(peer) = self.sources.rest.pop() else { break };
             let Some(endpoint) = peer.endpoint() else { continue };
             let Some(source) = endpoint.source else { continue };
             let towards = netlink.interface_towards(endpoint.addr.ip(), source.ip, self.fwmark);
@@ -367,12 +424,16 @@ impl Control {
                 peer.clear_source();
             }
         }
+        if self.sources.rest.is_empty() {
+            self.sources.end(now());
+        }
+        !self.sources.rest.is_empty()
     }
 
     // ---- time
 
     fn set_timer(&mut self) {
-        let at = self.interface.poll_timeout();
+        let at = self.interface.poll_timeout().into_iter().chain(self.sources.waits_until()).min();
         if at != self.timer_at {
             self.timer_at = at;
             if let Err(error) = self.timer.set(at.map(|at| Duration::from_nanos(at.as_nanos()))) {

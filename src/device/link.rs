@@ -39,6 +39,8 @@ pub(super) struct Follower {
     netlink: Option<Netlink>,
     index: u32,
     state: State,
+    /// It was down at some time since that was asked for.
+    was_down: bool,
 }
 
 impl Follower {
@@ -50,7 +52,7 @@ impl Follower {
             Err(_) => Self::find_elsewhere(&queue)?,
         };
         let (monitor, netlink, index, state) = found;
-        Ok(Self { queue, monitor, netlink, index, state })
+        Ok(Self { queue, monitor, netlink, index, state, was_down: false })
     }
 
     fn find(queue: &Queue) -> io::Result<Found> {
@@ -79,6 +81,11 @@ impl Follower {
         self.state
     }
 
+    /// Tells whether the link was down since the last call: it may have come up again before anybody looked.
+    pub(super) fn take_was_down(&mut self) -> bool {
+        std::mem::take(&mut self.was_down)
+    }
+
     /// Returns the descriptor that becomes readable when there are news.
     pub(super) fn raw_fd(&self) -> RawFd {
         self.monitor.as_raw_fd()
@@ -91,13 +98,19 @@ impl Follower {
             match event {
                 Event::Link(link) if link.index == self.index => {
                     self.state = State { up: link.up, mtu: link.mtu };
+                    self.was_down |= !link.up;
                     news = News::Changed;
                 }
                 Event::LinkGone(index) if index == self.index => return self.look_again(),
                 Event::Lost => return self.look_again(),
                 // Only routes over this link bear on its MTU: on a router that learns routes all day, the others are not worth a look.
-                Event::Routes(interface) if interface == Some(self.index) => news = News::Changed,
-                Event::Routes(_) | Event::Link(_) | Event::LinkGone(_) => {}
+                Event::Route { interface, .. } if interface == Some(self.index) => news = News::Changed,
+                Event::Address(index) if index == self.index => news = News::Changed,
+                Event::Route { .. }
+                | Event::Address(_)
+                | Event::Rule
+                | Event::Link(_)
+                | Event::LinkGone(_) => {}
             }
         }
         news

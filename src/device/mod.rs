@@ -10,13 +10,17 @@
 //! them. What a worker cannot do itself it asks the control thread for.
 
 mod control;
+mod lane;
 mod link;
 mod receive;
 mod screen;
 mod send;
 mod shared;
 mod sockets;
+mod spill;
 mod worker;
+
+pub use spill::Spill;
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -30,6 +34,7 @@ use crate::wireguard::dropped::Drops;
 use crate::wireguard::interface::Interface;
 use control::Control;
 use shared::{Request, Shared};
+use sockets::SocketSet;
 use worker::Worker;
 
 /// The most workers that are started unless more are asked for.
@@ -37,7 +42,12 @@ const DEFAULT_THREADS_MAX: usize = 16;
 
 /// Returns the number of workers that suits this machine.
 pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_THREADS_MAX))
+    cores().min(DEFAULT_THREADS_MAX)
+}
+
+/// Returns the number of cores that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// A running interface. Dropping it stops the threads and closes device and sockets.
@@ -53,15 +63,22 @@ impl Device {
     /// `on_close` is called once when the device has been deleted, from a thread of this device.
     ///
     /// # Errors
-    /// If threads or descriptors cannot be made.
-    pub fn start(tun: Tun, wanted: Wanted, on_close: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    /// If threads, sockets or descriptors cannot be made, or a feature that `wanted` insists on cannot be had.
+    pub fn start(
+        tun: Tun,
+        wanted: Wanted,
+        spill: Spill,
+        on_close: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let drops = Arc::new(Drops::default());
         let mut interface = Interface::new(Arc::clone(&drops), Box::new(Os));
         let offloads = tun.offloads();
         let queues: Vec<_> = tun.into_queues().into_iter().map(Arc::new).collect();
+        // What was insisted on and cannot be had is said now, not when the link comes up.
+        SocketSet::open(0, 0, queues.len(), &wanted, &[])?;
         interface.spread(u32::try_from(queues.len()).unwrap_or(1));
         let (shared, control_poll, worker_polls) =
-            Shared::new(drops, interface.view(), queues.len() + 1, offloads)?;
+            Shared::new(drops, interface.view(), queues.len() + 1, offloads, spill)?;
         let shared = Arc::new(shared);
         let (requests, receiver) = mpsc::channel();
         let control = Control::new(

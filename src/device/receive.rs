@@ -5,7 +5,8 @@
 //! sort         handshake messages to the control thread; data messages: index → session
 //! open         a batch of messages, in place; note their counters, in the order of arrival
 //! tell         the peer, once a run of one session from one address: endpoint, timers
-//! deliver      in the order of arrival: ECN → inner source → merge with its neighbours of one flow → write
+//! deliver      in the order of arrival: ECN → inner source → merge with its neighbours of one flow → write, or let another worker do
+//!              that
 //! ```
 
 use std::io::{self, IoSlice};
@@ -14,9 +15,10 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use super::lane::Lane;
 use super::screen::Screen;
 use super::shared::{Shared, now};
-
+use super::spill::Heat;
 use super::worker::Left;
 use crate::crypto::aead::{self, OpenJob};
 use crate::packet::coalesce::{Coalescer, Kinds, Merged};
@@ -46,17 +48,35 @@ const BATCH: usize = 128;
 
 pub(super) struct Receiver {
     shared: Arc<Shared>,
+    /// The worker's number.
+    number: usize,
+    inbox: Box<Inbox>,
+    writer: Writer,
+    screen: Screen,
+    heat: Heat,
+}
+
+/// What was received and is to be written.
+pub(super) struct Inbox {
     received: RecvBatch,
-    messages: ArrayVec<Message, BATCH>,
-    sessions: ArrayVec<Session, BATCH>,
+    messages: Vec<Message>,
+    sessions: Vec<Session>,
+    /// Messages that were opened, or found to be forged or replayed.
+    judged: usize,
+    /// Where they are to be written, while another worker has them.
+    queue: Option<Arc<Queue>>,
+}
+
+/// Writes what was opened.
+struct Writer {
+    shared: Arc<Shared>,
     coalescer: Coalescer,
     kinds: Kinds,
-    screen: Screen,
 }
 
 /// A data message that has yet to be opened.
 struct Message {
-    session: u8,
+    session: u16,
     ecn: u8,
     counter: u64,
     /// Where it lies in the buffer of what was received.
@@ -95,36 +115,49 @@ struct Session {
 }
 
 impl Receiver {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, number: usize) -> Self {
         let kinds = Kinds {
             tcp: shared.offloads.has(Feature::Coalesce),
             udp: shared.offloads.has(Feature::CoalesceUdp),
         };
         Self {
-            shared,
-            received: RecvBatch::new(DATAGRAMS, SLOT),
-            messages: ArrayVec::new(),
-            sessions: ArrayVec::new(),
-            coalescer: Coalescer::new(kinds),
-            kinds,
+            number,
+            inbox: Box::new(Inbox::new()),
+            writer: Writer { shared: Arc::clone(&shared), coalescer: Coalescer::new(kinds), kinds },
             screen: Screen::new(),
+            heat: Heat::default(),
+            shared,
         }
     }
 
     /// Receives and handles one batch.
-    pub(super) fn turn(&mut self, socket: &UdpSocket, queue: &Queue) -> Left {
+    pub(super) fn turn(&mut self, socket: &UdpSocket, queue: &Arc<Queue>) -> Left {
+        let left = self.receive(socket, queue);
+        self.heat.note(left);
+        left
+    }
+
+    fn receive(&mut self, socket: &UdpSocket, queue: &Arc<Queue>) -> Left {
+        let shared = Arc::clone(&self.shared);
+        let lane = shared.receive_lane(self.number);
         let most = if socket.offloads().has(Feature::Gro) { RUNS } else { DATAGRAMS };
-        let received = match self.received.recv(socket, most) {
+        let received = match self.inbox.received.recv(socket, most) {
             Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Left::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if let Some((_, lane)) = lane {
+                    // The one who was to write it may have got work of its own.
+                    self.help(lane);
+                }
+                return Left::Nothing;
+            }
             // T35: an error of one datagram, or a lack of memory, ends nothing.
             Err(_) => return Left::More,
         };
         let now = now();
-        let shared = Arc::clone(&self.shared);
         let view = shared.view.load();
+        let lane = lane.filter(|(lanes, lane)| lanes.is_used(lane, &self.heat));
         for slot in 0..received {
-            let Some(run) = self.received.get_mut(slot) else { continue };
+            let Some(run) = self.inbox.received.get_mut(slot) else { continue };
             let source = run.to.map(|(ip, interface)| Source { ip, interface });
             let from = Endpoint { addr: run.from, source };
             let ecn = run.ecn;
@@ -132,21 +165,51 @@ impl Receiver {
                 shared.drops.count(Dropped::Truncated);
             }
             for place in places(run.range, run.segment, run.truncated) {
-                if self.messages.is_full() || self.sessions.is_full() {
-                    self.deliver(&view, queue, now);
+                if self.inbox.messages.len() - self.inbox.judged == BATCH {
+                    self.inbox.judge(&shared, now);
+                    // Written at once, they are still in the core's cache. Handed over, they go as a whole.
+                    if lane.is_none() {
+                        self.writer.deliver(&view, &mut self.inbox, queue);
+                    }
                 }
                 if let Err(reason) = self.sort(&view, place, from, ecn, socket, now) {
                     shared.drops.count(reason);
                 }
             }
         }
-        self.deliver(&view, queue, now);
+        self.inbox.judge(&shared, now);
         self.screen.reply(&shared, socket);
-        let Self { received: buffers, coalescer, kinds, .. } = self;
-        let bytes = &*buffers.bytes();
-        coalescer.flush(bytes, |merged| write(queue, bytes, merged, kinds, &shared.drops));
-        coalescer.set_kinds(*kinds);
+        match lane {
+            None => {
+                self.writer.deliver(&view, &mut self.inbox, queue);
+                self.writer.flush(&mut self.inbox, queue);
+            }
+            Some((lanes, lane)) => {
+                let empty = lane.take_done().unwrap_or_else(|| Box::new(Inbox::new()));
+                let mut opened = std::mem::replace(&mut self.inbox, empty);
+                opened.queue = Some(Arc::clone(queue));
+                while let Err(back) = lane.put(opened) {
+                    opened = back;
+                    // Who writes is slower than this worker.
+                    self.help(lane);
+                    std::thread::yield_now();
+                }
+                if !shared.call_for_help(lanes) {
+                    self.help(lane);
+                }
+            }
+        }
         if received == most { Left::More } else { Left::Nothing }
+    }
+
+    /// Writes what another worker has opened.
+    pub(super) fn help(&mut self, lane: &Lane<Box<Inbox>>) {
+        lane.drain(|inbox| {
+            let Some(queue) = inbox.queue.take() else { return };
+            let view = self.shared.view.load();
+            self.writer.deliver(&view, inbox, &queue);
+            self.writer.flush(inbox, &queue);
+        });
     }
 
     /// Hands a handshake message over; finds the session of a data message.
@@ -159,32 +222,45 @@ impl Receiver {
         socket: &UdpSocket,
         now: Instant,
     ) -> Result<(), Dropped> {
-        let message = &self.received.bytes()[place.clone()];
+        let Inbox { received, messages, sessions, .. } = &mut *self.inbox;
+        let message = &received.bytes()[place.clone()];
         if is_handshake(message) {
             return self.screen.pass(&self.shared, view, message, from, socket, now);
         }
         let header = DataHeader::parse(message).ok_or(Dropped::Malformed)?;
         let is_next = |last: &Session| last.keypair.local() == header.receiver && last.from == from;
-        if !self.sessions.last().is_some_and(is_next) {
+        if !sessions.last().is_some_and(is_next) {
             let entry = view.session(header.receiver).ok_or(Dropped::UnknownIndex)?;
             let keypair = Arc::clone(entry.keypair().ok_or(Dropped::UnknownIndex)?);
             let peer = Arc::clone(entry.peer());
-            self.sessions.push(Session { peer, keypair, from, is_heard: false, has_data: false, bytes: 0 });
+            sessions.push(Session { peer, keypair, from, is_heard: false, has_data: false, bytes: 0 });
         }
-        let session = self.sessions.len() - 1;
-        if !self.sessions[session].keypair.may_receive(header.counter, now) {
+        let session = sessions.len() - 1;
+        if !sessions[session].keypair.may_receive(header.counter, now) {
             return Err(Dropped::Expired);
         }
-        let session = u8::try_from(session).unwrap_or(u8::MAX);
-        self.messages.push(Message { session, ecn, counter: header.counter, place, state: State::Sorted });
+        let session = u16::try_from(session).unwrap_or(u16::MAX);
+        messages.push(Message { session, ecn, counter: header.counter, place, state: State::Sorted });
         Ok(())
     }
+}
 
-    /// Opens the messages that were sorted, and brings what is in them on its way, in their order.
-    fn deliver(&mut self, view: &View, queue: &Queue, now: Instant) {
+impl Inbox {
+    fn new() -> Self {
+        Self {
+            received: RecvBatch::new(DATAGRAMS, SLOT),
+            messages: Vec::with_capacity(BATCH),
+            sessions: Vec::with_capacity(BATCH),
+            judged: 0,
+            queue: None,
+        }
+    }
+
+    /// Opens the messages that were sorted since the last call, at most [`BATCH`], and tells their peers of them.
+    fn judge(&mut self, shared: &Shared, now: Instant) {
         self.open();
-        let Self { shared, received, messages, sessions, coalescer, kinds, .. } = self;
-        for message in &mut *messages {
+        let Self { messages, sessions, judged, .. } = self;
+        for message in &mut messages[*judged..] {
             let session = &mut sessions[usize::from(message.session)];
             let reason = match message.state {
                 // [W] §5.4.6: the window moves only after authentication.
@@ -199,12 +275,45 @@ impl Receiver {
             };
             shared.drops.count(reason);
         }
+        *judged = messages.len();
         // Before any packet is passed on: an answer to it may come at once, and shall go where it came from.
-        for session in sessions.iter().filter(|session| session.is_heard) {
+        for session in sessions.iter_mut().filter(|session| session.is_heard) {
             if session.peer.opened(&session.keypair, session.has_data, session.from, now) {
                 shared.hand_over(&session.peer);
             }
+            (session.is_heard, session.has_data) = (false, false);
         }
+    }
+
+    /// Opens messages in place.
+    fn open(&mut self) {
+        let Self { received, messages, sessions, judged, .. } = self;
+        let messages = &mut messages[*judged..];
+        let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
+        let mut rest = received.bytes();
+        let mut begins = 0;
+        for message in &*messages {
+            let key = sessions[usize::from(message.session)].keypair.opening_key();
+            let (_, from_here) = rest.split_at_mut(message.place.start + DATA_HEADER_LEN - begins);
+            let (buf, behind) = from_here.split_at_mut(message.place.len() - DATA_HEADER_LEN);
+            (rest, begins) = (behind, message.place.end);
+            jobs.push(OpenJob { key, counter: message.counter, buf, ok: false });
+        }
+        aead::open_batch_in_place(&mut jobs);
+        for (message, job) in messages.iter_mut().zip(&jobs) {
+            if job.ok {
+                message.state = State::Authentic;
+            }
+        }
+    }
+}
+
+impl Writer {
+    /// Brings what was opened on its way, in the order of arrival. What may yet be merged with later packets waits for
+    /// [`flush`](Self::flush).
+    fn deliver(&mut self, view: &View, inbox: &mut Inbox, queue: &Queue) {
+        let Self { shared, coalescer, kinds } = self;
+        let Inbox { received, messages, sessions, judged, .. } = inbox;
         let bytes = received.bytes();
         for message in messages.drain(..).filter(|message| message.state == State::New) {
             let session = &mut sessions[usize::from(message.session)];
@@ -224,30 +333,18 @@ impl Receiver {
             }
             session.bytes += message.place.len() as u64;
         }
-        for session in sessions.drain(..).filter(|session| session.is_heard) {
+        *judged = 0;
+        for session in sessions.drain(..).filter(|session| session.bytes > 0) {
             session.peer.count_received(session.bytes);
         }
     }
 
-    /// Opens the messages in place.
-    fn open(&mut self) {
-        let Self { received, messages, sessions, .. } = self;
-        let mut jobs = ArrayVec::<OpenJob<'_>, BATCH>::new();
-        let mut rest = received.bytes();
-        let mut begins = 0;
-        for message in &*messages {
-            let key = sessions[usize::from(message.session)].keypair.opening_key();
-            let (_, from_here) = rest.split_at_mut(message.place.start + DATA_HEADER_LEN - begins);
-            let (buf, behind) = from_here.split_at_mut(message.place.len() - DATA_HEADER_LEN);
-            (rest, begins) = (behind, message.place.end);
-            jobs.push(OpenJob { key, counter: message.counter, buf, ok: false });
-        }
-        aead::open_batch_in_place(&mut jobs);
-        for (message, job) in messages.iter_mut().zip(&jobs) {
-            if job.ok {
-                message.state = State::Authentic;
-            }
-        }
+    /// Writes what was kept to be merged.
+    fn flush(&mut self, inbox: &mut Inbox, queue: &Queue) {
+        let Self { shared, coalescer, kinds } = self;
+        let bytes = &*inbox.received.bytes();
+        coalescer.flush(bytes, |merged| write(queue, bytes, merged, kinds, &shared.drops));
+        coalescer.set_kinds(*kinds);
     }
 }
 

@@ -46,50 +46,34 @@ impl Screen {
         socket: &UdpSocket,
         now: Instant,
     ) -> Result<(), Dropped> {
-        self.check(shared, view, message, from, socket, now)?;
+        let index = |at: usize| message.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+        let is_known = |at: usize| index(at).is_some_and(|index| view.knows(index));
+        match message.len() {
+            RESPONSE_LEN if !is_known(8) => return Err(Dropped::BadResponse),
+            COOKIE_REPLY_LEN if !is_known(4) => return Err(Dropped::BadCookieReply),
+            COOKIE_REPLY_LEN => {}
+            _ if shared.load.is_heavy(shared.handshakes.len(), now) => {
+                let checker = view.checker().ok_or(Dropped::NoPrivateKey)?;
+                match screen(checker, &mut self.limiter, message, from.addr, now, &mut Os) {
+                    Screened::Admitted => {}
+                    Screened::Dropped(reason) => return Err(reason),
+                    Screened::Answered(reply) => {
+                        if self.replies.is_full() {
+                            self.reply(shared, socket);
+                        }
+                        self.replies.push((from, reply));
+                        return Err(Dropped::CookieSent);
+                    }
+                }
+            }
+            _ => {}
+        }
         let mut bytes = [0; INITIATION_LEN];
         bytes[..message.len()].copy_from_slice(message);
         let datagram = HandshakeDatagram { bytes, len: message.len(), from };
         shared.handshakes.push(datagram).map_err(|_| Dropped::HandshakeQueueFull)?;
         shared.wake_control();
         Ok(())
-    }
-
-    fn check(
-        &mut self,
-        shared: &Shared,
-        view: &View,
-        message: &[u8],
-        from: Endpoint,
-        socket: &UdpSocket,
-        now: Instant,
-    ) -> Result<(), Dropped> {
-        let index = |at: usize| message.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
-        match message.len() {
-            RESPONSE_LEN if !index(8).is_some_and(|index| view.knows(index)) => {
-                return Err(Dropped::BadResponse);
-            }
-            COOKIE_REPLY_LEN => {
-                let is_known = index(4).is_some_and(|index| view.knows(index));
-                return if is_known { Ok(()) } else { Err(Dropped::BadCookieReply) };
-            }
-            _ => {}
-        }
-        if !shared.load.is_heavy(shared.handshakes.len(), now) {
-            return Ok(());
-        }
-        let checker = view.checker().ok_or(Dropped::NoPrivateKey)?;
-        match screen(checker, &mut self.limiter, message, from.addr, now, &mut Os) {
-            Screened::Admitted => Ok(()),
-            Screened::Dropped(reason) => Err(reason),
-            Screened::Answered(reply) => {
-                if self.replies.is_full() {
-                    self.reply(shared, socket);
-                }
-                self.replies.push((from, reply));
-                Err(Dropped::CookieSent)
-            }
-        }
     }
 
     /// Sends the cookie replies that are due.

@@ -4,7 +4,8 @@
 //! read         packets and super-packets into one buffer, each cut into segments
 //! per packet   route (once a super-packet) → reserve counters (once a super-packet) → place each segment in a message: datagrams of one
 //!              length that go to one place lie one behind the other
-//! flush        seal all segments, gathered from header and payload, straight into their places → send all messages in one call
+//! flush        seal all segments, gathered from header and payload, straight into their places → send all messages in one call, or let
+//!              another worker do that
 //! ```
 //!
 //! Only what is there to be read is batched: nothing waits.
@@ -17,8 +18,10 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
+use super::lane::Lane;
 use super::shared::{Mtu, Shared, now};
 use super::sockets::{Fate, Patience, RUN_MAX, Refused, SocketSet, send_all};
+use super::spill::Heat;
 use super::worker::Left;
 use crate::crypto::aead::{self, SealJob};
 use crate::packet::segment::{HEADER_MAX, Split};
@@ -87,15 +90,18 @@ struct Message {
 
 pub(super) struct Sender {
     shared: Arc<Shared>,
+    /// The worker's number.
+    number: usize,
     read: Box<[u8]>,
-    sealed: Outbox,
-    batch: SendBatch,
+    outbox: Box<Outbox>,
+    courier: Courier,
     limiter: Limiter,
     unsegmented: Unsegmented,
+    heat: Heat,
 }
 
 /// What is to be sealed and sent.
-struct Outbox {
+pub(super) struct Outbox {
     buffer: Box<[u8]>,
     used: usize,
     heads: Box<[[u8; HEADER_MAX]; BATCH]>,
@@ -104,17 +110,21 @@ struct Outbox {
     messages: ArrayVec<Message, BATCH>,
     /// The longest run of datagrams: 1 without `UDP_SEGMENT`.
     run_max: usize,
+    /// Runs that were refused when it was sent.
+    refused: ArrayVec<(IpAddr, Refused), 8>,
 }
 
 impl Sender {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, number: usize) -> Self {
         Self {
-            limiter: Limiter::new(now()),
-            shared,
+            number,
             read: vec![0; READ_BUFFER].into(),
-            sealed: Outbox::new(),
-            batch: SendBatch::new(BATCH),
+            outbox: Box::new(Outbox::new()),
+            courier: Courier { shared: Arc::clone(&shared), batch: SendBatch::new(BATCH) },
+            limiter: Limiter::new(now()),
             unsegmented: Unsegmented::new(),
+            heat: Heat::default(),
+            shared,
         }
     }
 
@@ -158,7 +168,17 @@ impl Sender {
             at = read.end.next_multiple_of(64);
         }
         self.flush(sockets, now);
+        self.heat.note(left);
+        if let Some((_, lane)) = shared.send_lane(self.number).filter(|_| left != Left::More) {
+            // The one who was to send it may have got work of its own.
+            self.help(lane, sockets);
+        }
         left
+    }
+
+    /// Sends what another worker has sealed.
+    pub(super) fn help(&mut self, lane: &Lane<Box<Outbox>>, sockets: Option<&SocketSet>) {
+        lane.drain(|outbox| self.courier.deliver(outbox, sockets, now()));
     }
 
     /// Places the segments of what was read into `read`.
@@ -187,20 +207,20 @@ impl Sender {
             self.stage(&peer, &split, start..read.end, mtu, ds);
             return Ok(());
         };
-        self.sealed.run_max = self.run_max(to.addr, padded_len(split.longest(), mtu), sockets, now);
+        self.outbox.run_max = self.run_max(to.addr, padded_len(split.longest(), mtu), sockets, now);
         let target = Target { peer, keypair: ticket.keypair, to, ds, hop_limit };
         let longest = padded_len(split.longest(), mtu) + DATA_OVERHEAD;
         let mut aimed = None;
         for (counter, index) in (ticket.first..).zip(0..split.count()) {
-            if !self.sealed.has_room(longest) {
+            if !self.outbox.has_room(longest) {
                 self.flush(sockets, now);
                 aimed = None;
             }
-            let aimed = *aimed.get_or_insert_with(|| self.sealed.aim(&target));
-            let head = self.sealed.next_head();
+            let aimed = *aimed.get_or_insert_with(|| self.outbox.aim(&target));
+            let head = self.outbox.next_head();
             let segment = split.segment(&self.read[start..read.end], index, head);
             let payload = start + segment.payload.start..start + segment.payload.end;
-            self.sealed.place(aimed, counter, segment.header_len, payload, padded_len(segment.len(), mtu));
+            self.outbox.place(aimed, counter, segment.header_len, payload, padded_len(segment.len(), mtu));
         }
         Ok(())
     }
@@ -229,22 +249,60 @@ impl Sender {
     }
 
     fn flush(&mut self, sockets: Option<&SocketSet>, now: Instant) {
-        if self.sealed.segments.is_empty() {
+        if self.outbox.segments.is_empty() {
             return;
         }
-        self.sealed.seal(&self.read);
-        let has = |is_v4: bool| self.sealed.targets.iter().any(|target| target.to.addr.is_ipv4() == is_v4);
-        for is_v4 in [true, false].into_iter().filter(|&is_v4| has(is_v4)).collect::<ArrayVec<_, 2>>() {
-            self.send(is_v4, sockets, now);
+        self.outbox.seal(&self.read);
+        let Self { shared, number, outbox, courier, heat, unsegmented, .. } = self;
+        match shared.send_lane(*number) {
+            Some((lanes, lane)) if lanes.is_used(lane, heat) => {
+                let empty = lane.take_done().unwrap_or_else(|| Box::new(Outbox::new()));
+                let mut sealed = std::mem::replace(outbox, empty);
+                let mut drain = || lane.drain(|outbox| courier.deliver(outbox, sockets, now));
+                while let Err(back) = lane.put(sealed) {
+                    sealed = back;
+                    // Who sends is slower than this worker.
+                    drain();
+                    std::thread::yield_now();
+                }
+                if !shared.call_for_help(lanes) {
+                    drain();
+                }
+            }
+            Some(_) | None => courier.deliver(outbox, sockets, now),
         }
-        self.report(now);
-        self.sealed.clear();
+        for (to, refused) in outbox.refused.drain(..) {
+            unsegmented.remember(to, refused, now);
+        }
+        outbox.clear();
+    }
+}
+
+/// Sends what is sealed.
+struct Courier {
+    shared: Arc<Shared>,
+    batch: SendBatch,
+}
+
+impl Courier {
+    fn deliver(&mut self, outbox: &mut Outbox, sockets: Option<&SocketSet>, now: Instant) {
+        let has = |is_v4: bool| outbox.targets.iter().any(|target| target.to.addr.is_ipv4() == is_v4);
+        for is_v4 in [true, false].into_iter().filter(|&is_v4| has(is_v4)).collect::<ArrayVec<_, 2>>() {
+            self.send(outbox, is_v4, sockets);
+        }
+        // Each peer is told once a message.
+        for message in outbox.messages.iter().filter(|message| message.is_sent) {
+            let Target { peer, keypair, .. } = &outbox.targets[usize::from(message.target)];
+            if peer.sent(keypair, true, message.place.len() as u64, now) {
+                self.shared.hand_over(peer);
+            }
+        }
     }
 
     /// Sends the messages of one family.
-    fn send(&mut self, is_v4: bool, sockets: Option<&SocketSet>, now: Instant) {
-        let Self { shared, sealed, batch, unsegmented, .. } = self;
-        let Outbox { buffer, targets, messages, .. } = sealed;
+    fn send(&mut self, outbox: &mut Outbox, is_v4: bool, sockets: Option<&SocketSet>) {
+        let Self { shared, batch } = self;
+        let Outbox { buffer, targets, messages, refused, .. } = outbox;
         let mut datagrams = ArrayVec::<Datagram<'_>, BATCH>::new();
         let mut owners = ArrayVec::<usize, BATCH>::new();
         for (owner, message) in messages.iter().enumerate() {
@@ -274,19 +332,10 @@ impl Sender {
             match fate {
                 Fate::Sent | Fate::Dropped => {}
                 Fate::SentElsewise => target.peer.clear_source(),
-                Fate::SentSingly(refused) => unsegmented.remember(target.to.addr.ip(), refused, now),
+                // Others are learnt by the next batch.
+                Fate::SentSingly(runs) => drop(refused.try_push((target.to.addr.ip(), runs))),
             }
         });
-    }
-
-    /// Tells each peer, once a message, what was sent to it.
-    fn report(&self, now: Instant) {
-        for message in self.sealed.messages.iter().filter(|message| message.is_sent) {
-            let Target { peer, keypair, .. } = &self.sealed.targets[usize::from(message.target)];
-            if peer.sent(keypair, true, message.place.len() as u64, now) {
-                self.shared.hand_over(peer);
-            }
-        }
     }
 }
 
@@ -300,6 +349,7 @@ impl Outbox {
             targets: ArrayVec::new(),
             messages: ArrayVec::new(),
             run_max: 1,
+            refused: ArrayVec::new(),
         }
     }
 

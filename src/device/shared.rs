@@ -10,7 +10,12 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use mio::{Poll, Token, Waker};
 
+use super::cores;
+use super::lane::Lane;
+use super::receive::Inbox;
+use super::send::Outbox;
 use super::sockets::SocketSet;
+use super::spill::{Found, Idle, Lanes, Spill};
 use crate::config::{Edit, Prefix, Refused, Snapshot};
 use crate::sys::clock;
 use crate::sys::offload::Active;
@@ -77,6 +82,8 @@ pub(super) struct Shared {
     pub(super) offloads: Active,
     /// The sockets of each worker, the one for handshakes last; none while the interface is down.
     pub(super) sockets: Vec<ArcSwapOption<SocketSet>>,
+    /// What workers do for each other, if they are to.
+    pub(super) lanes: Option<Lanes>,
     /// A worker has found the TUN device gone.
     pub(super) link_lost: AtomicBool,
     closing: AtomicBool,
@@ -93,6 +100,7 @@ impl Shared {
         view: View,
         workers: usize,
         offloads: Active,
+        spill: Spill,
     ) -> io::Result<(Self, Poll, Vec<Poll>)> {
         let control_poll = Poll::new()?;
         let polls = (0..workers).map(|_| Poll::new()).collect::<io::Result<Vec<_>>>()?;
@@ -106,6 +114,8 @@ impl Shared {
             asked: SegQueue::new(),
             offloads,
             sockets: (0..workers).map(|_| ArcSwapOption::empty()).collect(),
+            // The last one is for handshakes.
+            lanes: Lanes::new(spill, workers - 1, cores()),
             link_lost: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             control: Waker::new(control_poll.registry(), WAKE)?,
@@ -136,6 +146,32 @@ impl Shared {
     pub(super) fn wake_workers(&self) {
         for waker in &self.workers {
             let _ = waker.wake();
+        }
+    }
+
+    /// Returns the lane of what the worker seals. The worker for handshakes has none.
+    pub(super) fn send_lane(&self, worker: usize) -> Option<(&Lanes, &Lane<Box<Outbox>>)> {
+        self.lanes.as_ref().and_then(|lanes| Some((lanes, lanes.send.get(worker)?)))
+    }
+
+    /// Returns the lane of what the worker opens. The worker for handshakes has none.
+    pub(super) fn receive_lane(&self, worker: usize) -> Option<(&Lanes, &Lane<Box<Inbox>>)> {
+        self.lanes.as_ref().and_then(|lanes| Some((lanes, lanes.receive.get(worker)?)))
+    }
+
+    /// Calls a worker to do what was put into a lane, and tells whether there is one.
+    pub(super) fn call_for_help(&self, lanes: &Lanes) -> bool {
+        match lanes.find() {
+            Found::Nobody => false,
+            Found::Awake => true,
+            Found::Asleep(worker) => self.workers[worker].wake().is_ok(),
+        }
+    }
+
+    /// Notes what a worker does while it has no work of its own.
+    pub(super) fn note_idle(&self, worker: usize, idle: Idle) {
+        if let Some((lanes, _)) = self.send_lane(worker) {
+            lanes.note(worker, idle);
         }
     }
 

@@ -13,12 +13,16 @@ use super::receive::Receiver;
 use super::send::Sender;
 use super::shared::Shared;
 use super::sockets::SocketSet;
+use super::spill::Idle;
 use crate::sys::tun::Queue;
 use crate::sys::udp::UdpSocket;
 
 const TUN: Token = Token(1);
 const V4: Token = Token(2);
 const V6: Token = Token(3);
+
+/// Looks for work of others, after some was found, before a worker rests: as long as a batch takes.
+const LOOKS: u32 = 32;
 
 /// What a source of packets has after it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,14 +69,26 @@ impl Worker {
 
     pub(super) fn run(mut self) {
         // The buffers are made on the thread that uses them.
-        let mut sender = Sender::new(Arc::clone(&self.shared));
-        let mut receiver = Receiver::new(Arc::clone(&self.shared));
+        let mut sender = Sender::new(Arc::clone(&self.shared), self.number);
+        let mut receiver = Receiver::new(Arc::clone(&self.shared), self.number);
         let mut events = Events::with_capacity(8);
+        let mut looks = 0;
         self.take_sockets();
         while !self.shared.is_closing() {
             let Ready { tun, v4, v6 } = self.ready;
-            let timeout = (tun || v4 || v6).then_some(Duration::ZERO);
-            if let Err(error) = self.poll.poll(&mut events, timeout) {
+            let is_idle = !(tun || v4 || v6);
+            if is_idle {
+                self.shared.note_idle(self.number, if looks > 0 { Idle::Watches } else { Idle::Rests });
+                // Work that was put in before the note is found now. Who puts some in later wakes this worker, or knows that it looks.
+                looks = if self.help(&mut sender, &mut receiver) { LOOKS } else { looks };
+            }
+            let timeout = (!is_idle || looks > 0).then_some(Duration::ZERO);
+            looks = looks.saturating_sub(1);
+            let polled = self.poll.poll(&mut events, timeout);
+            if is_idle {
+                self.shared.note_idle(self.number, Idle::Works);
+            }
+            if let Err(error) = polled {
                 debug_assert_eq!(error.kind(), io::ErrorKind::Interrupted);
                 continue;
             }
@@ -81,11 +97,29 @@ impl Worker {
                     TUN => self.ready.tun = true,
                     V4 => self.ready.v4 = true,
                     V6 => self.ready.v6 = true,
-                    Token(_) => self.take_sockets(),
+                    Token(_) => {
+                        self.take_sockets();
+                        looks = LOOKS;
+                    }
                 }
             }
             self.turn(&mut sender, &mut receiver);
         }
+    }
+
+    /// Does what other workers have left to whoever has time, and tells whether there was any.
+    fn help(&self, sender: &mut Sender, receiver: &mut Receiver) -> bool {
+        let Some((lanes, _)) = self.shared.send_lane(self.number) else { return false };
+        let mut has_helped = false;
+        for lane in lanes.send.iter().filter(|lane| !lane.is_done()) {
+            sender.help(lane, self.sockets.as_deref());
+            has_helped = true;
+        }
+        for lane in lanes.receive.iter().filter(|lane| !lane.is_done()) {
+            receiver.help(lane);
+            has_helped = true;
+        }
+        has_helped
     }
 
     /// One batch of each source, so that none starves another.

@@ -49,6 +49,10 @@ pub(super) enum Call {
     ReusePort,
     /// `socket(AF_INET6)`.
     SocketV6,
+    /// `socket(AF_NETLINK)` for netfilter.
+    Netfilter,
+    /// The expression of nftables that computes an MSS.
+    TcpMss,
 }
 
 /// Calls can be made to fail in this build.

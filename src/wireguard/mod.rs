@@ -19,7 +19,7 @@ pub mod noise;
 pub mod peer;
 pub mod ratelimiter;
 pub mod replay;
-mod sync;
+pub(crate) mod sync;
 pub mod tai64n;
 pub mod time;
 pub mod timers;

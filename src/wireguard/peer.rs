@@ -170,9 +170,11 @@ impl Peer {
 
     /// Forgets the local address that datagrams to the peer leave by (kernel `socket.c`, `wg_socket_clear_peer_endpoint_src`).
     pub fn clear_source(&self) {
-        if let Some(endpoint) = self.endpoint().filter(|endpoint| endpoint.source.is_some()) {
-            self.set_endpoint(Endpoint::new(endpoint.addr));
-        }
+        // A worker may learn another endpoint meanwhile: that one is kept.
+        self.endpoint.rcu(|endpoint| match endpoint.as_deref() {
+            Some(Endpoint { addr, source: Some(_) }) => Some(Arc::new(Endpoint::new(*addr))),
+            None | Some(_) => endpoint.clone(),
+        });
     }
 
     /// Returns the peer's static key.

@@ -1,23 +1,27 @@
 //! The atomics and the queue of what threads share, which loom may replace by its own.
 //!
 //! loom runs a model in every order of the threads' steps and with every outcome of a load that the memory model allows. The models are
-//! the tests called `loom_…` beside [`replay`](super::replay), [`timers`](super::timers) and [`peer`](super::peer); no other test runs
-//! in such a build:
+//! the tests called `loom_…` beside [`replay`](super::replay), [`timers`](super::timers), [`peer`](super::peer) and the device's lanes;
+//! no other test runs in such a build:
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --lib loom_
 //! ```
 
+#[cfg(all(feature = "device", not(all(loom, test))))]
+pub(crate) use crossbeam_queue::ArrayQueue;
 #[cfg(not(all(loom, test)))]
 pub(super) use crossbeam_queue::SegQueue;
 #[cfg(not(all(loom, test)))]
-pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32};
+#[cfg(not(all(loom, test)))]
+pub(super) use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64};
 
 #[cfg(all(loom, test))]
-pub(super) use modelled::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, SegQueue};
+pub(super) use modelled::{AtomicU8, AtomicU16, AtomicU64, SegQueue};
 
 #[cfg(all(loom, test))]
-pub(super) use modelled::model;
+pub(crate) use modelled::{ArrayQueue, AtomicBool, AtomicU32, model};
 
 #[cfg(all(loom, test))]
 mod modelled {
@@ -28,7 +32,7 @@ mod modelled {
     use loom::sync::atomic::fence;
 
     /// Searches every run of `f`; in one run, a thread is interrupted at most three times where it could go on.
-    pub(in crate::wireguard) fn model(f: impl Fn() + Sync + Send + 'static) {
+    pub(crate) fn model(f: impl Fn() + Sync + Send + 'static) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(f);
@@ -50,14 +54,14 @@ mod modelled {
     macro_rules! atomic {
         ($name:ident, $type:ty, $($method:ident($($arg:ident: $arg_type:ty),*) -> $result:ty;)*) => {
             #[derive(Debug)]
-            pub(in crate::wireguard) struct $name(loom::sync::atomic::$name);
+            pub(crate) struct $name(loom::sync::atomic::$name);
 
             impl $name {
-                pub(in crate::wireguard) fn new(value: $type) -> Self {
+                pub(crate) fn new(value: $type) -> Self {
                     Self(loom::sync::atomic::$name::new(value))
                 }
 
-                $(pub(in crate::wireguard) fn $method(&self, $($arg: $arg_type,)* order: Ordering) -> $result {
+                $(pub(crate) fn $method(&self, $($arg: $arg_type,)* order: Ordering) -> $result {
                     fenced(order, || self.0.$method($($arg,)* order))
                 })*
             }
@@ -90,7 +94,7 @@ mod modelled {
     );
 
     impl AtomicU64 {
-        pub(in crate::wireguard) fn compare_exchange(
+        pub(crate) fn compare_exchange(
             &self,
             old: u64,
             new: u64,
@@ -100,7 +104,7 @@ mod modelled {
             fenced(success, || self.0.compare_exchange(old, new, success, failure))
         }
 
-        pub(in crate::wireguard) fn compare_exchange_weak(
+        pub(crate) fn compare_exchange_weak(
             &self,
             old: u64,
             new: u64,
@@ -113,27 +117,54 @@ mod modelled {
 
     /// A queue whose operations are atomic, as those of the real one are.
     #[derive(Debug)]
-    pub(in crate::wireguard) struct SegQueue<T>(Mutex<VecDeque<T>>);
+    pub(crate) struct SegQueue<T>(Mutex<VecDeque<T>>);
 
     impl<T> SegQueue<T> {
-        pub(in crate::wireguard) fn new() -> Self {
+        pub(crate) fn new() -> Self {
             Self(Mutex::new(VecDeque::new()))
         }
 
-        pub(in crate::wireguard) fn push(&self, value: T) {
+        pub(crate) fn push(&self, value: T) {
             self.0.lock().unwrap().push_back(value);
         }
 
-        pub(in crate::wireguard) fn pop(&self) -> Option<T> {
+        pub(crate) fn pop(&self) -> Option<T> {
             self.0.lock().unwrap().pop_front()
         }
 
-        pub(in crate::wireguard) fn len(&self) -> usize {
+        pub(crate) fn len(&self) -> usize {
             self.0.lock().unwrap().len()
         }
 
-        pub(in crate::wireguard) fn is_empty(&self) -> bool {
+        pub(crate) fn is_empty(&self) -> bool {
             self.len() == 0
+        }
+    }
+
+    /// A queue with an end, likewise.
+    #[derive(Debug)]
+    pub(crate) struct ArrayQueue<T>(Mutex<VecDeque<T>>, usize);
+
+    impl<T> ArrayQueue<T> {
+        pub(crate) fn new(room: usize) -> Self {
+            Self(Mutex::new(VecDeque::new()), room)
+        }
+
+        pub(crate) fn push(&self, value: T) -> Result<(), T> {
+            let mut queue = self.0.lock().unwrap();
+            if queue.len() == self.1 {
+                return Err(value);
+            }
+            queue.push_back(value);
+            Ok(())
+        }
+
+        pub(crate) fn pop(&self) -> Option<T> {
+            self.0.lock().unwrap().pop_front()
+        }
+
+        pub(crate) fn is_empty(&self) -> bool {
+            self.0.lock().unwrap().is_empty()
         }
     }
 }

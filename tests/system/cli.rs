@@ -136,6 +136,26 @@ fn refused(namespace: &Namespace, args: &[&str]) -> String {
 }
 
 #[test]
+fn a_feature_that_is_insisted_on_and_missing_ends_the_start() {
+    need!("ip");
+    let namespace = Namespace::new();
+    for (feature, fault) in [
+        ("vnet", "VnetHeader=22"),
+        ("tso", "Tso=22"),
+        ("gso", "UdpSegment=92"),
+        ("gro", "UdpGro=92"),
+        ("steering", "Steering=92"),
+    ] {
+        let line = format!("ADIT_FAULT={fault} exec {ADIT} --offload {feature}=on {}", ifname());
+        let (success, text) = namespace.try_run("sh", &["-c", &line]);
+        assert!(
+            !success && text.contains(&format!("{feature}=on, but the kernel refuses it")),
+            "{line}: {text}"
+        );
+    }
+}
+
+#[test]
 fn the_parent_leaves_as_soon_as_wg_can_talk_to_the_child() {
     need!("ip", "wg");
     let namespace = Namespace::new();

@@ -13,6 +13,7 @@ mod interop;
 mod kernel_peer;
 mod netns;
 mod robust;
+mod routes;
 mod support;
 mod tiers;
 mod uapi;

@@ -129,8 +129,8 @@ fn exercise(pair: &Pair) {
 fn exercise_as_it_is(pair: &Pair) {
     let Pair { ns1, ns2, .. } = pair;
     for (addr1, addr2) in [("192.168.241.1", "192.168.241.2"), ("fd00::1", "fd00::2")] {
-        ns1.sh(&format!("ping -n -c 10 -f -W 1 {addr2}"));
-        ns2.sh(&format!("ping -n -c 10 -f -W 1 {addr1}"));
+        ns1.sh(&format!("ping -n -c 10 -f -W 4 {addr2}"));
+        ns2.sh(&format!("ping -n -c 10 -f -W 4 {addr1}"));
         exchange(ns1, ns2, addr2, 1 << 20);
         exchange(ns2, ns1, addr1, 1 << 20);
         datagrams(ns1, ns2, addr2);

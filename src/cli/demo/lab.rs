@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::config::{AllowedIpEdit, Configure, Edit, PeerEdit, Prefix};
 use crate::crypto::random::Os;
 use crate::crypto::x25519::PrivateKey;
-use crate::device::Device;
+use crate::device::{Device, Spill};
 use crate::sys::clock;
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
@@ -191,8 +191,12 @@ impl Lab {
                 .flat_map(|number| [(pod_v4(number, 0), 24), (pod_v6(number, 0), 64)])
                 .collect();
             let tunnel = netns::run_in(&node.namespace, || {
-                let device =
-                    Device::start(Tun::create(TUN, 1, &Wanted::default())?, Wanted::default(), || {})?;
+                let device = Device::start(
+                    Tun::create(TUN, 1, &Wanted::default())?,
+                    Wanted::default(),
+                    Spill::Auto,
+                    || {},
+                )?;
                 device.apply(edits).map_err(io::Error::other)?;
                 let mut netlink = Netlink::open()?;
                 let link = netlink.link(TUN)?.index;

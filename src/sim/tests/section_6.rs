@@ -475,21 +475,45 @@ fn a_long_sleep_costs_no_flood_of_timers() {
     assert!(sent <= 6, "{sent}");
 }
 
+/// Peers of which nothing is ever heard.
+fn strangers(count: u32, persistent_keepalive: Option<u16>) -> Vec<Edit> {
+    let stranger = |i: u32| {
+        let mut key = [1; 32];
+        key[..4].copy_from_slice(&i.to_le_bytes());
+        let mut edit = PeerEdit::new(crate::crypto::x25519::PublicKey::new(key));
+        edit.endpoint = Some("10.0.0.7:7".parse().unwrap());
+        edit.persistent_keepalive = persistent_keepalive;
+        Edit::Peer(edit)
+    };
+    (0..count).map(stranger).collect()
+}
+
 #[test]
 fn ten_thousand_idle_peers_cost_no_wake_up() {
     let mut sim = Sim::new(14);
     let a = sim.add_node();
-    let edits: Vec<_> = (0..10_000_u32)
-        .map(|i| {
-            let mut key = [1; 32];
-            key[..4].copy_from_slice(&i.to_le_bytes());
-            let mut edit = PeerEdit::new(crate::crypto::x25519::PublicKey::new(key));
-            edit.endpoint = Some("10.0.0.7:7".parse().unwrap());
-            Edit::Peer(edit)
-        })
-        .collect();
-    sim.apply(a, &edits);
+    sim.apply(a, &strangers(10_000, None));
     assert_eq!(sim.nodes[a].interface.poll_timeout(), None);
+}
+
+#[test]
+fn what_is_due_at_many_peers_at_once_is_handled_a_few_peers_at_a_time() {
+    let mut sim = Sim::new(15);
+    let a = sim.add_node();
+    sim.apply(a, &strangers(1000, Some(25)));
+    let initiations = |sim: &Sim| count(sim.log(), a, 1);
+    assert_eq!(initiations(&sim), 1000, "one each as soon as there is a keepalive to send");
+    // All repetitions are due by then; the simulator has not looked at them.
+    let now = sim.now() + seconds(6);
+    let late = Moment { now, unix: Duration::from_nanos(now.as_nanos()) };
+    let interface = &mut sim.nodes[a].interface;
+    let mut calls = Vec::new();
+    while interface.poll_timeout().is_some_and(|due| due <= late.now) {
+        interface.handle_timeout(late);
+        calls.push(std::iter::from_fn(|| interface.poll_transmit()).count());
+    }
+    assert_eq!(calls.iter().sum::<usize>(), 1000);
+    assert!(calls.iter().all(|&sent| sent <= 64), "{calls:?}");
 }
 
 #[test]

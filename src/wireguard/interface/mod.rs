@@ -96,6 +96,9 @@ impl View {
     }
 }
 
+/// Peers whose timers one call handles: a few milliseconds of handshakes.
+const PEERS_PER_TIMEOUT: usize = 64;
+
 /// A datagram to send.
 #[derive(Debug)]
 pub struct Transmit {
@@ -257,9 +260,14 @@ impl Interface {
         self.reschedule(id);
     }
 
-    /// Handles every timer that is due.
+    /// Handles what is due at a bounded number of peers, so that others who want the interface need not wait for all of them.
+    ///
+    /// While [`poll_timeout`](Self::poll_timeout) is not later than now, it is to be called again.
     pub fn handle_timeout(&mut self, moment: Moment) {
-        while let Some(&(due, id)) = self.schedule.first().filter(|(due, _)| *due <= moment.now) {
+        for _ in 0..PEERS_PER_TIMEOUT {
+            let Some(&(due, id)) = self.schedule.first().filter(|(due, _)| *due <= moment.now) else {
+                return;
+            };
             self.schedule.remove(&(due, id));
             if let Some(control) = self.peers.get_mut(&id) {
                 control.wake_up = None;

@@ -3,6 +3,8 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use super::{PORT1, PORT2, Pair};
 use crate::support::tunnel::{Key, Program, Tunnel};
 use crate::support::{Namespace, SOON, need, not_hosted, pause, wait_for, wait_until};
@@ -38,6 +40,25 @@ fn scenario_18_down_closes_the_sockets_and_wipes_the_keys_and_up_works_again() {
         assert_eq!(t1.transfer(ns1, &peer).1 - sent, 148 + 128);
         assert!(is_open(ns0, PORT1));
     }
+}
+
+#[test]
+fn scenario_18_a_link_that_was_down_while_nobody_looked_has_wiped_its_keys() {
+    need!("ip", "wg", "ping");
+    let pair = Pair::new();
+    pair.set_endpoints("127.0.0.1");
+    let Pair { ns1, t1, t2, .. } = &pair;
+    assert!(ns1.pings("192.168.241.2"));
+    let peer = t2.key.public();
+    let (_, sent) = t1.transfer(ns1, &peer);
+    t1.process.signal(Signal::STOP);
+    for state in ["down", "up"] {
+        ns1.ip(&format!("link set {} {state}", t1.name));
+    }
+    t1.process.signal(Signal::CONT);
+    pause(BETWEEN_INITIATIONS);
+    assert!(ns1.pings("192.168.241.2"));
+    assert_eq!(t1.transfer(ns1, &peer).1 - sent, 148 + 128);
 }
 
 #[test]

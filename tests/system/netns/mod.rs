@@ -86,10 +86,10 @@ impl Pair {
 
     /// Echo requests and bulk traffic both ways over both families.
     fn exercise(&self) {
-        self.ns1.sh("ping -n -c 10 -f -W 1 192.168.241.2");
-        self.ns2.sh("ping -n -c 10 -f -W 1 192.168.241.1");
-        self.ns1.sh("ping -n -c 10 -f -W 1 fd00::2");
-        self.ns2.sh("ping -n -c 10 -f -W 1 fd00::1");
+        self.ns1.sh("ping -n -c 10 -f -W 4 192.168.241.2");
+        self.ns2.sh("ping -n -c 10 -f -W 4 192.168.241.1");
+        self.ns1.sh("ping -n -c 10 -f -W 4 fd00::2");
+        self.ns2.sh("ping -n -c 10 -f -W 4 fd00::1");
         self.iperf("192.168.241.2", "");
         self.iperf("fd00::2", "");
         self.iperf("192.168.241.2", "-u -b 200M");

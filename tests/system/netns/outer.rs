@@ -95,7 +95,7 @@ fn scenario_10_persistent_keepalives_keep_a_nat_open() {
     t1.set(ns1, &format!("peer {peer} persistent-keepalive 0"));
     pause(Duration::from_secs(3));
     let heard = t1.transfer(ns1, &peer).0;
-    assert!(!ns2.pings("192.168.241.1"), "the router does not forget: the test above shows nothing");
+    assert!(ns2.pings_in_vain("192.168.241.1"), "the router does not forget: the test above shows nothing");
     assert_eq!(t1.transfer(ns1, &peer).0, heard);
     assert!(ns1.pings("192.168.241.2"), "the one behind the router opens the way again");
     assert!(ns2.pings("192.168.241.1"));
@@ -107,13 +107,13 @@ fn scenario_10_bound_and_marked_senders_reach_the_tunnel() {
     let pair = Pair::cabled();
     pair.point_1_to("10.0.0.2:2");
     let Pair { ns1, t1, .. } = &pair;
-    ns1.sh(&format!("ping -n -I {} -c 1 -W 1 192.168.241.2", t1.name));
+    ns1.sh(&format!("ping -n -I {} -c 1 -W 4 192.168.241.2", t1.name));
     if !ns1.succeeds("iptables -t mangle -I OUTPUT -j MARK --set-xmark 1") {
         not_hosted("the mangle table of iptables");
         return;
     }
-    ns1.sh("ping -n -c 1 -W 1 192.168.241.2");
-    ns1.sh(&format!("ping -n -I {} -c 1 -W 1 192.168.241.2", t1.name));
+    ns1.sh("ping -n -c 1 -W 4 192.168.241.2");
+    ns1.sh(&format!("ping -n -I {} -c 1 -W 4 192.168.241.2", t1.name));
 }
 
 // ---- 11
@@ -141,7 +141,7 @@ fn scenario_11_a_peer_is_reached_through_another_peer_of_the_same_interface() {
     drop(t3);
     t1.set(ns1, &format!("peer {far} endpoint 192.168.242.2:5"));
     let before = t1.transfer(ns1, &far).1;
-    assert!(!ns1.pings("192.168.242.2"));
+    assert!(ns1.pings_in_vain("192.168.242.2"));
     let sent = t1.transfer(ns1, &far).1 - before;
     assert!(sent < 5000, "{sent} bytes for one packet that leads nowhere");
     assert!(ns1.pings("192.168.241.2"), "the nearer peer is reached as before");
@@ -176,15 +176,15 @@ fn scenario_12_a_default_route_into_the_tunnel_spares_marked_datagrams() {
 
     for endpoint in ["10.0.0.100:2", "[fc01::100]:2"] {
         pair.point_1_to(endpoint);
-        ns1.sh("ping -n -W 1 -c 100 -f 192.168.99.7");
-        ns1.sh("ping -n -W 1 -c 100 -f abab::1111");
+        ns1.sh("ping -n -W 4 -c 100 -f 192.168.99.7");
+        ns1.sh("ping -n -W 4 -c 100 -f abab::1111");
         assert_eq!(pair.seen_by_1(), endpoint);
 
         // Without the mark the tunnel's own datagrams lead into the tunnel: they are dropped, not wrapped again and again.
         t1.set(ns1, "fwmark 0");
         let before = t1.transfer(ns1, &peer).1;
-        assert!(!ns1.pings("192.168.99.7"));
-        assert!(!ns1.pings("abab::1111"));
+        assert!(ns1.pings_in_vain("192.168.99.7"));
+        assert!(ns1.pings_in_vain("abab::1111"));
         let sent = t1.transfer(ns1, &peer).1 - before;
         assert!(sent < 5000, "{sent} bytes for two packets that lead nowhere");
         t1.set(ns1, "fwmark 51820");

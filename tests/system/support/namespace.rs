@@ -161,9 +161,16 @@ impl Namespace {
         wait_until("the link", SOON, || self.ip(&format!("link show dev {name}")).contains("state UP"));
     }
 
-    /// Sends one echo request and tells whether it was answered within a second.
+    /// Sends one echo request and tells whether it was answered.
+    ///
+    /// A busy machine may take its time, but not REKEY-TIMEOUT: that a message was lost and sent again shows.
     pub(crate) fn pings(&self, addr: &str) -> bool {
-        self.succeeds(&format!("ping -n -c 1 -W 1 {addr}"))
+        self.succeeds(&format!("ping -n -c 1 -W 4 {addr}"))
+    }
+
+    /// Sends one echo request and tells whether no answer came within a second.
+    pub(crate) fn pings_in_vain(&self, addr: &str) -> bool {
+        !self.succeeds(&format!("ping -n -c 1 -W 1 {addr}"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Links, addresses and routes over netlink (rtnetlink(7)), in the network namespace of the thread that opens the socket.
+//! Links, addresses, routes and rules over netlink (rtnetlink(7)), in the network namespace of the thread that opens the socket.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -7,11 +7,11 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
@@ -26,10 +26,17 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-use super::cmsg;
+mod monitor;
+pub mod nftables;
+mod route;
+mod rule;
 
-/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+pub use monitor::{Event, Groups, Monitor};
+pub use route::{RouteFilter, RouteKind, TableRoute};
+pub use rule::Rule;
+
+/// How often a list is asked for that changes while it is read.
+const ATTEMPTS: u32 = 16;
 
 /// Enough for any message of a dump.
 const RECEIVE_LEN: usize = 128 << 10;
@@ -58,19 +65,6 @@ pub struct Route {
     pub interface: u32,
     /// The MTU that the route itself sets (`RTAX_MTU`).
     pub mtu: Option<u32>,
-}
-
-/// What has changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A link is new or changed.
-    Link(Link),
-    /// A link is gone, from this namespace at least.
-    LinkGone(u32),
-    /// An address or a route has changed: of this interface, if it is of one.
-    Routes(Option<u32>),
-    /// Notices were lost: anything may have changed.
-    Lost,
 }
 
 /// A socket for requests.
@@ -176,6 +170,32 @@ impl Netlink {
         }
         message.attributes = vec![AddressAttribute::Local(addr), AddressAttribute::Address(addr)];
         self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Returns the addresses of a link, each with the length of its prefix.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn addresses(&mut self, index: u32) -> io::Result<Vec<(IpAddr, u8)>> {
+        let replies = self.request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
+        let address = |reply: &RouteNetlinkMessage| match reply {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
+                let own = |attribute: &AddressAttribute| match attribute {
+                    AddressAttribute::Local(addr) => Some(*addr),
+                    _ => None,
+                };
+                let any = |attribute: &AddressAttribute| match attribute {
+                    AddressAttribute::Address(addr) => Some(*addr),
+                    _ => None,
+                };
+                // IPv6 tells the address alone; with a peer's address beside it, as on IPv4, the own one goes first.
+                let addr = message.attributes.iter().find_map(own);
+                let addr = addr.or_else(|| message.attributes.iter().find_map(any))?;
+                Some((addr, message.header.prefix_len))
+            }
+            _ => None,
+        };
+        Ok(replies.iter().filter_map(address).collect())
     }
 
     /// Adds a route to the main table, by way of a neighbour or straight onto a link.
@@ -295,18 +315,27 @@ impl Netlink {
     }
 
     fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        // A dump ends with a mark, a change with an acknowledgement, a question with its answer.
-        let is_question = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
-        let mut replies = Vec::new();
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
+        message.header.flags = NLM_F_REQUEST | flags;
+        for _ in 0..ATTEMPTS {
+            self.sequence = self.sequence.wrapping_add(1);
+            message.header.sequence_number = self.sequence;
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            self.socket.send(&bytes, 0)?;
+            // A dump ends with a mark, a change with an acknowledgement, a question with its answer.
+            let is_question = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
+            if let Some(replies) = self.replies(is_question)? {
+                return Ok(replies);
+            }
+        }
+        Err(io::Error::other("what was listed kept changing"))
+    }
+
+    /// Receives the replies to the last request; `None` if they are a list that changed meanwhile, so that something may lack in it.
+    fn replies(&self, is_question: bool) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+        let mut replies = Some(Vec::new());
         let mut buffer = Vec::with_capacity(RECEIVE_LEN);
         loop {
             buffer.clear();
@@ -316,8 +345,12 @@ impl Netlink {
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
+                if message.header.flags & NLM_F_DUMP_INTR != 0 {
+                    replies = None;
+                }
                 match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(replies),
+                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(replies),
+                    NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(-done.code)),
                     NetlinkPayload::Error(error) => {
                         return match error.code {
                             None => Ok(replies),
@@ -325,7 +358,9 @@ impl Netlink {
                         };
                     }
                     NetlinkPayload::InnerMessage(reply) => {
-                        replies.push(reply);
+                        if let Some(replies) = &mut replies {
+                            replies.push(reply);
+                        }
                         if is_question {
                             return Ok(replies);
                         }
@@ -334,95 +369,6 @@ impl Netlink {
                 }
             }
         }
-    }
-}
-
-/// A socket that tells of changes.
-pub struct Monitor {
-    socket: Socket,
-    buffer: Vec<u8>,
-    control: cmsg::Buffer,
-    /// The namespace that it tells of, by number, if it is not its own.
-    namespace: Option<i32>,
-}
-
-impl Monitor {
-    /// Opens a socket that tells of changes from now on.
-    ///
-    /// # Errors
-    /// If no descriptor is left.
-    pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, GROUPS))?;
-        socket.set_non_blocking(true)?;
-        Ok(Self { socket, buffer: vec![0; RECEIVE_LEN], control: cmsg::Buffer::new(), namespace: None })
-    }
-
-    /// Opens a socket that tells of changes in `namespace`, another one than the calling thread's. Unlike a socket in that namespace it
-    /// does not keep it from going away.
-    ///
-    /// # Errors
-    /// `EPERM` without `CAP_NET_BROADCAST`; `ENOPROTOOPT` before Linux 4.2.
-    pub fn open_outside(namespace: impl AsFd) -> io::Result<Self> {
-        let id = Netlink::open()?.namespace_id(namespace)?;
-        let this = Self::open()?;
-        this.socket.set_listen_all_namespaces(true)?;
-        Ok(Self { namespace: Some(id), ..this })
-    }
-
-    /// Returns what has changed since the last call.
-    pub fn take(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
-        loop {
-            match self.receive() {
-                Ok((len, namespace)) if namespace == self.namespace => {
-                    let told = messages(&self.buffer[..len]).filter_map(Result::ok);
-                    events.extend(told.filter_map(|message| event_of(&message)));
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return events,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // ENOBUFS: the kernel had more to tell than the socket holds.
-                Err(error) => {
-                    events.push(Event::Lost);
-                    if error.raw_os_error() != Some(libc::ENOBUFS) {
-                        return events;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Receives messages and returns their length, and the namespace they came from if that is not the socket's own.
-    fn receive(&mut self) -> io::Result<(usize, Option<i32>)> {
-        let mut iovec = libc::iovec { iov_base: self.buffer.as_mut_ptr().cast(), iov_len: self.buffer.len() };
-        // SAFETY: a msghdr is numbers and pointers, for all of which zero is a value.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        header.msg_iov = &raw mut iovec;
-        header.msg_iovlen = 1;
-        header.msg_control = self.control.as_mut_ptr().cast();
-        header.msg_controllen = cmsg::CAPACITY;
-        // SAFETY: the header points to a buffer and a control buffer of the lengths it says, which outlive the call.
-        let len = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut header, 0) };
-        let Ok(len) = usize::try_from(len) else { return Err(io::Error::last_os_error()) };
-        self.control.set_len(header.msg_controllen);
-        let namespace = self.control.iter().find_map(|(level, kind, data)| {
-            let is_namespace = (level, kind) == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID);
-            is_namespace.then(|| data.first_chunk().map(|id| i32::from_ne_bytes(*id))).flatten()
-        });
-        Ok((len, namespace))
-    }
-}
-
-impl AsFd for Monitor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-impl AsRawFd for Monitor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
     }
 }
 
@@ -435,21 +381,6 @@ fn messages(buffer: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<Rou
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(NetlinkMessage::deserialize(bytes).map_err(|error| io::Error::other(error.to_string())))
     })
-}
-
-fn event_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
-    let NetlinkPayload::InnerMessage(inner) = &message.payload else { return None };
-    match inner {
-        RouteNetlinkMessage::NewLink(_) => link_of(inner).map(Event::Link),
-        RouteNetlinkMessage::DelLink(link) => Some(Event::LinkGone(link.header.index)),
-        RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
-            Some(Event::Routes(interface_of(inner)))
-        }
-        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            Some(Event::Routes(Some(address.header.index)))
-        }
-        _ => None,
-    }
 }
 
 fn id_of(attribute: &NsidAttribute) -> Option<i32> {
@@ -547,6 +478,9 @@ mod tests {
             netlink.remove_route(("10.3.0.0".parse().unwrap(), 16))?;
             netlink.add_route(("10.3.0.0".parse().unwrap(), 16), None, Some(left.index))?;
             assert_eq!(netlink.packets(left.index)?.0, 0);
+            let addresses = netlink.addresses(left.index)?;
+            assert!(addresses.contains(&("10.1.0.1".parse().unwrap(), 24)), "{addresses:?}");
+            assert!(addresses.contains(&("fd00::1".parse().unwrap(), 64)), "{addresses:?}");
             let now = netlink.link("left")?;
             assert_eq!((now.mtu, now.up), (1400, true));
             let routes = netlink.routes()?;
@@ -554,7 +488,8 @@ mod tests {
                 assert!(routes.iter().any(|route| route.destination == (wanted.parse().unwrap(), 16)));
             }
             let events = monitor.take();
-            assert!(events.contains(&Event::Routes(Some(left.index))));
+            assert!(events.contains(&Event::Address(left.index)));
+            assert!(events.contains(&Event::Route { table: 254, interface: Some(left.index) }));
             assert!(events.iter().any(|event| matches!(event, Event::Link(link) if link.name == "left")));
             let from = "10.1.0.1".parse().unwrap();
             netns::run_in(&other, || {

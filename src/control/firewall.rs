@@ -1,0 +1,328 @@
+//! The firewall: one nftables table of our own, `inet adit`.
+//!
+//! ```text
+//! input        udp to the WireGuard port: count, accept
+//!              Strict: from a protected address, not by the tunnel: count, drop
+//! forward      Strict: the same
+//!              TCP that opens through the tunnel: count, clamp the MSS to the MTU of the routes
+//! postrouting  Strict: to a protected address, not by the tunnel, not the tunnel's own datagram: count, drop
+//! ```
+//!
+//! Protected is an address that the plan's routes lead into the tunnel or nowhere. The table repeats what the routes say, for the moments when these are gone: before they are made, and after somebody has removed them or the rule. Incoming packets are
+//! dropped behind the routing decision rather than before, so that those for this host's WireGuard port can be told from those that are
+//! only passed on.
+//!
+//! A packet must be accepted by every table that looks at it. So this table's accept counts the tunnel's packets but cannot save them from
+//! a chain of another one that drops by default; nothing of others' is changed here. [`Guard::obstacles`] names such chains. Where they accept
+//! packets of established connections, as most do, a tunnel works all the same once its own side has sent first. Chains of the
+//! older iptables interface are not seen.
+
+use std::io;
+
+use super::failed::Failed;
+use super::plan::{Entry, Routes};
+use super::ranges;
+use crate::sys::netlink::nftables::{
+    Batch, Count, DroppingChain, Expression, Hook, Nftables, Range, Refused, Side,
+};
+
+/// The table's name; its family is `inet`.
+pub const TABLE: &str = "adit";
+
+/// `mangle`: before the chains that translate addresses of packets that leave, and before most that filter.
+const PRIORITY: i32 = -150;
+
+/// The sets of protected addresses, and whether they are of IPv6.
+const SETS: [(&str, bool); 2] = [("protected4", false), ("protected6", true)];
+
+const WIREGUARD: &str = "wireguard";
+const INGRESS: &str = "cleartext_ingress";
+const EGRESS: &str = "cleartext_egress";
+const OPENED: &str = "tcp_opened";
+
+/// What the firewall should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Firewall {
+    /// The tunnel's interface.
+    pub interface: String,
+    /// The mark of the tunnel's own UDP datagrams.
+    pub fwmark: u32,
+    /// The UDP port that the tunnel listens on.
+    pub listen_port: u16,
+    /// Whether what should be encrypted and is not is dropped.
+    pub is_strict: bool,
+    /// What is protected: the addresses whose strongest entry is unicast or blackhole.
+    pub entries: Vec<Entry>,
+}
+
+impl Firewall {
+    /// Returns the firewall that protects what `routes` lead into the tunnel, or nowhere.
+    pub fn of(routes: &Routes, listen_port: u16, is_strict: bool) -> Self {
+        Self {
+            interface: routes.interface.clone(),
+            fwmark: routes.fwmark,
+            listen_port,
+            is_strict,
+            entries: routes.entries.clone(),
+        }
+    }
+
+    /// Returns the ranges of a set. Under a blackhole for the whole cluster they stay the same when nodes come and go.
+    fn ranges(&self, is_ipv6: bool) -> Vec<Range> {
+        ranges::protected(&self.entries, is_ipv6)
+    }
+
+    /// Returns the table without the sets' elements: what can only be changed by making it anew.
+    fn frame(&self) -> Frame {
+        Frame {
+            interface: self.interface.clone(),
+            fwmark: self.fwmark,
+            listen_port: self.listen_port,
+            is_strict: self.is_strict,
+        }
+    }
+}
+
+/// What the rules depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Frame {
+    interface: String,
+    fwmark: u32,
+    listen_port: u16,
+    is_strict: bool,
+}
+
+impl Frame {
+    /// Appends the chains and rules.
+    fn add_to(&self, batch: &mut Batch<'_>, clamps: bool) {
+        use Expression::{
+            Accept, ClampMss, Count, Drop, In, Interface, OtherInterface, OtherMark, TcpOpening, UdpTo,
+        };
+        let tunnel = &self.interface[..];
+        let not_from_tunnel = OtherInterface(Side::Source, tunnel);
+        let protected = |side| SETS.map(|(set, is_ipv6)| In { side, is_ipv6, set });
+
+        batch.add_chain("input", Hook::Input, PRIORITY);
+        let own = [not_from_tunnel, UdpTo(self.listen_port), Count(WIREGUARD), Accept];
+        batch.add_rule("input", "the tunnel's datagrams", &own);
+        batch.add_chain("forward", Hook::Forward, PRIORITY);
+        batch.add_chain("postrouting", Hook::Postrouting, PRIORITY);
+        if self.is_strict {
+            for from in protected(Side::Source) {
+                for chain in ["input", "forward"] {
+                    let rule = [not_from_tunnel, from, Count(INGRESS), Drop];
+                    batch.add_rule(chain, "cleartext from another node", &rule);
+                }
+            }
+            for to in protected(Side::Destination) {
+                let not_to_tunnel = OtherInterface(Side::Destination, tunnel);
+                let rule = [not_to_tunnel, to, OtherMark(self.fwmark), Count(EGRESS), Drop];
+                batch.add_rule("postrouting", "cleartext to another node", &rule);
+            }
+        }
+        for side in [Side::Source, Side::Destination].into_iter().filter(|_| clamps) {
+            let rule = [Interface(side, tunnel), TcpOpening, Count(OPENED), ClampMss];
+            batch.add_rule("forward", "MSS", &rule);
+        }
+    }
+}
+
+/// What the table's counters say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Datagrams to the WireGuard port.
+    pub wireguard: Count,
+    /// Packets from a protected address that came in clear and were dropped.
+    pub cleartext_ingress: Count,
+    /// Packets to a protected address that would have left in clear and were dropped.
+    pub cleartext_egress: Count,
+    /// Packets that open TCP connections through the tunnel.
+    pub tcp_opened: Count,
+}
+
+/// The table as it was made.
+struct Made {
+    frame: Frame,
+    fingerprint: Vec<Vec<u8>>,
+}
+
+/// Programs the table in the network namespace that it was opened in.
+pub struct Guard {
+    nftables: Nftables,
+    made: Option<Made>,
+}
+
+impl Guard {
+    /// Opens a socket to the kernel.
+    ///
+    /// # Errors
+    /// `EPROTONOSUPPORT` if the kernel has no netfilter; if no descriptor is left.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { nftables: Nftables::open()?, made: None })
+    }
+
+    /// Looks at what the kernel has and makes it what it should be; returns whether it was something else. Addresses are added and removed one
+    /// by one; anything else, and a table that somebody has changed or that an earlier process has left, is replaced in one moment. The counters
+    /// go on.
+    ///
+    /// # Errors
+    /// Names what the kernel refuses. Nothing has changed then.
+    pub fn sync(&mut self, desired: &Firewall) -> Result<bool, Failed> {
+        let found = self
+            .nftables
+            .fingerprint(TABLE)
+            .map_err(|error| Failed::new("reading table inet adit", error))?;
+        let frame = desired.frame();
+        let is_intact = self
+            .made
+            .as_ref()
+            .is_some_and(|made| made.frame == frame && found.as_ref() == Some(&made.fingerprint));
+        if !is_intact {
+            self.replace(desired, frame)?;
+            return Ok(true);
+        }
+        if !desired.is_strict {
+            return Ok(false);
+        }
+        let mut batch = Batch::new(TABLE);
+        for (set, is_ipv6) in SETS {
+            let found = self.nftables.ranges(TABLE, set);
+            let found = found.map_err(|error| Failed::new(format!("reading set {set}"), error))?;
+            let wanted = desired.ranges(is_ipv6);
+            let only_in = |one: &[Range], other: &[Range]| -> Vec<Range> {
+                one.iter().filter(|range| other.binary_search(range).is_err()).copied().collect()
+            };
+            batch.remove_ranges(set, &only_in(&found, &wanted));
+            batch.add_ranges(set, &only_in(&wanted, &found));
+        }
+        self.nftables.commit(&batch)?;
+        Ok(!batch.is_empty())
+    }
+
+    fn replace(&mut self, desired: &Firewall, frame: Frame) -> Result<(), Failed> {
+        self.made = None;
+        let reading = |error| Failed::new("reading table inet adit", error);
+        let counts = self.nftables.counters(TABLE).map_err(reading)?;
+        let table = |clamps| {
+            let mut batch = Batch::new(TABLE);
+            // What is not there cannot be removed, so it is made first.
+            batch.add_table();
+            batch.remove_table();
+            batch.add_table();
+            for counter in [WIREGUARD, INGRESS, EGRESS, OPENED] {
+                batch.add_counter(counter, counts.get(counter).copied().unwrap_or_default());
+            }
+            if desired.is_strict {
+                for (set, is_ipv6) in SETS {
+                    batch.add_set(set, is_ipv6);
+                    batch.add_ranges(set, &desired.ranges(is_ipv6));
+                }
+            }
+            frame.add_to(&mut batch, clamps);
+            batch
+        };
+        if let Err(refused) = self.nftables.commit(&table(true)) {
+            // A kernel that cannot clamp can drop.
+            self.nftables.commit(&table(false))?;
+            tracing::warn!(%refused, "pods' TCP is not told of the tunnel's MTU");
+        }
+        let fingerprint = self.nftables.fingerprint(TABLE).map_err(reading)?;
+        self.made = fingerprint.map(|fingerprint| Made { frame, fingerprint });
+        Ok(())
+    }
+
+    /// Removes the table, if it is there.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn cleanup(&mut self) -> Result<(), Failed> {
+        self.made = None;
+        match self.nftables.fingerprint(TABLE) {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) => {}
+            // Without nftables there is no table.
+            Err(error) if is_missing(&error) => return Ok(()),
+            Err(error) => return Err(Failed::new("reading table inet adit", error)),
+        }
+        let mut batch = Batch::new(TABLE);
+        batch.add_table();
+        batch.remove_table();
+        self.nftables.commit(&batch).map_err(Refused::into)
+    }
+
+    /// Returns what the counters say; zeros if there is no table.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn counters(&mut self) -> Result<Counters, Failed> {
+        let counts = self.nftables.counters(TABLE);
+        let counts = counts.map_err(|error| Failed::new("reading the counters of table inet adit", error))?;
+        let count = |name| counts.get(name).copied().unwrap_or_default();
+        Ok(Counters {
+            wireguard: count(WIREGUARD),
+            cleartext_ingress: count(INGRESS),
+            cleartext_egress: count(EGRESS),
+            tcp_opened: count(OPENED),
+        })
+    }
+
+    /// Returns others' chains that drop by default what is for this host: the tunnel's datagrams too, unless a rule there accepts them.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn obstacles(&mut self) -> Result<Vec<DroppingChain>, Failed> {
+        self.nftables.dropping_input_chains().map_err(|error| Failed::new("listing chains", error))
+    }
+}
+
+/// Tells whether the kernel has no nftables.
+fn is_missing(error: &io::Error) -> bool {
+    [Some(libc::EOPNOTSUPP), Some(libc::EINVAL), Some(libc::EPROTONOSUPPORT)].contains(&error.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Prefix;
+    use crate::control::plan::Kind;
+    use crate::sys::{netns, with_faults};
+
+    #[test]
+    fn a_kernel_that_cannot_clamp_the_mss_drops_all_the_same() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let mut guard = Guard::open()?;
+            if guard.nftables.fingerprint(TABLE).is_err() {
+                eprintln!("skipped: nftables missing in this kernel");
+                return Ok(());
+            }
+            let prefix = Prefix::new([10, 0, 0, 0].into(), 16).unwrap();
+            let desired = Firewall {
+                interface: "adit0".to_owned(),
+                fwmark: 1,
+                listen_port: 51820,
+                is_strict: true,
+                entries: vec![Entry { prefix, kind: Kind::Blackhole }],
+            };
+            // Table, three chains, a rule for the tunnel and six that drop.
+            let dropping = 1 + 3 + 1 + 6;
+            let (synced, _) = with_faults("TcpMss=95", || guard.sync(&desired).unwrap());
+            assert!(synced);
+            let made = guard.nftables.fingerprint(TABLE)?.unwrap();
+            assert_eq!(made.len(), dropping);
+            assert!(!guard.sync(&desired).unwrap(), "it is not tried again each time");
+            guard.made = None;
+            assert!(guard.sync(&desired).unwrap());
+            assert_eq!(guard.nftables.fingerprint(TABLE)?.unwrap().len(), dropping + 2);
+            guard.cleanup().unwrap();
+            guard.cleanup().unwrap();
+            assert_eq!(guard.nftables.fingerprint(TABLE)?, None);
+            assert_eq!(guard.counters().unwrap(), Counters::default());
+            Ok(())
+        })
+        .unwrap();
+    }
+}

@@ -1,0 +1,310 @@
+//! Keeps the kernel as it should be: a thread that is told of changes of links, addresses, routes, rules and tables, looks again, and does
+//! what is missing.
+//!
+//! It wakes up for a notice that may concern us, for a new plan, and every 90 seconds in case a notice did not come. Whoever keeps undoing what it
+//! does is answered ten times a second at most. What the kernel refuses is tried again after a second, then after two, and so on up to 64.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use super::failed::Failed;
+use super::firewall::{Firewall, Guard, TABLE};
+use super::link::Link;
+use super::plan::Routes;
+use super::route::{Outcome, Router};
+use crate::sys::clock::boottime;
+use crate::sys::netlink::nftables::Changes;
+use crate::sys::netlink::{Event, Groups, Monitor, Netlink};
+
+/// How long after one look the next one follows at the earliest, if it is for a notice.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long after a look that failed: the first time, and at most.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(64);
+/// How long after a look at the latest.
+const RESYNC: Duration = Duration::from_secs(90);
+
+const WAKER: Token = Token(0);
+const NOTICES: Token = Token(1);
+
+/// What the kernel should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// The tunnel's interface; `None` to leave it as it is.
+    pub link: Option<Link>,
+    /// Routes and rules.
+    pub routes: Routes,
+    /// The firewall; `None` for none.
+    pub firewall: Option<Firewall>,
+}
+
+/// What the looks so far amount to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Looks at the kernel.
+    pub looks: u64,
+    /// Looks for a notice or in the course of time that found something undone.
+    pub heals: u64,
+    /// What failed at the last look, and why.
+    pub failure: Option<String>,
+    /// Unicast routes that are left out until the interface is there and up.
+    pub waiting: usize,
+}
+
+/// Keeps the kernel as it should be in the network namespace of the thread that starts it, until this is dropped. What is programmed stays
+/// then: an agent may restart.
+pub struct Healer {
+    orders: Option<mpsc::Sender<Order>>,
+    waker: Waker,
+    report: Arc<Mutex<Report>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Order {
+    desired: Desired,
+    answer: mpsc::SyncSender<Result<Outcome, Failed>>,
+}
+
+impl Healer {
+    /// Starts the thread. It does nothing before [`Self::set`].
+    ///
+    /// # Errors
+    /// If no descriptor or no thread is left. A kernel without netfilter is no error before a firewall is wanted.
+    pub fn start() -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let groups = Groups::LINKS | Groups::ADDRESSES | Groups::ROUTES | Groups::RULES;
+        let monitor = Monitor::open_for(groups)?;
+        let netfilter = match Changes::open() {
+            Ok(changes) => Some((changes, Guard::open()?)),
+            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
+            Err(error) => return Err(error),
+        };
+        let changes = netfilter.as_ref().map(|(changes, _)| changes.as_raw_fd());
+        for fd in [Some(monitor.as_raw_fd()), changes].into_iter().flatten() {
+            poll.registry().register(&mut SourceFd(&fd), NOTICES, Interest::READABLE)?;
+        }
+        let (orders, queue) = mpsc::channel();
+        let report = Arc::default();
+        let keeper = Keeper {
+            poll,
+            monitor,
+            netfilter,
+            netlink: Netlink::open()?,
+            router: Router::open()?,
+            report: Arc::clone(&report),
+            desired: None,
+            retry: RETRY,
+        };
+        let thread =
+            std::thread::Builder::new().name("healer".to_owned()).spawn(move || keeper.run(&queue))?;
+        Ok(Self { orders: Some(orders), waker, report, thread: Some(thread) })
+    }
+
+    /// Makes the kernel what it should be, and keeps it so; also if something fails now.
+    ///
+    /// # Errors
+    /// Names the first thing that failed.
+    pub fn set(&self, desired: Desired) -> Result<Outcome, Failed> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let gone = || Failed::new("programming the kernel", io::ErrorKind::BrokenPipe.into());
+        let orders = self.orders.as_ref().ok_or_else(gone)?;
+        orders.send(Order { desired, answer }).map_err(|_| gone())?;
+        self.waker.wake().map_err(|error| Failed::new("waking the healer", error))?;
+        answered.recv().map_err(|_| gone())?
+    }
+
+    /// Returns what the looks so far amount to.
+    pub fn report(&self) -> Report {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Healer {
+    fn drop(&mut self) {
+        self.orders = None;
+        let _ = self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Removes all that is ours from the network namespace of the calling thread: the rules first, the firewall last. `routes` is of use where the
+/// kernel keeps no protocol numbers, see [`Router::cleanup`].
+///
+/// # Errors
+/// Names the first thing that failed; all others have been tried.
+pub fn cleanup(routes: &Routes) -> Result<(), Failed> {
+    let opening = |error| Failed::new("opening a netlink socket", error);
+    let unrouted = Router::open().map_err(opening).and_then(|mut router| router.cleanup(routes));
+    let unguarded = match Guard::open() {
+        Ok(mut guard) => guard.cleanup(),
+        // Without netfilter there is no table.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(()),
+        Err(error) => Err(opening(error)),
+    };
+    unrouted?;
+    unguarded
+}
+
+/// The thread's own.
+struct Keeper {
+    poll: Poll,
+    monitor: Monitor,
+    /// None if the kernel has none.
+    netfilter: Option<(Changes, Guard)>,
+    netlink: Netlink,
+    router: Router,
+    report: Arc<Mutex<Report>>,
+    desired: Option<Desired>,
+    /// How long after the next look that fails.
+    retry: Duration,
+}
+
+impl Keeper {
+    fn run(mut self, orders: &mpsc::Receiver<Order>) {
+        let mut events = Events::with_capacity(4);
+        let (mut earliest, mut due) = (Duration::ZERO, None);
+        loop {
+            let timeout = due.map(|due: Duration| due.saturating_sub(boottime()));
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    tracing::error!(%error, "routes and firewall are no longer looked after");
+                    return;
+                }
+                Ok(()) | Err(_) => {}
+            }
+            loop {
+                match orders.try_recv() {
+                    Ok(order) => {
+                        self.desired = Some(order.desired);
+                        self.retry = RETRY;
+                        let done = self.look(false);
+                        (earliest, due) = self.next(done.is_ok());
+                        // Whoever has stopped waiting does not want to know.
+                        let _ = order.answer.send(done);
+                    }
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+            if self.has_notice() {
+                due = Some(due.map_or(earliest, |due: Duration| due.min(earliest)));
+            }
+            if self.desired.is_some() && due.is_some_and(|due| due <= boottime()) {
+                let done = self.look(true);
+                (earliest, due) = self.next(done.is_ok());
+            }
+        }
+    }
+
+    /// Takes in the notices, and tells whether one may concern us.
+    fn has_notice(&mut self) -> bool {
+        let has_changed = self.netfilter.as_mut().is_some_and(|(changes, _)| changes.take(TABLE));
+        let events = self.monitor.take();
+        let Some(desired) = &self.desired else { return false };
+        let (routes, interface) = (&desired.routes, self.router.interface());
+        let concerns_us = |event: &Event| match event {
+            Event::Link(link) => link.name == routes.interface || Some(link.index) == interface,
+            Event::LinkGone(index) => Some(*index) == interface,
+            Event::Route { table, .. } => *table == routes.table,
+            Event::Address(index) => desired.link.is_some() && Some(*index) == interface,
+            Event::Rule | Event::Lost => true,
+        };
+        has_changed || events.iter().any(concerns_us)
+    }
+
+    /// Looks at everything and does what is missing: the firewall first, so that it covers what comes to be protected before there are routes;
+    /// the link before the routes that lead there.
+    fn look(&mut self, is_healing: bool) -> Result<Outcome, Failed> {
+        let Some(desired) = &self.desired else { return Ok(Outcome::default()) };
+        let guarded = match (&desired.firewall, &mut self.netfilter) {
+            (Some(firewall), Some((_, guard))) => guard.sync(firewall),
+            (None, Some((_, guard))) => guard.cleanup().map(|()| false),
+            (Some(_), None) => {
+                Err(Failed::new("firewall", io::Error::from_raw_os_error(libc::EPROTONOSUPPORT)))
+            }
+            (None, None) => Ok(false),
+        };
+        let linked = desired.link.as_ref().map_or(Ok(0), |link| link.sync(&mut self.netlink));
+        let routed = self.router.sync(&desired.routes);
+        let has_changed = matches!(guarded, Ok(true))
+            || matches!(linked, Ok(1..))
+            || matches!(routed, Ok(Outcome { steps: 1.., .. }));
+        let has_healed = is_healing && has_changed;
+        let done = guarded.and(linked).and(routed);
+
+        let failure = done.as_ref().err().map(Failed::to_string);
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.looks += 1;
+        report.heals += u64::from(has_healed);
+        report.waiting = done.as_ref().map_or(report.waiting, |outcome| outcome.waiting);
+        let before = std::mem::replace(&mut report.failure, failure.clone());
+        drop(report);
+        if has_healed {
+            tracing::warn!("somebody had changed links, routes, rules or firewall; mended");
+        }
+        // What goes on failing is said once.
+        match failure {
+            Some(failure) if before.as_ref() != Some(&failure) => {
+                tracing::warn!(%failure, "the kernel is not programmed as it should be");
+            }
+            None if before.is_some() => tracing::info!("the kernel is programmed as it should be"),
+            Some(_) | None => {}
+        }
+        done
+    }
+
+    /// Returns when the next look follows a look: at the earliest for a notice, and at the latest.
+    fn next(&mut self, is_done: bool) -> (Duration, Option<Duration>) {
+        let now = boottime();
+        let pause = if is_done { RESYNC } else { self.retry };
+        self.retry = if is_done { RETRY } else { (self.retry * 2).min(RETRY_MAX) };
+        (now + PAUSE, Some(now + pause))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Prefix;
+    use crate::control::plan::{Entry, Kind};
+    use crate::sys::{netns, with_faults};
+
+    #[test]
+    fn without_netfilter_the_routes_are_made_and_the_firewall_is_missed() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let (healer, _) = with_faults("Netfilter=93", Healer::start);
+            let healer = healer?;
+            let entries =
+                vec![Entry { prefix: Prefix::new([10, 0, 0, 0].into(), 16).unwrap(), kind: Kind::Blackhole }];
+            let routes = Routes { table: 5000, fwmark: 1, rule_priority: 99, entries, ..Routes::default() };
+            let firewall = Some(Firewall::of(&routes, 51820, true));
+            let desired = Desired { link: None, routes: routes.clone(), firewall };
+            let failure = healer.set(desired.clone()).unwrap_err().to_string();
+            assert_eq!(failure, "firewall: Protocol not supported (os error 93)");
+            let report = healer.report();
+            assert_eq!((report.heals, report.failure), (0, Some(failure)));
+            // A blackhole and a rule are there.
+            assert_eq!(healer.set(Desired { firewall: None, ..desired }).unwrap().steps, 0);
+            assert_eq!(healer.report().failure, None);
+            assert_eq!(Netlink::open()?.rules()?.len(), 1);
+            let (cleaned, _) = with_faults("Netfilter=93", || cleanup(&routes));
+            cleaned.unwrap();
+            assert_eq!(Netlink::open()?.rules()?, []);
+            Ok(())
+        })
+        .unwrap();
+    }
+}

@@ -1,0 +1,307 @@
+//! Routes and rules: from what the kernel has to what it should have.
+//!
+//! Everything here carries [`PROTOCOL`]; what does not is another's and is neither changed nor counted on. Each kind of route has a metric of
+//! its own, so that routes of several kinds to one prefix stand beside each other: a prefix changes from one kind to another by one route
+//! that comes and one that goes.
+//!
+//! The steps come in this order ([`diff`]):
+//!
+//! 1. routes are added, the strongest first: longest prefix, then lowest metric;
+//! 2. rules are added: last in;
+//! 3. rules are removed: first out;
+//! 4. routes are removed, the weakest first.
+//!
+//! At each moment the strongest route that covers an address is the old one or the new one, never a third: adding from the top, the first
+//! new route that covers an address is its final one, and removing from the bottom, nothing lies between the old one and that. So no address
+//! falls to a weaker route, or out of the table into the clear, on its way between two that protect it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+
+use super::failed::Failed;
+use super::plan::{Kind, Routes};
+use crate::config::Prefix;
+use crate::sys::netlink::{Netlink, RouteFilter, RouteKind, Rule, TableRoute};
+
+/// What our routes and rules are marked with (`rtm_protocol`). No program is known to use this number.
+pub const PROTOCOL: u8 = 173;
+
+/// Returns the metric of a kind of route: of several to one prefix the lowest is obeyed.
+pub(super) fn metric_of(kind: Kind) -> u32 {
+    match kind {
+        // A node never sends its own pods' packets away.
+        Kind::Throw => 1024,
+        Kind::Unicast => 2048,
+        // It counts where nothing else is left, as when the interface and its routes are gone.
+        Kind::Blackhole => 4096,
+    }
+}
+
+/// What the kernel has that may be ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Actual {
+    /// All rules by mark, others' too.
+    pub rules: Vec<Rule>,
+    /// The routes of all tables that carry [`PROTOCOL`].
+    pub routes: Vec<TableRoute>,
+}
+
+/// One change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Adds a route.
+    AddRoute(TableRoute),
+    /// Puts a route in the place of ours to that prefix with that metric.
+    ReplaceRoute(TableRoute),
+    /// Adds a rule.
+    AddRule(Rule),
+    /// Removes a rule.
+    RemoveRule(Rule),
+    /// Removes a route.
+    RemoveRoute(TableRoute),
+}
+
+impl Step {
+    fn is_ipv6(&self) -> bool {
+        match self {
+            Self::AddRoute(route) | Self::ReplaceRoute(route) | Self::RemoveRoute(route) => {
+                route.destination.0.is_ipv6()
+            }
+            Self::AddRule(rule) | Self::RemoveRule(rule) => rule.is_ipv6,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (verb, route) = match self {
+            Self::AddRoute(route) => ("adding", route),
+            Self::ReplaceRoute(route) => ("replacing", route),
+            Self::RemoveRoute(route) => ("removing", route),
+            Self::AddRule(rule) => return write_rule(f, "adding", rule),
+            Self::RemoveRule(rule) => return write_rule(f, "removing", rule),
+        };
+        let kind = match route.kind {
+            RouteKind::Unicast { .. } => "unicast",
+            RouteKind::Throw => "throw",
+            RouteKind::Blackhole => "blackhole",
+            RouteKind::Other(_) => "other",
+        };
+        let (addr, len) = route.destination;
+        write!(f, "{verb} route {kind} {addr}/{len} metric {} in table {}", route.metric, route.table)
+    }
+}
+
+fn write_rule(f: &mut fmt::Formatter<'_>, verb: &str, rule: &Rule) -> fmt::Result {
+    let family = if rule.is_ipv6 { "IPv6" } else { "IPv4" };
+    let Rule { priority, mark, table, .. } = rule;
+    write!(f, "{verb} {family} rule {priority}: not fwmark {mark:#x} lookup {table}")
+}
+
+/// Returns the steps from what is there to what should be there, in the order in which they are taken. `interface` is the index of the
+/// tunnel's interface while that is there and up; without it there are no unicast routes.
+pub fn diff(actual: &Actual, desired: &Routes, interface: Option<u32>) -> Vec<Step> {
+    let wanted = routes_of(desired, interface);
+    let found: BTreeMap<_, _> = actual.routes.iter().map(|route| (key(route), *route)).collect();
+    let mut added = Vec::new();
+    for (key, route) in &wanted {
+        match found.get(key) {
+            Some(same) if same == route => {}
+            Some(_) => added.push((key, Step::ReplaceRoute(*route))),
+            None => added.push((key, Step::AddRoute(*route))),
+        }
+    }
+    let mut removed: Vec<_> = found.iter().filter(|(key, _)| !wanted.contains_key(key)).collect();
+    // In descending order of keys the weakest come first.
+    removed.reverse();
+
+    let rules = rules_of(desired);
+    let is_ours = |rule: &&Rule| match rule.protocol {
+        Some(protocol) => protocol == PROTOCOL,
+        // A kernel that keeps no protocol numbers: what is exactly like ours.
+        None => {
+            (rule.priority, rule.mark, rule.table) == (desired.rule_priority, desired.fwmark, desired.table)
+        }
+    };
+    let is_same =
+        |one: &Rule, other: &Rule| Rule { protocol: None, ..*one } == Rule { protocol: None, ..*other };
+    let own: Vec<_> = actual.rules.iter().filter(is_ours).collect();
+    let missing = rules.iter().filter(|rule| !own.iter().any(|own| is_same(own, rule)));
+    let surplus = own.iter().filter(|own| !rules.iter().any(|rule| is_same(own, rule)));
+
+    let mut steps: Vec<_> = added.into_iter().map(|(_, step)| step).collect();
+    steps.extend(missing.map(|rule| Step::AddRule(*rule)));
+    steps.extend(surplus.map(|rule| Step::RemoveRule(**rule)));
+    steps.extend(removed.into_iter().map(|(_, route)| Step::RemoveRoute(*route)));
+    steps
+}
+
+/// What the kernel tells routes apart by, the strongest of a table first.
+type Key = (std::cmp::Reverse<u8>, u32, std::net::IpAddr, u32);
+
+fn key(route: &TableRoute) -> Key {
+    (std::cmp::Reverse(route.destination.1), route.metric, route.destination.0, route.table)
+}
+
+fn routes_of(desired: &Routes, interface: Option<u32>) -> BTreeMap<Key, TableRoute> {
+    let routes = desired.entries.iter().filter_map(|entry| {
+        let kind = match entry.kind {
+            Kind::Throw => RouteKind::Throw,
+            Kind::Unicast => RouteKind::Unicast { interface: interface? },
+            Kind::Blackhole => RouteKind::Blackhole,
+        };
+        Some(TableRoute {
+            table: desired.table,
+            destination: (entry.prefix.addr(), entry.prefix.len()),
+            metric: metric_of(entry.kind),
+            kind,
+            mtu: None,
+            protocol: PROTOCOL,
+        })
+    });
+    routes.map(|route| (key(&route), route)).collect()
+}
+
+/// Returns a rule for each family that has routes.
+fn rules_of(desired: &Routes) -> Vec<Rule> {
+    let families = [false, true].into_iter();
+    let used = families.filter(|v6| desired.entries.iter().any(|entry| entry.prefix.addr().is_ipv6() == *v6));
+    used.map(|is_ipv6| Rule {
+        is_ipv6,
+        priority: desired.rule_priority,
+        mark: desired.fwmark,
+        table: desired.table,
+        protocol: Some(PROTOCOL),
+    })
+    .collect()
+}
+
+/// The steps that failed, and what must wait for them: what is old protects until the new is there.
+#[derive(Debug, Default)]
+struct Failures(Vec<Step>);
+
+impl Failures {
+    fn note(&mut self, step: &Step) {
+        self.0.push(*step);
+    }
+
+    /// Tells whether a step would open something: it removes in a family where a step failed, so that something weaker may lie below, or
+    /// it throws out of the table the packets of a route that is not there.
+    fn hold_back(&self, step: &Step) -> bool {
+        let mut lacking = self.0.iter().filter(|failed| failed.is_ipv6() == step.is_ipv6());
+        match step {
+            Step::RemoveRule(_) | Step::RemoveRoute(_) => lacking.next().is_some(),
+            Step::AddRoute(route) | Step::ReplaceRoute(route) if route.kind == RouteKind::Throw => {
+                let covered = Prefix::new(route.destination.0, route.destination.1);
+                lacking.any(|failed| match failed {
+                    Step::AddRoute(other) | Step::ReplaceRoute(other) => {
+                        covered.is_some_and(|covered| covered.contains(other.destination.0))
+                    }
+                    Step::AddRule(_) | Step::RemoveRule(_) | Step::RemoveRoute(_) => false,
+                })
+            }
+            Step::AddRoute(_) | Step::ReplaceRoute(_) | Step::AddRule(_) => false,
+        }
+    }
+}
+
+/// What a look at the kernel has led to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Steps that were taken: 0 if all was as it should be.
+    pub steps: usize,
+    /// Unicast routes that are left out until the interface is there and up.
+    pub waiting: usize,
+}
+
+/// Programs the routes and rules of the network namespace that it was opened in.
+pub struct Router {
+    netlink: Netlink,
+    interface: Option<u32>,
+}
+
+impl Router {
+    /// Opens a socket to the kernel.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { netlink: Netlink::open()?, interface: None })
+    }
+
+    /// Returns the index of the tunnel's interface as of the last look, if it was there and up.
+    pub fn interface(&self) -> Option<u32> {
+        self.interface
+    }
+
+    /// Looks at what the kernel has and makes it what it should be.
+    ///
+    /// # Errors
+    /// Names the first step that failed. The others have been taken, except for those that would open something for want of it.
+    pub fn sync(&mut self, desired: &Routes) -> Result<Outcome, Failed> {
+        let listing = |what: &str| {
+            let what = format!("listing {what}");
+            move |error| Failed::new(what, error)
+        };
+        self.interface = match self.netlink.link(&desired.interface) {
+            Ok(link) => link.up.then_some(link.index),
+            Err(_) => None,
+        };
+        let filter = RouteFilter { table: None, protocol: Some(PROTOCOL) };
+        let routes = self.netlink.table_routes(&filter).map_err(listing("routes"))?;
+        let rules = self.netlink.rules().map_err(listing("rules"))?;
+        let steps = diff(&Actual { rules, routes }, desired, self.interface);
+
+        let mut first_failure = None;
+        let mut failures = Failures::default();
+        let mut taken = 0;
+        for step in steps {
+            if failures.hold_back(&step) {
+                continue;
+            }
+            match self.take(&step) {
+                Ok(()) => taken += 1,
+                Err(error) => {
+                    failures.note(&step);
+                    first_failure.get_or_insert_with(|| Failed::new(step.to_string(), error));
+                }
+            }
+        }
+        if let Some(failure) = first_failure {
+            return Err(failure);
+        }
+        let unicast = desired.entries.iter().filter(|entry| entry.kind == Kind::Unicast).count();
+        Ok(Outcome { steps: taken, waiting: if self.interface.is_some() { 0 } else { unicast } })
+    }
+
+    /// Removes all rules and routes that are ours. `desired` tells by its table, mark and priority which rules those are where the kernel
+    /// keeps no protocol numbers.
+    ///
+    /// # Errors
+    /// Names the first step that failed; all others have been tried.
+    pub fn cleanup(&mut self, desired: &Routes) -> Result<(), Failed> {
+        self.sync(&Routes { entries: Vec::new(), ..desired.clone() }).map(drop)
+    }
+
+    fn take(&mut self, step: &Step) -> io::Result<()> {
+        match step {
+            Step::AddRoute(route) => self.netlink.add_table_route(route),
+            Step::ReplaceRoute(route) => self.netlink.replace_table_route(route),
+            Step::AddRule(rule) => self.netlink.add_rule(rule),
+            Step::RemoveRule(rule) => unless_gone(self.netlink.remove_rule(rule)),
+            Step::RemoveRoute(route) => unless_gone(self.netlink.remove_table_route(route)),
+        }
+    }
+}
+
+/// Takes it for removed what somebody else has removed.
+fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if [Some(libc::ESRCH), Some(libc::ENOENT)].contains(&error.raw_os_error()) => Ok(()),
+        removed => removed,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,511 @@
+//! nftables over netlink (`linux/netfilter/nf_tables.h`), without the `nft` program: one table, its chains, rules, counters and sets of
+//! addresses, changed by batches that are carried out whole or not at all.
+
+mod expression;
+mod message;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+pub use expression::{Expression, Side};
+use message::{Attributes, FAMILY_INET, Message, attributes, be32, be64, nested, text};
+
+use super::{ATTEMPTS, RECEIVE_LEN};
+use crate::sys::fault;
+
+/// A range of addresses of one family, both ends included.
+pub type Range = (IpAddr, IpAddr);
+
+/// Ranges in one message: the length of an attribute has 16 bits, and a range of IPv6 addresses takes 72 bytes.
+const RANGES_MAX: usize = 800;
+
+/// A hook in a packet's way, for all of which there is one numbering in the families `inet`, `ip` and `ip6` (`enum nf_inet_hooks`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Packets for this host.
+    Input,
+    /// Packets for others.
+    Forward,
+    /// All packets that leave, with their way out known.
+    Postrouting,
+}
+
+impl Hook {
+    fn number(self) -> u32 {
+        match self {
+            Self::Input => 1,
+            Self::Forward => 2,
+            Self::Postrouting => 4,
+        }
+    }
+}
+
+/// What a counter has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A chain that drops what none of its rules decides about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DroppingChain {
+    /// The table's family as `nft` names it: `inet`, `ip` or `ip6`.
+    pub family: &'static str,
+    /// The table.
+    pub table: String,
+    /// The chain.
+    pub name: String,
+}
+
+/// Why a batch was not carried out: what in it was refused, and the kernel's reason.
+#[derive(Debug)]
+pub struct Refused {
+    what: String,
+    source: io::Error,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.source)
+    }
+}
+
+impl std::error::Error for Refused {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Changes of one table of the family `inet` that take effect at one moment.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    table: &'a str,
+    messages: Vec<(String, Message)>,
+}
+
+impl<'a> Batch<'a> {
+    /// Returns a batch without changes.
+    pub fn new(table: &'a str) -> Self {
+        Self { table, messages: Vec::new() }
+    }
+
+    /// Tells whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Makes the table if it is not there.
+    pub fn add_table(&mut self) {
+        let table = Attributes::new().text(message::TABLE_NAME, self.table);
+        self.push(format!("table inet {}", self.table), message::NEW_TABLE, NLM_F_CREATE, table);
+    }
+
+    /// Removes the table and all that is in it. It must be there.
+    pub fn remove_table(&mut self) {
+        let table = Attributes::new().text(message::TABLE_NAME, self.table);
+        self.push(format!("removing table inet {}", self.table), message::DELETE_TABLE, 0, table);
+    }
+
+    /// Makes a counter that begins at `count`.
+    pub fn add_counter(&mut self, name: &str, count: Count) {
+        let counter = Attributes::new()
+            .text(message::OBJECT_TABLE, self.table)
+            .text(message::OBJECT_NAME, name)
+            .be32(message::OBJECT_TYPE, message::OBJECT_TYPE_COUNTER)
+            .nest(
+                message::OBJECT_DATA,
+                Attributes::new()
+                    .be64(message::COUNTER_BYTES, count.bytes)
+                    .be64(message::COUNTER_PACKETS, count.packets),
+            );
+        self.push(format!("counter {name}"), message::NEW_OBJECT, NLM_F_CREATE, counter);
+    }
+
+    /// Makes a set of address ranges.
+    pub fn add_set(&mut self, name: &str, is_ipv6: bool) {
+        let (key_type, len) = if is_ipv6 { (message::TYPE_IPV6, 16) } else { (message::TYPE_IPV4, 4) };
+        let id = u32::try_from(self.messages.len()).unwrap_or(u32::MAX);
+        let set = Attributes::new()
+            .text(message::SET_TABLE, self.table)
+            .text(message::SET_NAME, name)
+            .be32(message::SET_FLAGS, message::SET_INTERVAL)
+            .be32(message::SET_KEY_TYPE, key_type)
+            .be32(message::SET_KEY_LEN, len)
+            .be32(message::SET_ID, id);
+        self.push(format!("set {name}"), message::NEW_SET, NLM_F_CREATE, set);
+    }
+
+    /// Adds ranges to a set; none may touch another.
+    pub fn add_ranges(&mut self, set: &str, ranges: &[Range]) {
+        self.push_ranges(message::NEW_ELEMENTS, NLM_F_CREATE, set, ranges);
+    }
+
+    /// Removes ranges from a set. They must be there, each as it was added.
+    pub fn remove_ranges(&mut self, set: &str, ranges: &[Range]) {
+        self.push_ranges(message::DELETE_ELEMENTS, 0, set, ranges);
+    }
+
+    fn push_ranges(&mut self, kind: u16, flags: u16, set: &str, ranges: &[Range]) {
+        for part in ranges.chunks(RANGES_MAX) {
+            let mut elements = Attributes::new();
+            for &(first, last) in part {
+                elements = elements.nest(message::LIST_ELEMENT, element(first, false));
+                // A range without an end reaches to the last address of the family.
+                if let Some(end) = successor(last) {
+                    elements = elements.nest(message::LIST_ELEMENT, element(end, true));
+                }
+            }
+            let list = Attributes::new()
+                .text(message::ELEMENTS_TABLE, self.table)
+                .text(message::ELEMENTS_SET, set)
+                .nest(message::ELEMENTS_LIST, elements);
+            self.push(format!("addresses of set {set}"), kind, flags, list);
+        }
+    }
+
+    /// Makes a chain that sees the packets of `hook`, before other chains of a higher `priority`, and accepts what no rule decides about.
+    pub fn add_chain(&mut self, name: &str, hook: Hook, priority: i32) {
+        let place = Attributes::new()
+            .be32(message::HOOK_NUMBER, hook.number())
+            .be32(message::HOOK_PRIORITY, priority.cast_unsigned());
+        let chain = Attributes::new()
+            .text(message::CHAIN_TABLE, self.table)
+            .text(message::CHAIN_NAME, name)
+            .nest(message::CHAIN_HOOK, place)
+            .be32(message::CHAIN_POLICY, message::VERDICT_ACCEPT)
+            .text(message::CHAIN_TYPE, "filter");
+        self.push(format!("chain {name}"), message::NEW_CHAIN, NLM_F_CREATE, chain);
+    }
+
+    /// Appends a rule to a chain: expressions from left to right, until one does not match. `what` names it where it is refused.
+    pub fn add_rule(&mut self, chain: &str, what: &str, expressions: &[Expression<'_>]) {
+        let list = expressions.iter().fold(Attributes::new(), |list, expression| expression.encode(list));
+        let rule = Attributes::new()
+            .text(message::RULE_TABLE, self.table)
+            .text(message::RULE_CHAIN, chain)
+            .nest(message::RULE_EXPRESSIONS, list);
+        let what = format!("rule of chain {chain} ({what})");
+        self.push(what, message::NEW_RULE, NLM_F_CREATE | message::APPEND, rule);
+    }
+
+    fn push(&mut self, what: String, kind: u16, flags: u16, attributes: Attributes) {
+        let message = Message::new(kind, NLM_F_REQUEST | flags, FAMILY_INET, &attributes);
+        self.messages.push((what, message));
+    }
+}
+
+/// A socket for requests.
+pub struct Nftables {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Nftables {
+    /// Opens a socket.
+    ///
+    /// # Errors
+    /// `EPROTONOSUPPORT` if the kernel has no netfilter; if no descriptor is left.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = open()?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // A refusal need not repeat what it refuses.
+        let _ = socket.set_cap_ack(true);
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Carries out all of a batch or nothing.
+    ///
+    /// # Errors
+    /// Names what was refused. `EPERM` without `CAP_NET_ADMIN`; `EOPNOTSUPP` if the kernel has no nftables; `ENOENT` for what is not there, or
+    /// for an expression that the kernel does not know.
+    pub fn commit(&mut self, batch: &Batch<'_>) -> Result<(), Refused> {
+        let Some(last) = batch.messages.len().checked_sub(1) else { return Ok(()) };
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        Message::bound(message::BATCH_BEGIN).append_to(&mut bytes, self.next(), 0);
+        for (at, (_, message)) in batch.messages.iter().enumerate() {
+            message.append_to(&mut bytes, self.next(), if at == last { NLM_F_ACK } else { 0 });
+        }
+        let acknowledged = self.sequence;
+        Message::bound(message::BATCH_END).append_to(&mut bytes, self.next(), 0);
+        let end = self.sequence;
+        let refused = |sequence: u32, source: io::Error| {
+            let at = usize::try_from(sequence.wrapping_sub(first).wrapping_sub(1)).ok();
+            let named = at.and_then(|at| batch.messages.get(at)).map(|(what, _)| what.clone());
+            Refused { what: named.unwrap_or_else(|| format!("table inet {}", batch.table)), source }
+        };
+        // The kernel takes a batch in one piece.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&self.socket, bytes.len() * 2);
+        self.socket.send(&bytes, 0).map_err(|error| refused(first, error))?;
+
+        let mut outcome = Ok(());
+        loop {
+            let received = self.receive().map_err(|error| refused(first, error))?;
+            for reply in message::replies(&received) {
+                let is_ours = reply.sequence.wrapping_sub(first) <= end.wrapping_sub(first);
+                let Some(code) = reply.error.filter(|_| is_ours) else { continue };
+                if code != 0 && outcome.is_ok() {
+                    outcome = Err(refused(reply.sequence, io::Error::from_raw_os_error(-code)));
+                }
+                // What is refused as a whole is answered at its beginning, alone.
+                if [first, acknowledged].contains(&reply.sequence) {
+                    return outcome;
+                }
+            }
+        }
+    }
+
+    /// Returns table, chains and rules as the kernel tells of them, with the handles that it numbers them by: equal as long as nobody has
+    /// changed anything. Sets' elements and counters are not among it. `None` if there is no such table.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn fingerprint(&mut self, table: &str) -> io::Result<Option<Vec<Vec<u8>>>> {
+        let name = Attributes::new().text(message::TABLE_NAME, table);
+        let mut all = match self.request(message::GET_TABLE, 0, &name) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            found => found?,
+        };
+        for kind in [message::GET_CHAIN, message::GET_RULE] {
+            let listed = self.request(kind, NLM_F_DUMP, &name)?;
+            all.extend(listed.into_iter().filter(|message| is_of(message, table)));
+        }
+        Ok(Some(all))
+    }
+
+    /// Returns the counters of a table by their names; none if there is no such table.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn counters(&mut self, table: &str) -> io::Result<BTreeMap<String, Count>> {
+        let filter = Attributes::new().text(message::OBJECT_TABLE, table);
+        let listed = self.request(message::GET_OBJECT, NLM_F_DUMP, &filter)?;
+        let counter = |message: &Vec<u8>| {
+            let data = |kind| nested(message, message::OBJECT_DATA).and_then(|data| be64(data, kind));
+            let count =
+                Count { packets: data(message::COUNTER_PACKETS)?, bytes: data(message::COUNTER_BYTES)? };
+            Some((text(message, message::OBJECT_NAME)?, count))
+        };
+        Ok(listed.iter().filter(|message| is_of(message, table)).filter_map(counter).collect())
+    }
+
+    /// Returns the ranges of a set in ascending order.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such set.
+    pub fn ranges(&mut self, table: &str, set: &str) -> io::Result<Vec<Range>> {
+        let which = Attributes::new().text(message::ELEMENTS_TABLE, table).text(message::ELEMENTS_SET, set);
+        let listed = self.request(message::GET_ELEMENTS, NLM_F_DUMP, &which)?;
+        let mut bounds = Vec::new();
+        for message in &listed {
+            let elements = nested(message, message::ELEMENTS_LIST).unwrap_or_default();
+            bounds.extend(attributes(elements).filter_map(|(_, element)| bound(element)));
+        }
+        Ok(ranges_of(bounds))
+    }
+
+    /// Returns the chains of all tables that see packets for this host and drop what they do not accept. Another table cannot overrule them.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn dropping_input_chains(&mut self) -> io::Result<Vec<DroppingChain>> {
+        let mut found = Vec::new();
+        for (number, family) in
+            [(FAMILY_INET, "inet"), (message::FAMILY_IP, "ip"), (message::FAMILY_IP6, "ip6")]
+        {
+            let listed = self.request_of(number, message::GET_CHAIN, NLM_F_DUMP, &Attributes::new())?;
+            found.extend(listed.iter().filter_map(|chain| {
+                let hook = nested(chain, message::CHAIN_HOOK)?;
+                let sees_input = be32(hook, message::HOOK_NUMBER) == Some(Hook::Input.number());
+                let drops = be32(chain, message::CHAIN_POLICY) == Some(message::VERDICT_DROP);
+                let (table, name) = (text(chain, message::CHAIN_TABLE)?, text(chain, message::CHAIN_NAME)?);
+                (sees_input && drops).then_some(DroppingChain { family, table, name })
+            }));
+        }
+        Ok(found)
+    }
+
+    fn request(&mut self, kind: u16, flags: u16, attributes: &Attributes) -> io::Result<Vec<Vec<u8>>> {
+        self.request_of(FAMILY_INET, kind, flags, attributes)
+    }
+
+    /// Asks for one thing, or for a list by `NLM_F_DUMP`, and returns the attributes of each reply.
+    fn request_of(
+        &mut self,
+        family: u8,
+        kind: u16,
+        flags: u16,
+        attributes: &Attributes,
+    ) -> io::Result<Vec<Vec<u8>>> {
+        let message = Message::new(kind, NLM_F_REQUEST | flags, family, attributes);
+        for _ in 0..ATTEMPTS {
+            let mut bytes = Vec::new();
+            message.append_to(&mut bytes, self.next(), 0);
+            self.socket.send(&bytes, 0)?;
+            if let Some(replies) = self.replies(flags & NLM_F_DUMP == 0)? {
+                return Ok(replies);
+            }
+        }
+        Err(io::Error::other("what was listed kept changing"))
+    }
+
+    /// Receives the replies to the last request; `None` if they are a list that changed meanwhile.
+    fn replies(&self, is_question: bool) -> io::Result<Option<Vec<Vec<u8>>>> {
+        let mut all = Some(Vec::new());
+        loop {
+            let received = self.receive()?;
+            for reply in message::replies(&received) {
+                if reply.sequence != self.sequence {
+                    continue;
+                }
+                if reply.flags & NLM_F_DUMP_INTR != 0 {
+                    all = None;
+                }
+                match reply.error {
+                    Some(0) => return Ok(all),
+                    Some(code) => return Err(io::Error::from_raw_os_error(-code)),
+                    None => {}
+                }
+                if let Some(all) = &mut all {
+                    all.push(reply.attributes.to_vec());
+                }
+                if is_question {
+                    return Ok(all);
+                }
+            }
+        }
+    }
+
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        let mut buffer = Vec::with_capacity(RECEIVE_LEN);
+        self.socket.recv(&mut buffer, 0)?;
+        Ok(buffer)
+    }
+
+    fn next(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+}
+
+/// A socket that tells of changes of tables.
+pub struct Changes(Socket);
+
+impl Changes {
+    /// Opens a socket that tells of changes from now on.
+    ///
+    /// # Errors
+    /// As [`Nftables::open`].
+    pub fn open() -> io::Result<Self> {
+        let mut socket = open()?;
+        socket.bind(&SocketAddr::new(0, message::GROUP_NFTABLES))?;
+        socket.set_non_blocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// Tells whether a table of this name may have changed since the last call.
+    pub fn take(&mut self, table: &str) -> bool {
+        let mut has_changed = false;
+        let mut buffer = Vec::with_capacity(RECEIVE_LEN);
+        loop {
+            buffer.clear();
+            match self.0.recv(&mut buffer, 0) {
+                Ok(_) => has_changed |= message::replies(&buffer).any(|told| is_of(told.attributes, table)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return has_changed,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // ENOBUFS: the kernel had more to tell than the socket holds.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => has_changed = true,
+                Err(_) => return true,
+            }
+        }
+    }
+}
+
+impl AsFd for Changes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Changes {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn open() -> io::Result<Socket> {
+    fault::check(fault::Call::Netfilter)?;
+    Socket::new(NETLINK_NETFILTER)
+}
+
+/// Tells whether a message is about this table or something in it. The first attribute of each kind names the table.
+fn is_of(message: &[u8], table: &str) -> bool {
+    text(message, message::TABLE_NAME).is_some_and(|name| name == table)
+}
+
+fn element(key: IpAddr, is_end: bool) -> Attributes {
+    let value = match key {
+        IpAddr::V4(addr) => Attributes::new().bytes(message::DATA_VALUE, &addr.octets()),
+        IpAddr::V6(addr) => Attributes::new().bytes(message::DATA_VALUE, &addr.octets()),
+    };
+    let element = Attributes::new().nest(message::ELEMENT_KEY, value);
+    if is_end { element.be32(message::ELEMENT_FLAGS, message::ELEMENT_INTERVAL_END) } else { element }
+}
+
+/// Returns where a range begins or ends (`true`): the first address, or the one behind the last.
+fn bound(element: &[u8]) -> Option<(IpAddr, bool)> {
+    let (_, key) = attributes(nested(element, message::ELEMENT_KEY)?).next()?;
+    let addr = match key.len() {
+        4 => IpAddr::from(*key.first_chunk::<4>()?),
+        _ => IpAddr::from(*key.first_chunk::<16>()?),
+    };
+    let flags = be32(element, message::ELEMENT_FLAGS).unwrap_or_default();
+    Some((addr, flags & message::ELEMENT_INTERVAL_END != 0))
+}
+
+/// Puts bounds together. An end without a beginning, which `nft` adds before the first range, means nothing.
+fn ranges_of(mut bounds: Vec<(IpAddr, bool)>) -> Vec<Range> {
+    // Where one range ends and the next begins, the end comes first.
+    bounds.sort_by_key(|&(addr, is_end)| (addr, !is_end));
+    let mut ranges = Vec::new();
+    let mut open = None;
+    for (addr, is_end) in bounds {
+        match open.take() {
+            Some(first) if is_end => ranges.extend(predecessor(addr).map(|last| (first, last))),
+            first => open = if is_end { None } else { first.or(Some(addr)) },
+        }
+    }
+    ranges.extend(open.map(|first| match first {
+        IpAddr::V4(_) => (first, IpAddr::from([u8::MAX; 4])),
+        IpAddr::V6(_) => (first, IpAddr::from([u8::MAX; 16])),
+    }));
+    ranges
+}
+
+fn successor(addr: IpAddr) -> Option<IpAddr> {
+    Some(match addr {
+        IpAddr::V4(addr) => IpAddr::V4(u32::from(addr).checked_add(1)?.into()),
+        IpAddr::V6(addr) => IpAddr::V6(u128::from(addr).checked_add(1)?.into()),
+    })
+}
+
+fn predecessor(addr: IpAddr) -> Option<IpAddr> {
+    Some(match addr {
+        IpAddr::V4(addr) => IpAddr::V4(u32::from(addr).checked_sub(1)?.into()),
+        IpAddr::V6(addr) => IpAddr::V6(u128::from(addr).checked_sub(1)?.into()),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! Rules that choose a routing table (ip-rule(8)), by the mark of a packet.
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::Netlink;
+use super::route::protocol_of;
+
+/// A rule by which packets that carry another mark than `mark` are looked up in `table`: `not fwmark MARK lookup TABLE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Whether it is for IPv6 packets; for IPv4 packets otherwise.
+    pub is_ipv6: bool,
+    /// Where it stands: rules are obeyed in ascending order, 0 is the local table's, 32766 the main table's.
+    pub priority: u32,
+    /// The mark of the packets that it does not concern; all 32 bits count.
+    pub mark: u32,
+    /// The routing table.
+    pub table: u32,
+    /// Who made it: a number below 256 of those in `/etc/iproute2/rt_protos`; `None` before Linux 4.17, which does not keep it.
+    pub protocol: Option<u8>,
+}
+
+impl Netlink {
+    /// Returns the rules of both families that are of this form; there may be others.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn rules(&mut self) -> io::Result<Vec<Rule>> {
+        let mut rules = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RuleMessage::default();
+            message.header.family = family;
+            let replies = match self.request(RouteNetlinkMessage::GetRule(message), NLM_F_DUMP) {
+                // A kernel without IPv6, or without rules for it.
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => continue,
+                replies => replies?,
+            };
+            rules.extend(replies.iter().filter_map(rule_of));
+        }
+        Ok(rules)
+    }
+
+    /// Adds a rule.
+    ///
+    /// # Errors
+    /// `EEXIST` if there is one like it.
+    pub fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        self.change(RouteNetlinkMessage::NewRule(message_of(rule)), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Removes a rule, if it is of this protocol.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is none.
+    pub fn remove_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        self.change(RouteNetlinkMessage::DelRule(message_of(rule)), 0)
+    }
+}
+
+fn message_of(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = if rule.is_ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    message.header.action = RuleAction::ToTable;
+    message.header.flags = RuleFlags::Invert;
+    message.attributes = vec![
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::FwMark(rule.mark),
+        RuleAttribute::FwMask(u32::MAX),
+        RuleAttribute::Table(rule.table),
+    ];
+    message.attributes.extend(rule.protocol.map(|protocol| RuleAttribute::Protocol(protocol.into())));
+    message
+}
+
+/// Returns the rule of a message, unless it has another form.
+fn rule_of(message: &RouteNetlinkMessage) -> Option<Rule> {
+    let RouteNetlinkMessage::NewRule(message) = message else { return None };
+    let header = &message.header;
+    let is_ipv6 = header.family == AddressFamily::Inet6;
+    let mut has_form = header.action == RuleAction::ToTable
+        && header.flags.contains(RuleFlags::Invert)
+        && [header.src_len, header.dst_len, header.tos] == [0; 3];
+    let mut rule = Rule { is_ipv6, priority: 0, mark: 0, table: header.table.into(), protocol: None };
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => rule.priority = *priority,
+            RuleAttribute::FwMark(mark) => rule.mark = *mark,
+            RuleAttribute::FwMask(mask) => has_form &= *mask == u32::MAX,
+            RuleAttribute::Table(table) => rule.table = *table,
+            RuleAttribute::Protocol(protocol) => rule.protocol = Some(protocol_of(*protocol)),
+            RuleAttribute::SuppressPrefixLen(len) => has_form &= *len == u32::MAX,
+            RuleAttribute::SuppressIfGroup(group) => has_form &= *group == u32::MAX,
+            // What later kernels add they also tell where it is not used.
+            RuleAttribute::Other(_) => {}
+            _ => has_form = false,
+        }
+    }
+    (has_form && rule.mark != 0).then_some(rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netlink::{Event, Groups, Monitor};
+    use crate::sys::netns;
+
+    #[test]
+    fn rules_are_made_listed_told_of_and_removed() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let mut monitor = Monitor::open_for(Groups::RULES)?;
+            let mut netlink = Netlink::open()?;
+            assert_eq!(netlink.rules()?, []);
+            for is_ipv6 in [false, true] {
+                let rule = Rule { is_ipv6, priority: 99, mark: 0xad17, table: 70_000, protocol: Some(173) };
+                netlink.add_rule(&rule)?;
+                assert_eq!(netlink.add_rule(&rule).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+                assert_eq!(monitor.take(), [Event::Rule]);
+                assert_eq!(netlink.rules()?, [rule]);
+                let not_ours = netlink.remove_rule(&Rule { protocol: Some(4), ..rule }).unwrap_err();
+                assert_eq!(not_ours.raw_os_error(), Some(libc::ENOENT));
+                netlink.remove_rule(&rule)?;
+                assert_eq!(monitor.take(), [Event::Rule]);
+                assert_eq!(netlink.rules()?, []);
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn notices_that_were_lost_are_told_of() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let mut monitor = Monitor::open_for(Groups::RULES)?;
+            let mut netlink = Netlink::open()?;
+            let rule = Rule { is_ipv6: false, priority: 99, mark: 1, table: 7, protocol: Some(173) };
+            // More than a socket holds by default.
+            for _ in 0..1000 {
+                netlink.add_rule(&rule)?;
+                netlink.remove_rule(&rule)?;
+            }
+            assert!(monitor.take().contains(&Event::Lost));
+            netlink.add_rule(&rule)?;
+            assert_eq!(monitor.take(), [Event::Rule]);
+            Ok(())
+        })
+        .unwrap();
+    }
+}
