@@ -26,14 +26,16 @@ pub(crate) fn is_of_one() -> bool {
     true
 }
 
-/// Runs this program once more with `tier`, and returns what it prints.
+/// Runs this program once more with `tier`, and what `adjust` adds, and returns what it prints.
 ///
 /// # Errors
 /// Says why it failed.
-pub(crate) fn run(tier: &str) -> Result<String, String> {
+pub(crate) fn run(tier: &str, adjust: impl FnOnce(&mut Command)) -> Result<String, String> {
     let program = env::current_exe().map_err(|error| error.to_string())?;
-    let output = Command::new(program).args(env::args().skip(1)).env(TIER, tier).output();
-    let output = output.map_err(|error| error.to_string())?;
+    let mut command = Command::new(program);
+    command.args(env::args().skip(1)).env(TIER, tier);
+    adjust(&mut command);
+    let output = command.output().map_err(|error| error.to_string())?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {

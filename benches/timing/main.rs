@@ -69,7 +69,7 @@ fn report() -> std::io::Result<bool> {
     println!("{}.\n", output::machine());
     let (mut csv, mut is_good) = (String::from("tier,subject,t,verdict\n"), true);
     for tier in ["avx512", "avx2", "portable"] {
-        let text = match tiers::run(tier) {
+        let text = match tiers::run(tier, |_| {}) {
             Ok(text) => text,
             Err(reason) => {
                 println!("{tier}: {reason}\n");
