@@ -1,9 +1,8 @@
-//! Intel's ipsec-mb, where it is installed with its header: a program of its own, in C, that takes a turn when it is told to.
+//! Intel's ipsec-mb, where it is installed with its header: a program of its own, in C, that takes turns when it is told to.
 //!
-//! So it needs no unsafe code and is built only here. It has the same messages in a memory of its own, and passes over them before they
-//! are timed if the turn is one of opening.
+//! So it needs no unsafe code and is built only here. It takes the turns of one row at a stretch, as whoever waits for the other process
+//! begins with cold caches; it is less steady beside the others than they are beside each other.
 
-use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -11,8 +10,6 @@ use std::{env, fs};
 
 use adit::crypto::aead::{Key, TAG_LEN};
 use adit::crypto::secret::Secret;
-
-use crate::Worker;
 
 /// Names the program that a process of a tier is to set its own beside; empty if there is none.
 const PROGRAM: &str = "ADIT_BENCH_IPSEC_MB";
@@ -43,7 +40,8 @@ pub(crate) fn offer(command: &mut Command, program: Option<&str>) {
 /// A running program.
 pub(crate) struct IpsecMb {
     child: Child,
-    pipes: RefCell<(ChildStdin, BufReader<ChildStdout>)>,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl IpsecMb {
@@ -52,37 +50,20 @@ impl IpsecMb {
         let program = env::var(PROGRAM).ok().filter(|program| !program.is_empty())?;
         let mut command = Command::new(program);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
-        let pipes = RefCell::new((child.stdin.take()?, BufReader::new(child.stdout.take()?)));
-        Some(Self { child, pipes })
+        let (stdin, stdout) = (child.stdin.take()?, BufReader::new(child.stdout.take()?));
+        Some(Self { child, stdin, stdout })
     }
 
-    /// Returns the ns of a turn, whose last tag must be ours.
-    fn turn(&self, op: &str, batch: usize, messages: &[&mut [u8]]) -> f64 {
-        let (count, bytes) = (messages.len(), messages[0].len() - TAG_LEN);
-        let mut pipes = self.pipes.borrow_mut();
-        let (stdin, stdout) = &mut *pipes;
-        writeln!(stdin, "{op} {batch} {count} {bytes}").expect("it listens");
+    /// Returns the ns a packet of the median of many turns; the last tag must be ours.
+    pub(crate) fn median(&mut self, op: &str, batch: usize, count: usize, bytes: usize, turns: usize) -> f64 {
+        writeln!(self.stdin, "{op} {batch} {count} {bytes} {turns}").expect("it listens");
         let mut line = String::new();
-        stdout.read_line(&mut line).expect("it answers");
+        self.stdout.read_line(&mut line).expect("it answers");
         let (ns, tag) = line.trim().split_once(' ').expect("ns and tag");
         let mut last = vec![3; bytes + TAG_LEN];
         Key::new(&Secret::new(crate::KEY)).seal_in_place(count as u64 - 1, &[], &mut last);
         assert_eq!(tag, hex::encode(&last[bytes..]), "it seals as we do");
-        ns.parse().expect("a number")
-    }
-}
-
-impl Worker for IpsecMb {
-    fn seal(&self, batch: usize, messages: &mut [&mut [u8]]) -> f64 {
-        self.turn("seal", batch, messages)
-    }
-
-    fn open(&self, batch: usize, messages: &mut [&mut [u8]]) -> f64 {
-        self.turn("open", batch, messages)
-    }
-
-    fn gather(&self, batch: usize, _: &[u8], messages: &mut [&mut [u8]]) -> f64 {
-        self.turn("gather", batch, messages)
+        ns.parse::<f64>().expect("a number") / count as f64
     }
 }
 

@@ -5,7 +5,8 @@
 //! of its own, as a process has one. Rows go to `<target>/bench/aead.csv`, a plot to `<target>/bench/aead.svg`.
 //!
 //! `gather` is what the sending side does: header and payload are sealed out of place, where the libraries copy and then seal in place.
-//! Intel's ipsec-mb is set beside ours by its job API if it is installed (Debian's `libipsec-mb-dev`) and there is a C compiler.
+//! Intel's ipsec-mb is set beside ours by its job API if it is installed (Debian's `libipsec-mb-dev`) and there is a C compiler; it takes
+//! its turns after the others.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints")]
 
@@ -140,19 +141,17 @@ fn report(tier: &str, rows: &[Row]) {
 /// Measures this process's tier and the libraries, and prints rows.
 fn measure(is_quick: bool) {
     let ring = UnboundKey::new(&CHACHA20_POLY1305, &KEY).expect("the key has 32 bytes");
-    let mut workers: Vec<(&str, Box<dyn Worker>)> = vec![
+    let mut workers: [(&str, Box<dyn Worker>); 3] = [
         (aead::tier(), Box::new(Key::new(&Secret::new(KEY)))),
         (RING, Box::new(Single(LessSafeKey::new(ring)))),
         (PORTABLE, Box::new(Single(ChaCha20Poly1305::new(&KEY.into())))),
     ];
-    if let Some(ipsec_mb) = IpsecMb::start() {
-        workers.push((IPSEC_MB, Box::new(ipsec_mb)));
-    }
+    let mut ipsec_mb = IpsecMb::start();
     let turns = if is_quick { 21 } else { 101 };
     for bytes in BYTES {
         for batch in BATCHES {
             let mut lab = Lab::new(batch, bytes);
-            let mut times: Vec<[Vec<f64>; 3]> = workers.iter().map(|_| Default::default()).collect();
+            let mut times: [[Vec<f64>; 3]; 3] = Default::default();
             for _ in 0..turns {
                 for ((_, worker), times) in workers.iter_mut().zip(&mut times) {
                     for (times, ns) in times.iter_mut().zip(lab.turn(&mut **worker)) {
@@ -164,6 +163,12 @@ fn measure(is_quick: bool) {
                 for (op, times) in OPS.iter().zip(times) {
                     times.sort_unstable_by(f64::total_cmp);
                     println!("{name},{op},{batch},{bytes},{:.2}", times[times.len() / 2]);
+                }
+            }
+            for op in OPS {
+                if let Some(ipsec_mb) = &mut ipsec_mb {
+                    let ns = ipsec_mb.median(op, batch, lab.count(), bytes, turns);
+                    println!("{IPSEC_MB},{op},{batch},{bytes},{ns:.2}");
                 }
             }
         }
@@ -186,10 +191,14 @@ impl Lab {
         Self { batch, bytes, room: vec![3; count * (16 + bytes + TAG_LEN)], source: vec![5; count * bytes] }
     }
 
+    fn count(&self) -> usize {
+        self.source.len() / self.bytes
+    }
+
     /// Seals, opens and gathers, and returns ns a packet of each.
     fn turn(&mut self, worker: &mut dyn Worker) -> [f64; 3] {
+        let count = self.count();
         let Self { batch, bytes, room, source } = self;
-        let count = source.len() / *bytes;
         let mut messages: Vec<_> =
             room.chunks_exact_mut(16 + *bytes + TAG_LEN).map(|message| &mut message[16..]).collect();
         [
