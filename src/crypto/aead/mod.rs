@@ -157,12 +157,14 @@ impl Key {
     }
 
     /// Returns the key as it was given.
-    fn bytes(&self) -> [u8; 32] {
+    fn bytes(&self) -> Secret<32> {
         let mut bytes = [0; 32];
         for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&self.words) {
             *bytes = word.to_le_bytes();
         }
-        bytes
+        let secret = Secret::new(bytes);
+        bytes.zeroize();
+        secret
     }
 }
 
