@@ -25,7 +25,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -36,8 +35,12 @@ use measure::{ALL, Measurement};
 use programs::Implementation;
 use report::{Report, say};
 
+#[path = "../common/bars.rs"]
+mod bars;
 mod lab;
 mod measure;
+#[path = "../common/output.rs"]
+mod output;
 mod plot;
 mod programs;
 mod report;
@@ -151,12 +154,12 @@ fn enclose() -> std::io::Result<()> {
 /// Takes all measurements and reports them; tells whether none has failed.
 #[expect(clippy::print_stdout, reason = "the table is what the bench is for")]
 fn bench(settings: &Settings) -> std::io::Result<bool> {
-    let machine = report::machine();
+    let machine = output::machine();
     let (implementations, missing) = programs::implementations(&settings.only);
     let missing: Vec<String> = missing.iter().map(|name| format!("skipped: {name} missing")).collect();
     missing.iter().for_each(|line| say(line));
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it lies in the target folder");
-    let [raw, picture] = ["tunnel.csv", "tunnel.svg"].map(|name| target.join("bench").join(name));
+    let folder = output::folder()?;
+    let [raw, picture] = ["tunnel.csv", "tunnel.svg"].map(|name| folder.join(name));
     let mut report = Report::new(implementations.clone(), &raw)?;
     let mut failures = Vec::new();
     for round in 1..=settings.rounds {
@@ -171,7 +174,7 @@ fn bench(settings: &Settings) -> std::io::Result<bool> {
                 match catch_unwind(AssertUnwindSafe(|| take(measurement, implementation, settings.time))) {
                     Ok((measured, memory)) => {
                         let first = measured.figures.first().expect("there is a figure");
-                        say(&format!("{run}: {} {}", report::digits(first.value), first.unit));
+                        say(&format!("{run}: {} {}", output::digits(first.value), first.unit));
                         report.add(round, implementation, measurement.name, measured, memory)?;
                     }
                     // What panicked has said why.

@@ -1,12 +1,14 @@
 //! Rows as they come, and the table of their medians.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use crate::bars::Cell;
 use crate::lab::Memory;
 use crate::measure::{ALL, Better, Cost, Figure, Measured};
+use crate::output::digits;
 use crate::programs::Implementation;
 
 /// Says something beside the table.
@@ -39,14 +41,6 @@ pub(crate) struct Line {
     pub(crate) cells: Vec<Option<Cell>>,
 }
 
-/// Median and range.
-#[derive(Clone, Copy)]
-pub(crate) struct Cell {
-    pub(crate) median: f64,
-    pub(crate) least: f64,
-    pub(crate) most: f64,
-}
-
 /// The measurement to which memory of all others belongs.
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const DAEMONS_CPU: &str = "both daemons, CPU";
@@ -54,9 +48,6 @@ pub(crate) const DAEMONS_CPU: &str = "both daemons, CPU";
 impl Report {
     /// Starts a report whose raw rows go to `raw` as they come.
     pub(crate) fn new(implementations: Vec<Implementation>, raw: &Path) -> io::Result<Self> {
-        if let Some(folder) = raw.parent() {
-            fs::create_dir_all(folder)?;
-        }
         let mut raw = File::create(raw)?;
         writeln!(
             raw,
@@ -213,30 +204,4 @@ fn show(cell: Cell) -> String {
     } else {
         format!("{} ({}–{})", digits(median), digits(least), digits(most))
     }
-}
-
-/// Writes a number with about three digits.
-pub(crate) fn digits(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".to_owned(),
-        100.0.. => format!("{value:.0}"),
-        10.0.. => format!("{value:.1}"),
-        1.0.. => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
-    }
-}
-
-/// Returns a line about the machine.
-pub(crate) fn machine() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpus = read("/proc/cpuinfo");
-    let model =
-        cpus.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(':'));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!(
-        "{}, {cores} cores, Linux {}, load {} at the start",
-        model.map_or("processor without a name", |(_, name)| name.trim()),
-        read("/proc/sys/kernel/osrelease").trim(),
-        read("/proc/loadavg").split(' ').next().unwrap_or_default(),
-    )
 }

@@ -1,12 +1,13 @@
 //! ChaCha20-Poly1305, one packet and many, in place and out of place, against the `chacha20poly1305` crate (RFC 8439).
 //!
-//! A packet that was tampered with must be refused and its buffer wiped, whatever its neighbours in the batch are.
+//! A packet that was tampered with must be refused and its buffer wiped, whatever its neighbours in the batch are. `ADIT_CRYPTO` chooses the
+//! tier, as it does for the program.
 
 #![no_main]
 
 use adit::crypto::aead::{
-    Forged, Key, OpenJob, OpenTo, SealInPlace, SealJob, TAG_LEN, open_batch, open_batch_in_place, seal_batch,
-    seal_batch_in_place,
+    Forged, Key, OpenJob, OpenTo, SealInPlace, SealJob, TAG_LEN, Tier, force, open_batch, open_batch_in_place,
+    seal_batch, seal_batch_in_place,
 };
 use adit::crypto::secret::Secret;
 use arbitrary::Arbitrary;
@@ -80,7 +81,7 @@ fn oracle(key: &[u8; 32], counter: u64, aad: &[u8], plaintext: &[u8]) -> Vec<u8>
     bytes
 }
 
-fuzz_target!(|input: Input| {
+fuzz_target!(init: choose_tier(), |input: Input| {
     let Input { mut keys, aad, mut packets } = input;
     packets.truncate(40);
     // With equal keys a wrong key would be the right one.
@@ -103,6 +104,16 @@ fuzz_target!(|input: Input| {
         packets.iter().zip(&sealed).map(|(packet, sealed)| packet.arrival(sealed)).collect();
     check_open(&arrivals, &plain, key_of);
 });
+
+fn choose_tier() {
+    let tier = match std::env::var("ADIT_CRYPTO").as_deref() {
+        Ok("avx512") => Tier::Avx512,
+        Ok("avx2") => Tier::Avx2,
+        Ok("portable") => Tier::Portable,
+        Ok(_) | Err(_) => Tier::Auto,
+    };
+    force(tier).expect("the CPU has it, and nothing was encrypted yet");
+}
 
 fn check_seal<'k>(
     packets: &[Packet],

@@ -8,7 +8,7 @@ use arc_swap::ArcSwapOption;
 use super::constants::{COOKIE_SECRET_LATENCY, COOKIE_SECRET_MAX_AGE, LABEL_COOKIE, LABEL_MAC1};
 use super::messages::COOKIE_REPLY_LEN;
 use super::time::Instant;
-use crate::crypto::blake2s::{hash, mac};
+use crate::crypto::blake2s::{MacKey, hash, mac};
 use crate::crypto::random::Random;
 use crate::crypto::secret::{Secret, equal};
 use crate::crypto::x25519::PublicKey;
@@ -19,14 +19,15 @@ const MAC_LEN: usize = 16;
 
 /// The keys that follow from the static key of the responder ([W] §5.4.4, §5.4.7).
 struct Keys {
-    mac1: [u8; 32],
+    /// Worked in already: who floods us with messages of a wrong mac1 pays for a hash, and so do we.
+    mac1: MacKey,
     cookie: [u8; 32],
 }
 
 impl Keys {
     fn new(responder: &PublicKey) -> Self {
         Self {
-            mac1: hash(&[LABEL_MAC1, responder.as_bytes()]),
+            mac1: MacKey::new(&hash(&[LABEL_MAC1, responder.as_bytes()])),
             cookie: hash(&[LABEL_COOKIE, responder.as_bytes()]),
         }
     }
@@ -66,7 +67,7 @@ impl Checker {
 
     /// Tells whether the sender knows our public key.
     pub fn check_mac1(&self, message: &[u8]) -> bool {
-        split(message).is_some_and(|(covered, mac1, _)| equal(mac1, &mac(&self.keys.mac1, &[covered])))
+        split(message).is_some_and(|(covered, mac1, _)| equal(mac1, &self.keys.mac1.mac(&[covered])))
     }
 
     /// Tells whether the message carries a cookie that we gave to `from` and that has not expired.
@@ -150,7 +151,7 @@ impl Generator {
     pub fn add_macs(&mut self, message: &mut [u8], now: Instant) {
         let Some((rest, mac2)) = message.split_last_chunk_mut::<MAC_LEN>() else { return };
         let Some((covered, mac1)) = rest.split_last_chunk_mut::<MAC_LEN>() else { return };
-        *mac1 = mac(&self.keys.mac1, &[covered]);
+        *mac1 = self.keys.mac1.mac(&[covered]);
         self.sent = Some(*mac1);
         // Kernel `cookie.c`, `wg_cookie_add_mac_to_packet`: not with a cookie that may die on the way.
         let usable = |born: &Instant| now.since(*born) < COOKIE_SECRET_MAX_AGE - COOKIE_SECRET_LATENCY;

@@ -61,18 +61,21 @@ impl Table {
 
     /// Chooses a random index that is free, for a handshake of `peer` ([W] §5.4.2, kernel `peerlookup.c`), such that the index modulo
     /// `workers` is the peer's number modulo `workers`: who steers datagrams by it keeps all sessions of a peer together.
-    pub fn insert(&self, peer: &Arc<Peer>, workers: u32, random: &mut dyn Random) -> u32 {
+    ///
+    /// `first` is random as well, and nearly always good: `random` is asked only if it is not.
+    pub fn insert(&self, peer: &Arc<Peer>, workers: u32, first: [u8; 4], random: &mut dyn Random) -> u32 {
         let workers = workers.max(1);
+        let mut bytes = first;
         loop {
-            let mut bytes = [0; 4];
-            random.fill(&mut bytes);
             let index = u32::from_le_bytes(bytes);
-            let Some(index) = (index - index % workers).checked_add(peer.id() % workers) else { continue };
-            let slot = self.slot(index);
-            if slot.load().is_none() {
-                slot.store(Some(Arc::new(Entry { index, peer: Arc::clone(peer), keypair: None })));
-                return index;
+            if let Some(index) = (index - index % workers).checked_add(peer.id() % workers) {
+                let slot = self.slot(index);
+                if slot.load().is_none() {
+                    slot.store(Some(Arc::new(Entry { index, peer: Arc::clone(peer), keypair: None })));
+                    return index;
+                }
             }
+            random.fill(&mut bytes);
         }
     }
 
@@ -116,7 +119,7 @@ mod tests {
         for id in 0..100 {
             let peer = Arc::new(Peer::new(id, PublicKey::new([1; 32]), 0));
             for workers in [3, 16] {
-                assert_eq!(table.insert(&peer, workers, &mut Os) % workers, id % workers);
+                assert_eq!(table.insert(&peer, workers, [0xff; 4], &mut Os) % workers, id % workers);
             }
         }
     }
@@ -130,7 +133,7 @@ mod tests {
             if i >= table.capacity() {
                 table = table.grown(i + 1);
             }
-            all.push(table.insert(&peer, 1, &mut Os));
+            all.push(table.insert(&peer, 1, [0; 4], &mut Os));
         }
         assert!(all.iter().all(|&index| table.lookup(index).is_some()));
         let (gone, kept) = all.split_at(500);

@@ -2,24 +2,25 @@
 //! look-up takes (kernel `peerlookup.c` and `ratelimiter.c` use SipHash for that).
 
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 
-use crate::crypto::blake2s;
+use crate::crypto::blake2s::MacKey;
 
 /// The hash under one seed.
 #[derive(Clone)]
 pub(super) struct Keyed {
-    seed: [u8; 16],
+    seed: Arc<MacKey>,
 }
 
 impl Keyed {
     pub(super) fn new(seed: [u8; 16]) -> Self {
-        Self { seed }
+        Self { seed: Arc::new(MacKey::new(&seed)) }
     }
 }
 
 /// The state of one hash.
 pub(super) struct KeyedHasher {
-    seed: [u8; 16],
+    seed: Arc<MacKey>,
     hash: u64,
 }
 
@@ -27,15 +28,20 @@ impl BuildHasher for Keyed {
     type Hasher = KeyedHasher;
 
     fn build_hasher(&self) -> KeyedHasher {
-        KeyedHasher { seed: self.seed, hash: 0 }
+        KeyedHasher { seed: Arc::clone(&self.seed), hash: 0 }
     }
 }
 
 impl Hasher for KeyedHasher {
     fn write(&mut self, bytes: &[u8]) {
         let previous = self.hash.to_le_bytes();
-        let [a, b, c, d, e, f, g, h, ..] = blake2s::mac(&self.seed, &[&previous, bytes]);
+        let [a, b, c, d, e, f, g, h, ..] = self.seed.mac(&[&previous, bytes]);
         self.hash = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    }
+
+    /// Of the length in front of bytes; they are hashed with it.
+    fn write_usize(&mut self, number: usize) {
+        self.hash ^= number as u64;
     }
 
     fn finish(&self) -> u64 {

@@ -10,26 +10,32 @@
 //! Every function works on locals and hands out its result at the end, so that a forged message leaves no trace. A Diffie–Hellman result
 //! of all zeros ends the handshake (kernel `noise.c`, `mix_dh`).
 
+use std::fmt;
+
 use super::constants::{CONSTRUCTION, IDENTIFIER};
 use super::messages::{INITIATION_LEN, RESPONSE_LEN};
 use super::tai64n::Timestamp;
 use crate::crypto::aead;
-use crate::crypto::blake2s::{hash, kdf1, kdf2, kdf3};
+use crate::crypto::blake2s::{HmacKey, hash, kdf1, kdf2, kdf3};
 use crate::crypto::secret::Secret;
 use crate::crypto::x25519::{PrivateKey, PublicKey, dh};
 
 /// Our static key pair.
-#[derive(Debug)]
 pub struct Static {
     private: PrivateKey,
     public: PublicKey,
+    /// What a handshake with us as the responder begins with, and its chaining key once more.
+    responder: Symmetric,
+    construction: HmacKey,
 }
 
 impl Static {
     /// Computes the public half.
     pub fn new(private: PrivateKey) -> Self {
         let public = private.public();
-        Self { private, public }
+        let responder = Symmetric::new(&public);
+        let construction = HmacKey::new(responder.chaining_key.as_bytes());
+        Self { private, public, responder, construction }
     }
 
     /// Returns the private half.
@@ -45,6 +51,12 @@ impl Static {
     /// Returns `DH(S_priv, peer)`, which both messages of a handshake mix in, or `None` for a peer key of low order.
     pub fn static_static(&self, peer: &PublicKey) -> Option<Secret<32>> {
         dh(&self.private, peer)
+    }
+}
+
+impl fmt::Debug for Static {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Static").field(&self.public).finish()
     }
 }
 
@@ -82,6 +94,12 @@ impl Symmetric {
 
     fn mix_dh(&mut self, private: &PrivateKey, public: &PublicKey) -> Option<aead::Key> {
         Some(self.mix_shared(&dh(private, public)?))
+    }
+
+    /// C := Kdf1(C, DH): as [`Self::mix_dh`], where nothing is sealed before C changes again.
+    fn chain_dh(&mut self, private: &PrivateKey, public: &PublicKey) -> Option<()> {
+        self.chaining_key = kdf1(self.chaining_key.as_bytes(), dh(private, public)?.as_bytes());
+        Some(())
     }
 
     /// (C, τ, κ) := Kdf3(C, Q), H := Hash(H ‖ τ).
@@ -166,11 +184,12 @@ pub struct OpenedInitiation {
 
 /// Opens an initiation as far as its sender's static key: `e, es, s`.
 pub fn open_initiation(own: &Static, message: &[u8; INITIATION_LEN]) -> Option<OpenedInitiation> {
-    let mut symmetric = Symmetric::new(&own.public);
+    let mut symmetric = own.responder.clone();
     let sender = u32::from_le_bytes(message[4..8].try_into().ok()?);
     // e
     let ephemeral: [u8; 32] = message[8..40].try_into().ok()?;
-    symmetric.mix_ephemeral(&ephemeral);
+    symmetric.chaining_key = own.construction.kdf1(&ephemeral);
+    symmetric.mix_hash(&ephemeral);
     let ephemeral = PublicKey::new(ephemeral);
     // es
     let key = symmetric.mix_dh(&own.private, &ephemeral)?;
@@ -238,9 +257,9 @@ impl ConsumedInitiation {
         message[12..44].copy_from_slice(public.as_bytes());
         self.symmetric.mix_ephemeral(public.as_bytes());
         // ee
-        self.symmetric.mix_dh(ephemeral, &self.ephemeral)?;
+        self.symmetric.chain_dh(ephemeral, &self.ephemeral)?;
         // se
-        self.symmetric.mix_dh(ephemeral, &self.peer)?;
+        self.symmetric.chain_dh(ephemeral, &self.peer)?;
         // psk
         let key = self.symmetric.mix_psk(psk);
         // {}
@@ -265,9 +284,9 @@ impl CreatedInitiation {
         symmetric.mix_ephemeral(&ephemeral);
         let ephemeral = PublicKey::new(ephemeral);
         // ee
-        symmetric.mix_dh(&self.ephemeral, &ephemeral)?;
+        symmetric.chain_dh(&self.ephemeral, &ephemeral)?;
         // se
-        symmetric.mix_dh(&own.private, &ephemeral)?;
+        symmetric.chain_dh(&own.private, &ephemeral)?;
         // psk
         let key = symmetric.mix_psk(psk);
         // {}

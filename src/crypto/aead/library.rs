@@ -30,7 +30,7 @@ impl Library {
                 tag.as_ref().try_into().expect("a tag has 16 bytes")
             }
             Self::Portable => {
-                let cipher = ChaCha20Poly1305::new(&key.bytes().into());
+                let cipher = ChaCha20Poly1305::new(key.bytes().as_bytes().into());
                 cipher.encrypt_inout_detached(nonce.into(), aad, text.into()).expect(IS_SHORT).into()
             }
         }
@@ -53,7 +53,7 @@ impl Library {
                 opened.map(drop).map_err(|_| Forged)
             }
             Self::Portable => {
-                let cipher = ChaCha20Poly1305::new(&key.bytes().into());
+                let cipher = ChaCha20Poly1305::new(key.bytes().as_bytes().into());
                 let opened = cipher.decrypt_inout_detached(nonce.into(), aad, text.into(), tag.into());
                 opened.map_err(|_| Forged)
             }

@@ -157,12 +157,14 @@ impl Key {
     }
 
     /// Returns the key as it was given.
-    fn bytes(&self) -> [u8; 32] {
+    fn bytes(&self) -> Secret<32> {
         let mut bytes = [0; 32];
         for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&self.words) {
             *bytes = word.to_le_bytes();
         }
-        bytes
+        let secret = Secret::new(bytes);
+        bytes.zeroize();
+        secret
     }
 }
 
@@ -170,12 +172,14 @@ impl Drop for Key {
     fn drop(&mut self) {
         // `LessSafeKey` owns no memory and has no destructor, so that overwriting it is all there is to do.
         const { assert!(!std::mem::needs_drop::<LessSafeKey>()) };
-        let bytes = ptr::from_mut(self).cast::<u8>();
-        for at in 0..size_of::<Self>() {
-            // SAFETY: `at` lies inside the object that `bytes` points to.
-            let byte = unsafe { bytes.add(at) };
-            // SAFETY: the object is ours alone; zero is a value of words, and `MaybeUninit` may hold any bytes.
-            unsafe { ptr::write_volatile(byte, 0) };
+        // Word by word: a library's key has room for its largest cipher, which is half a kilobyte.
+        const { assert!(size_of::<Self>().is_multiple_of(8) && align_of::<Self>().is_multiple_of(8)) };
+        let words = ptr::from_mut(self).cast::<u64>();
+        for at in 0..size_of::<Self>() / 8 {
+            // SAFETY: `at` lies inside the object that `words` points to.
+            let word = unsafe { words.add(at) };
+            // SAFETY: the object is ours alone and aligned; zero is a value of words, and `MaybeUninit` may hold any bytes.
+            unsafe { ptr::write_volatile(word, 0) };
         }
         compiler_fence(Ordering::SeqCst);
     }

@@ -18,6 +18,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use zeroize::Zeroize;
+
 use crate::config::{Edit, PeerSnapshot, Prefix, PresharedKey, Refused, Snapshot};
 use crate::crypto::random::Random;
 use crate::crypto::secret::Secret;
@@ -468,11 +470,11 @@ impl Interface {
 
     /// Sends the response and begins the session that waits for its confirmation ([W] §5.4.3, §5.4.5).
     fn respond(&mut self, id: u32, consumed: noise::ConsumedInitiation, now: Instant) {
-        let ephemeral = PrivateKey::generate(self.random.as_mut());
+        let (ephemeral, first) = self.draw();
         let peer = Arc::clone(&self.peers[&id].peer);
         // Our own initiation, if one is under way, is superseded (kernel `noise.c`: one handshake state per peer).
         self.forget_handshake(id);
-        let index = self.new_index(&peer);
+        let index = self.new_index(&peer, first);
         let remote = consumed.sender();
         let Some(control) = self.peers.get_mut(&id) else { return };
         let Some((keys, mut message)) = consumed.create_response(&control.psk, &ephemeral, index) else {
@@ -559,9 +561,9 @@ impl Interface {
         let Some(own) = self.own.as_ref() else { return };
         let Some(static_static) = control.static_static(&own.keys).cloned() else { return };
         let timestamp = Timestamp::next_after(moment.unix, control.last_timestamp_sent);
-        let ephemeral = PrivateKey::generate(self.random.as_mut());
+        let (ephemeral, first) = self.draw();
         self.forget_handshake(id);
-        let index = self.new_index(&peer);
+        let index = self.new_index(&peer, first);
         let (Some(control), Some(own)) = (self.peers.get_mut(&id), self.own.as_ref()) else { return };
         let public_key = *peer.public_key();
         let created =
@@ -756,7 +758,19 @@ impl Interface {
 
     // ---- indices
 
-    fn new_index(&mut self, peer: &Arc<Peer>) -> u32 {
+    /// Draws an ephemeral key and the index to try first, in one call: each may be one of the system.
+    fn draw(&mut self) -> (PrivateKey, [u8; 4]) {
+        let mut bytes = [0; 36];
+        self.random.fill(&mut bytes);
+        let mut key = [0; 32];
+        key.copy_from_slice(&bytes[..32]);
+        let first = [bytes[32], bytes[33], bytes[34], bytes[35]];
+        let ephemeral = PrivateKey::new(key);
+        [&mut bytes[..], &mut key[..]].into_iter().for_each(Zeroize::zeroize);
+        (ephemeral, first)
+    }
+
+    fn new_index(&mut self, peer: &Arc<Peer>, first: [u8; 4]) -> u32 {
         if self.indices >= self.table.capacity() {
             let larger = Arc::new(self.table.grown(2 * self.indices));
             let old = std::mem::replace(&mut self.table, larger);
@@ -766,7 +780,7 @@ impl Interface {
             self.changed = true;
         }
         self.indices += 1;
-        self.table.insert(peer, self.workers, self.random.as_mut())
+        self.table.insert(peer, self.workers, first, self.random.as_mut())
     }
 
     fn remove_index(&mut self, index: u32) {

@@ -170,7 +170,6 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     let [first, second, third] = &mut mesh.nodes[..] else { panic!("three nodes") };
     first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
     third.wait_until_peers_are(&[as_peer(first), as_peer(second)]);
-    [&*first, &*second, &*third].iter().for_each(|node| node.route(3));
     first.wait_for_pod_of(second);
     second.wait_for_pod_of(third);
     let table = plane.kubectl(&["get", "nodetunnels"]);
@@ -238,7 +237,6 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     third.start_data_plane(Program::Adit);
     third.start_agent_with("KUBECONFIG", &plane.kubeconfig());
     third.wait_until_peers_are(&[as_peer(first), as_peer(second)]);
-    third.route(3);
     third.wait_for_pod_of(second);
 
     // It comes back. A node that is gone is forgotten.

@@ -91,7 +91,6 @@ fn a_data_plane_that_is_killed_is_programmed_anew_when_it_comes_back() {
     drop(first.data_plane.take());
     first.start_data_plane(Program::Adit);
     wait_until("the peers", SOON, || first.peers() == peers);
-    first.route(2);
     first.wait_for_pod_of(second);
 }
 

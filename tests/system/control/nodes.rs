@@ -71,7 +71,6 @@ impl Mesh {
         }
         for node in &self.nodes {
             node.wait_for_peers(self.nodes.len() - 1);
-            node.route(self.nodes.len());
         }
     }
 
@@ -177,33 +176,24 @@ impl Node {
         });
     }
 
-    /// Leads what is for the pods of other nodes into the tunnel, once the agent has switched it on.
-    #[track_caller]
-    pub(crate) fn route(&self, count: usize) {
-        let (own, interface) = (self.number, &self.interface);
-        wait_until("the interface to be on", SOON, || {
-            self.namespace
-                .succeeds(&format!("ip route replace 10.244.0.0/16 dev {interface} src 10.244.{own}.1"))
-        });
-        for other in (1..=count).filter(|other| *other != own) {
-            self.namespace
-                .ip(&format!("route replace fd00:244:{other}::/64 dev {interface} src fd00:244:{own}::1"));
-        }
-    }
-
-    /// Waits until a pod of another node answers.
+    /// Waits until a pod of another node answers one of this node.
     #[track_caller]
     pub(crate) fn wait_for_pod_of(&self, other: &Self) {
-        let n = other.number;
-        for addr in [format!("10.244.{n}.1"), format!("fd00:244:{n}::1")] {
-            wait_until("an answer from a pod", SOON, || self.namespace.pings(&addr));
+        let (own, n) = (self.number, other.number);
+        for (from, to) in [
+            (format!("10.244.{own}.1"), format!("10.244.{n}.1")),
+            (format!("fd00:244:{own}::1"), format!("fd00:244:{n}::1")),
+        ] {
+            wait_until("an answer from a pod", SOON, || {
+                self.namespace.succeeds(&format!("ping -n -c 1 -W 1 -I {from} {to}"))
+            });
         }
     }
 
-    /// Starts to send an echo request every 2 ms to a pod of another node.
+    /// Starts to send an echo request every 2 ms from a pod to one of another node.
     pub(crate) fn ping(&self, other: &Self) -> Process {
-        let addr = format!("10.244.{}.1", other.number);
-        self.namespace.spawn("ping", &["-n", "-q", "-i", "0.002", &addr])
+        let (from, to) = (format!("10.244.{}.1", self.number), format!("10.244.{}.1", other.number));
+        self.namespace.spawn("ping", &["-n", "-q", "-i", "0.002", "-I", &from, &to])
     }
 
     /// Returns the moments of the latest handshakes by peer.

@@ -29,6 +29,11 @@ macro_rules! suite {
             }
 
             #[test]
+            fn batches_of_lengths_from_nothing_to_a_whole_datagram_agree_with_the_oracle() {
+                on(every_magnitude);
+            }
+
+            #[test]
             fn a_header_a_payload_and_padding_are_gathered_wherever_they_meet() {
                 on(every_seam);
             }
@@ -320,6 +325,18 @@ fn every_count(run: &dyn Fn(&mut Packets)) {
         let longest = [64, 200, 1500][numbers.below(3)];
         let packets = (0..count).map(|_| numbers.below(longest)).collect::<Vec<_>>();
         let packets = packets.into_iter().map(|len| numbers.packet(len, keys)).collect();
+        run(&mut Packets { packets, place: Place::Offset(numbers.below(64)) });
+    }
+}
+
+/// Lengths of every magnitude in one batch, the shortest and the longest among them.
+fn every_magnitude(run: &dyn Fn(&mut Packets)) {
+    let mut numbers = Numbers(6);
+    for count in [4, 17, 64, 128] {
+        let mut lens: Vec<_> = (0..count).map(|_| numbers.below(65_520) >> numbers.below(12)).collect();
+        let (shortest, longest) = (numbers.below(count / 2), count / 2 + numbers.below(count / 2));
+        (lens[shortest], lens[longest]) = (0, 65_519);
+        let packets = lens.into_iter().map(|len| numbers.packet(len, 3)).collect();
         run(&mut Packets { packets, place: Place::Offset(numbers.below(64)) });
     }
 }

@@ -6,10 +6,8 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
+use crate::crypto::arch::chacha::{CONSTANTS, pass};
 use crate::crypto::arch::lanes::{Lanes, PolyKeys, Row};
-
-/// RFC 8439 §2.3: words 0 to 3.
-const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
 /// Bytes in the order that rotates each word left by 16 bits, and by 8.
 #[repr(C, align(32))]
@@ -29,17 +27,17 @@ static ROTATIONS: Rotations = Rotations([
 
 /// RFC 8439 §2.1: one quarter round in each state.
 macro_rules! quarter_round {
-    ($by16:ident, $by8:ident, [$($state:ident),+], $a:literal, $b:literal, $c:literal, $d:literal) => {
-        $( add_xor!($state, $a, $b, $d); $state[$d] = _mm256_shuffle_epi8($state[$d], $by16); )+
+    ($shuffles:ident, [$($state:ident),+], $a:literal, $b:literal, $c:literal, $d:literal) => {
+        $( add_xor!($state, $a, $b, $d); $state[$d] = _mm256_shuffle_epi8($state[$d], $shuffles[0]); )+
         $( add_xor!($state, $c, $d, $b); rotate!($state, $b, 12, 20); )+
-        $( add_xor!($state, $a, $b, $d); $state[$d] = _mm256_shuffle_epi8($state[$d], $by8); )+
+        $( add_xor!($state, $a, $b, $d); $state[$d] = _mm256_shuffle_epi8($state[$d], $shuffles[1]); )+
         $( add_xor!($state, $c, $d, $b); rotate!($state, $b, 7, 25); )+
     };
 }
 
 macro_rules! add_xor {
     ($state:ident, $a:literal, $b:literal, $d:literal) => {
-        $state[$a] = _mm256_add_epi32($state[$a], $state[$b]);
+        $state[$a] = add!($state[$a], $state[$b]);
         $state[$d] = _mm256_xor_si256($state[$d], $state[$a]);
     };
 }
@@ -53,107 +51,48 @@ macro_rules! rotate {
 
 /// RFC 8439 §2.3.1: a column round and a diagonal round.
 macro_rules! double_round {
-    ($by16:ident, $by8:ident, $states:tt) => {
-        quarter_round!($by16, $by8, $states, 0, 4, 8, 12);
-        quarter_round!($by16, $by8, $states, 1, 5, 9, 13);
-        quarter_round!($by16, $by8, $states, 2, 6, 10, 14);
-        quarter_round!($by16, $by8, $states, 3, 7, 11, 15);
-        quarter_round!($by16, $by8, $states, 0, 5, 10, 15);
-        quarter_round!($by16, $by8, $states, 1, 6, 11, 12);
-        quarter_round!($by16, $by8, $states, 2, 7, 8, 13);
-        quarter_round!($by16, $by8, $states, 3, 4, 9, 14);
+    ($shuffles:ident, $states:tt) => {
+        quarter_round!($shuffles, $states, 0, 4, 8, 12);
+        quarter_round!($shuffles, $states, 1, 5, 9, 13);
+        quarter_round!($shuffles, $states, 2, 6, 10, 14);
+        quarter_round!($shuffles, $states, 3, 7, 11, 15);
+        quarter_round!($shuffles, $states, 0, 5, 10, 15);
+        quarter_round!($shuffles, $states, 1, 6, 11, 12);
+        quarter_round!($shuffles, $states, 2, 7, 8, 13);
+        quarter_round!($shuffles, $states, 3, 4, 9, 14);
     };
 }
 
-/// The state that the rounds start from, of the eight lanes from `$at` on.
-macro_rules! input {
-    ($lanes:ident, $key:ident, $at:literal) => {{
-        let mut state = [_mm256_setzero_si256(); 16];
-        for word in 0..4 {
-            state[word] = splat(CONSTANTS[word]);
-        }
-        for word in 0..8 {
-            state[4 + word] = if MIXED { load(&$lanes.key[word], $at) } else { splat($key[word]) };
-        }
-        state[12] = load(&$lanes.block, $at);
-        state[14] = load(&$lanes.nonce[0], $at);
-        state[15] = load(&$lanes.nonce[1], $at);
-        state
-    }};
-}
-
-/// Adds to `$state` what it started from.
-macro_rules! add_input {
-    ($state:ident, $lanes:ident, $key:ident, $at:literal) => {
-        let input = input!($lanes, $key, $at);
-        for word in 0..16 {
-            $state[word] = _mm256_add_epi32($state[word], input[word]);
-        }
+macro_rules! add {
+    ($a:expr, $b:expr) => {
+        _mm256_add_epi32($a, $b)
     };
 }
 
-/// XORs `$state` onto the text of the eight lanes from `$at` on.
-macro_rules! crypt {
-    ($state:ident, $lanes:ident, $at:literal) => {
+/// Turns `$state` from one word of each block in a register into blocks, their first halves and their second.
+macro_rules! blocks {
+    ($state:ident) => {{
         let [x0, x1, x2, x3, x4, x5, x6, x7, y0, y1, y2, y3, y4, y5, y6, y7] = $state;
         let low = transpose([x0, x1, x2, x3, x4, x5, x6, x7]);
         let high = transpose([y0, y1, y2, y3, y4, y5, y6, y7]);
-        if $lanes.is_whole {
-            for lane in 0..8 {
-                crypt_whole($lanes, $at + lane, low[lane], high[lane]);
-            }
-        } else {
-            for lane in 0..8 {
-                crypt_masked($lanes, $at + lane, low[lane], high[lane]);
-            }
-        }
+        (low, high)
+    }};
+}
+
+macro_rules! block {
+    ($blocks:ident, $lane:ident) => {
+        [$blocks.0[$lane], $blocks.1[$lane]]
     };
 }
 
-/// Computes the keystream of all lanes; key blocks go to `keys`, the rest onto the text. `key` is only read unless `MIXED`.
+pass!("avx2", 8, rotations());
+
+/// Returns the orders of [`ROTATIONS`], not seen by the compiler, which replaces a shuffle by a known order by two others.
 #[target_feature(enable = "avx2")]
-#[inline(never)]
-pub(super) fn pass<const MIXED: bool>(lanes: &Lanes, key: &[u32; 8], keys: &mut PolyKeys) {
-    // Not seen by the compiler, which replaces a shuffle by a known order by two others.
+#[inline]
+fn rotations() -> [__m256i; 2] {
     let Rotations([by16, by8]) = black_box(&ROTATIONS);
-    let (by16, by8) = (load_bytes(by16), load_bytes(by8));
-    if lanes.used > 8 {
-        let mut x = input!(lanes, key, 0);
-        let mut y = input!(lanes, key, 8);
-        for _ in 0..10 {
-            double_round!(by16, by8, [x, y]);
-        }
-        // Read again: else the vectors that both ends have in common are kept, and there is no register for them.
-        let (lanes, key) = black_box((lanes, key));
-        add_input!(x, lanes, key, 0);
-        add_input!(y, lanes, key, 8);
-        if lanes.key_blocks > 0 {
-            for (row, (&x, &y)) in keys.0.iter_mut().zip(x.iter().zip(&y)) {
-                store(row, lanes.first_key, x);
-                store(row, lanes.first_key + 8, y);
-            }
-            if lanes.key_blocks == lanes.used {
-                return;
-            }
-        }
-        crypt!(x, lanes, 0);
-        crypt!(y, lanes, 8);
-    } else {
-        let mut x = input!(lanes, key, 0);
-        for _ in 0..10 {
-            double_round!(by16, by8, [x]);
-        }
-        add_input!(x, lanes, key, 0);
-        if lanes.key_blocks > 0 {
-            for (row, &x) in keys.0.iter_mut().zip(&x) {
-                store(row, lanes.first_key, x);
-            }
-            if lanes.key_blocks == lanes.used {
-                return;
-            }
-        }
-        crypt!(x, lanes, 0);
-    }
+    [load_bytes(by16), load_bytes(by8)]
 }
 
 /// Turns one word of each block in a register into one half of a block in a register.
@@ -221,7 +160,7 @@ fn store(row: &mut [u32], at: usize, vector: __m256i) {
 /// For lanes of a table that `is_whole`, and others whose mask is all ones.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn crypt_whole(lanes: &Lanes, lane: usize, low: __m256i, high: __m256i) {
+fn crypt_whole(lanes: &Lanes, lane: usize, [low, high]: [__m256i; 2]) {
     for (at, keystream) in [(0, low), (32, high)] {
         // SAFETY: the lane's mask is all ones, so that 64 bytes may be read.
         let text = unsafe { _mm256_loadu_si256(lanes.src[lane].wrapping_add(at).cast()) };
@@ -233,15 +172,15 @@ fn crypt_whole(lanes: &Lanes, lane: usize, low: __m256i, high: __m256i) {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn crypt_masked(lanes: &Lanes, lane: usize, low: __m256i, high: __m256i) {
+fn crypt_masked(lanes: &Lanes, lane: usize, block: [__m256i; 2]) {
     match lanes.mask[lane].trailing_ones() as usize {
         0 => {}
-        64 => crypt_whole(lanes, lane, low, high),
+        64 => crypt_whole(lanes, lane, block),
         len => {
             let mut text = [0_u8; 64];
             // SAFETY: the lane's mask names the first `len` bytes, which may be read.
             unsafe { lanes.src[lane].copy_to_nonoverlapping(text.as_mut_ptr(), len) };
-            for (half, keystream) in text.as_chunks_mut::<32>().0.iter_mut().zip([low, high]) {
+            for (half, keystream) in text.as_chunks_mut::<32>().0.iter_mut().zip(block) {
                 let whole = _mm256_xor_si256(load_bytes(half), keystream);
                 // SAFETY: writes the 32 bytes of the array.
                 unsafe { _mm256_storeu_si256(half.as_mut_ptr().cast(), whole) };

@@ -7,10 +7,8 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
+use crate::crypto::arch::chacha::{CONSTANTS, pass};
 use crate::crypto::arch::lanes::{Lanes, PolyKeys, Row};
-
-/// RFC 8439 §2.3: words 0 to 3.
-const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
 /// One operation of each of four quarter rounds: `a += b; d ^= a; d <<<= rotation`.
 macro_rules! step {
@@ -27,7 +25,8 @@ macro_rules! step {
 
 /// RFC 8439 §2.3.1: a column round and a diagonal round.
 macro_rules! double_round {
-    ($states:tt) => {
+    ($shuffles:ident, $states:tt) => {
+        let () = $shuffles;
         step!(16, $states, (0, 4, 12), (1, 5, 13), (2, 6, 14), (3, 7, 15));
         step!(12, $states, (8, 12, 4), (9, 13, 5), (10, 14, 6), (11, 15, 7));
         step!(8, $states, (0, 4, 12), (1, 5, 13), (2, 6, 14), (3, 7, 15));
@@ -39,36 +38,15 @@ macro_rules! double_round {
     };
 }
 
-/// The state that the rounds start from, of the 16 lanes from `$at` on.
-macro_rules! input {
-    ($lanes:ident, $key:ident, $at:literal) => {{
-        let mut state = [_mm512_setzero_si512(); 16];
-        for word in 0..4 {
-            state[word] = splat(CONSTANTS[word]);
-        }
-        for word in 0..8 {
-            state[4 + word] = if MIXED { load(&$lanes.key[word], $at) } else { splat($key[word]) };
-        }
-        state[12] = load(&$lanes.block, $at);
-        state[14] = load(&$lanes.nonce[0], $at);
-        state[15] = load(&$lanes.nonce[1], $at);
-        state
-    }};
-}
-
-/// Adds to `$state` what it started from.
-macro_rules! add_input {
-    ($state:ident, $lanes:ident, $key:ident, $at:literal) => {
-        let input = input!($lanes, $key, $at);
-        for word in 0..16 {
-            $state[word] = _mm512_add_epi32($state[word], input[word]);
-        }
+macro_rules! add {
+    ($a:expr, $b:expr) => {
+        _mm512_add_epi32($a, $b)
     };
 }
 
 /// Turns `$state` from one word of each block in a register into one block in a register.
-macro_rules! transpose {
-    ($state:ident) => {
+macro_rules! blocks {
+    ($state:ident) => {{
         for row in 0..4 {
             let at = 4 * row;
             let (a, b, c, d) = ($state[at], $state[at + 1], $state[at + 2], $state[at + 3]);
@@ -88,67 +66,17 @@ macro_rules! transpose {
             $state[8 + at] = _mm512_shuffle_i32x4::<0x88>(ab1, cd1);
             $state[12 + at] = _mm512_shuffle_i32x4::<0xdd>(ab1, cd1);
         }
+        $state
+    }};
+}
+
+macro_rules! block {
+    ($blocks:ident, $lane:ident) => {
+        $blocks[$lane]
     };
 }
 
-/// XORs `$state` onto the text of the 16 lanes from `$at` on.
-macro_rules! crypt {
-    ($state:ident, $lanes:ident, $at:literal) => {
-        transpose!($state);
-        if $lanes.is_whole {
-            for lane in 0..16 {
-                crypt_whole($lanes, $at + lane, $state[lane]);
-            }
-        } else {
-            for lane in 0..16 {
-                crypt_masked($lanes, $at + lane, $state[lane]);
-            }
-        }
-    };
-}
-
-/// Computes the keystream of all lanes; key blocks go to `keys`, the rest onto the text. `key` is only read unless `MIXED`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512ifma,avx512vbmi2")]
-#[inline(never)]
-pub(super) fn pass<const MIXED: bool>(lanes: &Lanes, key: &[u32; 8], keys: &mut PolyKeys) {
-    if lanes.used > 16 {
-        let mut x = input!(lanes, key, 0);
-        let mut y = input!(lanes, key, 16);
-        for _ in 0..10 {
-            double_round!([x, y]);
-        }
-        // Read again: else the twelve vectors that both ends have in common are kept, and there is no register for them.
-        let (lanes, key) = black_box((lanes, key));
-        add_input!(x, lanes, key, 0);
-        add_input!(y, lanes, key, 16);
-        if lanes.key_blocks > 0 {
-            for (row, (&x, &y)) in keys.0.iter_mut().zip(x.iter().zip(&y)) {
-                store(row, lanes.first_key, x);
-                store(row, lanes.first_key + 16, y);
-            }
-            if lanes.key_blocks == lanes.used {
-                return;
-            }
-        }
-        crypt!(x, lanes, 0);
-        crypt!(y, lanes, 16);
-    } else {
-        let mut x = input!(lanes, key, 0);
-        for _ in 0..10 {
-            double_round!([x]);
-        }
-        add_input!(x, lanes, key, 0);
-        if lanes.key_blocks > 0 {
-            for (row, &x) in keys.0.iter_mut().zip(&x) {
-                store(row, lanes.first_key, x);
-            }
-            if lanes.key_blocks == lanes.used {
-                return;
-            }
-        }
-        crypt!(x, lanes, 0);
-    }
-}
+pass!("avx512f,avx512bw,avx512vl,avx512dq,avx512ifma,avx512vbmi2", 16, ());
 
 #[target_feature(enable = "avx512f")]
 #[inline]

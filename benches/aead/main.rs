@@ -2,37 +2,50 @@
 //!
 //! One thread, in place, data in the cache; sealing and opening take turns. All programs take turns within one loop, and the median of
 //! many turns counts, so that ratios hold also on a machine that is not quiet. Every tier that this CPU has is measured, each in a process
-//! of its own, as a process has one. Rows go to `<target>/bench/aead.csv`.
+//! of its own, as a process has one. Rows go to `<target>/bench/aead.csv`, a plot to `<target>/bench/aead.svg`.
 //!
 //! `gather` is what the sending side does: header and payload are sealed out of place, where the libraries copy and then seal in place.
+//! Intel's ipsec-mb is set beside ours by its job API if it is installed (Debian's `libipsec-mb-dev`) and there is a C compiler; it takes
+//! its turns after the others.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints")]
 
+use std::error::Error;
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 use std::{env, fs};
 
 use adit::crypto::aead::{
-    self, Key, OpenJob, SealInPlace, SealJob, TAG_LEN, Tier, open_batch_in_place, seal_batch,
-    seal_batch_in_place,
+    self, Key, OpenJob, SealInPlace, SealJob, TAG_LEN, open_batch_in_place, seal_batch, seal_batch_in_place,
 };
 use adit::crypto::secret::Secret;
 use chacha20poly1305::ChaCha20Poly1305;
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, Tag, UnboundKey};
 
+use ipsec_mb::IpsecMb;
+
+#[path = "../common/bars.rs"]
+mod bars;
+mod ipsec_mb;
+#[path = "../common/output.rs"]
+mod output;
+mod plot;
+#[path = "../common/tiers.rs"]
+mod tiers;
+
+/// Those with a kernel of their own, the fastest first.
+const TIERS: [&str; 2] = ["avx512", "avx2"];
 const BATCHES: [usize; 7] = [1, 4, 8, 16, 32, 64, 128];
 const BYTES: [usize; 7] = [64, 128, 256, 512, 1024, 1440, 8900];
 const OPS: [&str; 3] = ["seal", "open", "gather"];
 const RING: &str = "ring";
 const PORTABLE: &str = "chacha20poly1305";
+const IPSEC_MB: &str = "ipsec-mb";
+const KEY: [u8; 32] = [0x42; 32];
 /// IPv4 and TCP with a timestamp.
 const HEADER: usize = 52;
-/// Names the tier that a process of ours is to measure.
-const TIER: &str = "ADIT_BENCH_TIER";
 
 struct Row {
     tier: String,
@@ -42,39 +55,53 @@ struct Row {
     ns: f64,
 }
 
-fn main() {
-    let is_quick = env::args().any(|arg| arg == "--quick");
-    if let Ok(name) = env::var(TIER) {
-        return measure(if name == "avx2" { Tier::Avx2 } else { Tier::Avx512 }, is_quick);
+impl Row {
+    fn is(&self, tier: &str, op: &str, batch: usize, bytes: usize) -> bool {
+        self.tier == tier && self.op == op && self.batch == batch && self.bytes == bytes
     }
-    let program = env::current_exe().expect("we run");
-    let mut csv = String::from("tier,op,batch,bytes,ns\n");
-    for tier in ["avx512", "avx2"] {
-        let output = Command::new(&program).args(env::args().skip(1)).env(TIER, tier).output();
-        let output = output.expect("we can be run once more");
-        if !output.status.success() {
-            println!("{tier}: {}", String::from_utf8_lossy(&output.stderr).trim());
-            continue;
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
-        let rows: Vec<_> = text.lines().filter_map(parse).collect();
-        report(tier, &rows);
-        for row in &rows {
-            // The libraries are measured beside each tier, and are listed once.
-            if row.tier == tier || !csv.lines().any(|line| line.starts_with(&key_of(row))) {
-                writeln!(csv, "{}{:.1}", key_of(row), row.ns).expect("a string takes all");
-            }
-        }
-    }
-    let target =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it lies in the target folder").join("bench");
-    fs::create_dir_all(&target).expect("the target directory can be written to");
-    fs::write(target.join("aead.csv"), csv).expect("the target directory can be written to");
-    println!("rows: {}", target.join("aead.csv").display());
 }
 
-fn key_of(row: &Row) -> String {
-    format!("{},{},{},{},", row.tier, row.op, row.batch, row.bytes)
+fn main() -> Result<(), Box<dyn Error>> {
+    // `cargo test --benches` runs this as well, without the argument.
+    if !env::args().any(|arg| arg == "--bench") {
+        return Ok(());
+    }
+    if tiers::is_of_one() {
+        measure(env::args().any(|arg| arg == "--quick"));
+        return Ok(());
+    }
+    let machine = output::machine();
+    println!("{machine}.");
+    let folder = output::folder()?;
+    let program = ipsec_mb::build(&folder);
+    if let Err(reason) = &program {
+        println!("{IPSEC_MB}: {reason}");
+    }
+    let program = program.ok();
+    let mut all: Vec<Row> = Vec::new();
+    for tier in TIERS {
+        match tiers::run(tier, |command| ipsec_mb::offer(command, program.as_deref())) {
+            Ok(text) => {
+                let rows: Vec<_> = text.lines().filter_map(parse).collect();
+                report(tier, &rows);
+                // The libraries are measured beside each tier, and are listed once.
+                let is_new =
+                    |row: &Row| !all.iter().any(|old| old.is(&row.tier, &row.op, row.batch, row.bytes));
+                let new: Vec<_> = rows.into_iter().filter(is_new).collect();
+                all.extend(new);
+            }
+            Err(reason) => println!("{tier}: {reason}"),
+        }
+    }
+    let mut csv = String::from("tier,op,batch,bytes,ns\n");
+    for Row { tier, op, batch, bytes, ns } in &all {
+        writeln!(csv, "{tier},{op},{batch},{bytes},{ns:.1}")?;
+    }
+    let [raw, picture] = ["aead.csv", "aead.svg"].map(|name| folder.join(name));
+    fs::write(&raw, csv)?;
+    plot::draw(&all, &format!("{machine}. ns a packet, one core, medians; shorter is better."), &picture)?;
+    println!("\n{}\n{}", raw.display(), picture.display());
+    Ok(())
 }
 
 fn parse(line: &str) -> Option<Row> {
@@ -92,38 +119,34 @@ fn parse(line: &str) -> Option<Row> {
 /// Prints ns a packet, and how many times faster than ring that is.
 fn report(tier: &str, rows: &[Row]) {
     let find = |tier: &str, op: &str, batch, bytes| {
-        let is_it = |row: &&Row| row.tier == tier && row.op == op && row.batch == batch && row.bytes == bytes;
-        rows.iter().find(is_it).map_or(f64::NAN, |row| row.ns)
+        rows.iter().find(|row| row.is(tier, op, batch, bytes)).map_or(f64::NAN, |row| row.ns)
     };
     for op in OPS {
         println!("\n{tier}, {op}: ns a packet (times faster than ring) in batches of …");
         print!("{:>6}", "bytes");
         BATCHES.iter().for_each(|batch| print!("{batch:>15}"));
-        println!("{:>9}{:>9}", "ring", "portable");
+        println!("{:>9}{:>9}{:>9}", "ring", "portable", IPSEC_MB);
         for bytes in BYTES {
             print!("{bytes:>6}");
             for batch in BATCHES {
                 let (ours, ring) = (find(tier, op, batch, bytes), find(RING, op, batch, bytes));
                 print!("{ours:>8.1} ({:>4.2})", ring / ours);
             }
-            println!("{:>9.1}{:>9.1}", find(RING, op, 64, bytes), find(PORTABLE, op, 64, bytes));
+            let [ring, portable, ipsec_mb] = [RING, PORTABLE, IPSEC_MB].map(|who| find(who, op, 64, bytes));
+            println!("{ring:>9.1}{portable:>9.1}{ipsec_mb:>9.1}");
         }
     }
 }
 
-/// Measures `tier` and the libraries, and prints rows.
-fn measure(tier: Tier, is_quick: bool) {
-    if let Err(refused) = aead::force(tier) {
-        eprintln!("{refused}");
-        std::process::exit(1);
-    }
-    let key = [0x42; 32];
-    let ring = UnboundKey::new(&CHACHA20_POLY1305, &key).expect("the key has 32 bytes");
+/// Measures this process's tier and the libraries, and prints rows.
+fn measure(is_quick: bool) {
+    let ring = UnboundKey::new(&CHACHA20_POLY1305, &KEY).expect("the key has 32 bytes");
     let mut workers: [(&str, Box<dyn Worker>); 3] = [
-        (aead::tier(), Box::new(Key::new(&Secret::new(key)))),
+        (aead::tier(), Box::new(Key::new(&Secret::new(KEY)))),
         (RING, Box::new(Single(LessSafeKey::new(ring)))),
-        (PORTABLE, Box::new(Single(ChaCha20Poly1305::new(&key.into())))),
+        (PORTABLE, Box::new(Single(ChaCha20Poly1305::new(&KEY.into())))),
     ];
+    let mut ipsec_mb = IpsecMb::start();
     let turns = if is_quick { 21 } else { 101 };
     for bytes in BYTES {
         for batch in BATCHES {
@@ -140,6 +163,12 @@ fn measure(tier: Tier, is_quick: bool) {
                 for (op, times) in OPS.iter().zip(times) {
                     times.sort_unstable_by(f64::total_cmp);
                     println!("{name},{op},{batch},{bytes},{:.2}", times[times.len() / 2]);
+                }
+            }
+            for op in OPS {
+                if let Some(ipsec_mb) = &mut ipsec_mb {
+                    let ns = ipsec_mb.median(op, batch, lab.count(), bytes, turns);
+                    println!("{IPSEC_MB},{op},{batch},{bytes},{ns:.2}");
                 }
             }
         }
@@ -162,10 +191,14 @@ impl Lab {
         Self { batch, bytes, room: vec![3; count * (16 + bytes + TAG_LEN)], source: vec![5; count * bytes] }
     }
 
+    fn count(&self) -> usize {
+        self.source.len() / self.bytes
+    }
+
     /// Seals, opens and gathers, and returns ns a packet of each.
     fn turn(&mut self, worker: &mut dyn Worker) -> [f64; 3] {
+        let count = self.count();
         let Self { batch, bytes, room, source } = self;
-        let count = source.len() / *bytes;
         let mut messages: Vec<_> =
             room.chunks_exact_mut(16 + *bytes + TAG_LEN).map(|message| &mut message[16..]).collect();
         [
