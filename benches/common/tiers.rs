@@ -16,6 +16,7 @@ pub(crate) fn is_of_one() -> bool {
     let tier = match name.as_str() {
         "avx512" => Tier::Avx512,
         "avx2" => Tier::Avx2,
+        "ring" => Tier::Ring,
         "portable" => Tier::Portable,
         _ => Tier::Auto,
     };

@@ -3,7 +3,7 @@
 //! ```text
 //! --rounds N      rounds; medians are over them [default: 3]
 //! --seconds S     seconds of one run of traffic [default: 5]
-//! --only A,B      only these of: veth nulltun adit tailscale wireguard-go gotatun boringtun boringtun-1
+//! --only A,B      only these of: veth nulltun adit adit-ring tailscale wireguard-go gotatun boringtun boringtun-1
 //! --what A,B      only these of: tcp1 tcp4 tcp16 tcp-both tcp-bare tcp-vxlan udp1372 udp64 imix udp64-fixed ping-idle ping-loaded
 //!                 peers-1000 peers-10000
 //! ```
@@ -14,7 +14,8 @@
 //!
 //! Other implementations are looked for in `ADIT_PEERS`, then in `PATH`. `ADIT_NULLTUN` names a tunnel without crypto, a program or its
 //! source in C, called as `PROGRAM IFNAME LOCAL-ADDRESS PORT REMOTE-ADDRESS PORT`: it shows what the kernel's interfaces allow.
-//! `boringtun-1` is boringtun with one thread, each end bound to a core of its own.
+//! `boringtun-1` is boringtun with one thread, each end bound to a core of its own; `adit-ring` is adit with `ring` in place of its crypto
+//! core.
 //!
 //! The table goes to standard output, raw rows to `bench/tunnel.csv` and a plot to `bench/tunnel.svg` in cargo's target folder.
 //! Namespaces have no name, sockets lie on a file system of the bench's own, and daemons die with the bench: nothing is left behind,

@@ -25,6 +25,9 @@ enum Kind {
     WireGuard { path: PathBuf, args: &'static [&'static str], one_core_each: bool },
 }
 
+/// This program, as it is and with a library in place of its crypto core, and the arguments.
+const OURS: &[(&str, &[&str])] = &[("adit", &[]), ("adit-ring", &["--crypto", "ring"])];
+
 /// Name, files by which it may go, further arguments, and whether each end is bound to a core of its own.
 type Peer = (&'static str, &'static [&'static str], &'static [&'static str], bool);
 
@@ -53,8 +56,8 @@ pub(crate) fn implementations(only: &[String]) -> (Vec<Implementation>, Vec<Stri
             None => missing.push("nulltun".to_owned()),
         }
     }
-    if is_wanted("adit") {
-        found.push(wireguard("adit", env!("CARGO_BIN_EXE_adit").into(), &[], false));
+    for &(name, args) in OURS.iter().filter(|ours| is_wanted(ours.0)) {
+        found.push(wireguard(name, env!("CARGO_BIN_EXE_adit").into(), args, false));
     }
     for &(name, files, args, one_core_each) in PEERS.iter().filter(|peer| is_wanted(peer.0)) {
         match files.iter().find_map(|file| find(file)) {
@@ -68,7 +71,9 @@ pub(crate) fn implementations(only: &[String]) -> (Vec<Implementation>, Vec<Stri
 
 /// Tells whether an implementation goes by `name`.
 pub(crate) fn is_known(name: &str) -> bool {
-    ["veth", "nulltun", "adit"].contains(&name) || PEERS.iter().any(|peer| peer.0 == name)
+    ["veth", "nulltun"].contains(&name)
+        || OURS.iter().any(|ours| ours.0 == name)
+        || PEERS.iter().any(|peer| peer.0 == name)
 }
 
 /// Returns the null tunnel that `ADIT_NULLTUN` names: a program, or its source in C, which is compiled.

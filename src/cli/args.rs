@@ -252,6 +252,8 @@ pub(super) enum Crypto {
     Avx512,
     /// Many packets at once with AVX2, single ones by ring.
     Avx2,
+    /// All by ring, one packet after the other.
+    Ring,
     /// All by the chacha20poly1305 crate: slow, for comparison.
     Portable,
 }
@@ -262,6 +264,7 @@ impl Crypto {
             Self::Auto => Tier::Auto,
             Self::Avx512 => Tier::Avx512,
             Self::Avx2 => Tier::Avx2,
+            Self::Ring => Tier::Ring,
             Self::Portable => Tier::Portable,
         }
     }
@@ -272,6 +275,7 @@ impl Crypto {
             Self::Auto => "auto",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
+            Self::Ring => "ring",
             Self::Portable => "portable",
         }
     }

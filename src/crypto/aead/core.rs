@@ -19,6 +19,8 @@ pub enum Tier {
     Avx512,
     /// Batches with AVX2; single packets by `ring`.
     Avx2,
+    /// All by `ring`, which is what CPUs without AVX2 have.
+    Ring,
     /// All by `chacha20poly1305`, and key agreement by `x25519-dalek`.
     Portable,
 }
@@ -39,7 +41,7 @@ impl fmt::Display for Refused {
                 "this CPU lacks AVX-512 with its parts F, BW, VL, DQ, IFMA and VBMI2, or the system does not let it be used"
             }
             Self::Unfit(Tier::Avx2) => "this CPU lacks AVX2, or the system does not let it be used",
-            Self::Unfit(Tier::Auto | Tier::Portable) => "this CPU lacks what it needs",
+            Self::Unfit(Tier::Auto | Tier::Ring | Tier::Portable) => "this CPU lacks what it needs",
             Self::Late => "another one is in use already",
         })
     }
@@ -94,6 +96,7 @@ impl Core {
             Tier::Avx2 => Avx2::new().map(Self::Avx2),
             #[cfg(not(target_arch = "x86_64"))]
             Tier::Avx512 | Tier::Avx2 => None,
+            Tier::Ring => Some(Self::Library(Library::Ring)),
             Tier::Portable => Some(Self::Library(Library::Portable)),
         }
     }

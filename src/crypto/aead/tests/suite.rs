@@ -61,7 +61,7 @@ suite!(avx512, Core::new(Tier::Avx512), every 1);
 #[cfg(target_arch = "x86_64")]
 suite!(avx2, Core::new(Tier::Avx2), every 1);
 suite!(portable, Core::new(Tier::Portable), every 11);
-suite!(ring, Some(Core::Library(Library::Ring)), every 11);
+suite!(ring, Core::new(Tier::Ring), every 11);
 suite!(emulated, Some(OnKernel(Emulated::<6, 3, 3>)), every 11);
 
 /// Something that runs jobs.
