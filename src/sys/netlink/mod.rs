@@ -33,7 +33,7 @@ mod rule;
 
 pub use monitor::{Event, Groups, Monitor};
 pub use route::{RouteFilter, RouteKind, TableRoute};
-pub use rule::Rule;
+pub use rule::{PolicyRule, Rule};
 
 /// How often a list is asked for that changes while it is read.
 const ATTEMPTS: u32 = 16;
@@ -54,6 +54,8 @@ pub struct Link {
     pub up: bool,
     /// Whether there is something at its other end; for a TUN device, a process.
     pub carrier: bool,
+    /// Its kind as ip-link(8) names it, as `veth` or `wireguard`; `None` for a physical one and the loopback.
+    pub kind: Option<String>,
 }
 
 /// A route that leaves by an interface.
@@ -94,6 +96,15 @@ impl Netlink {
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let replies = self.request(RouteNetlinkMessage::GetLink(message), 0)?;
         replies.iter().find_map(link_of).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// Returns all links.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn links(&mut self) -> io::Result<Vec<Link>> {
+        let replies = self.request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
+        Ok(replies.iter().filter_map(link_of).collect())
     }
 
     /// Makes a pair of virtual cables, the second end in `namespace`.
@@ -398,16 +409,25 @@ fn link_of(message: &RouteNetlinkMessage) -> Option<Link> {
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
         carrier: false,
+        kind: None,
     };
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => found.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
             LinkAttribute::Carrier(carrier) => found.carrier = *carrier != 0,
+            LinkAttribute::LinkInfo(infos) => found.kind = infos.iter().find_map(kind_of),
             _ => {}
         }
     }
     Some(found)
+}
+
+fn kind_of(info: &LinkInfo) -> Option<String> {
+    match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    }
 }
 
 fn route_of(message: &RouteNetlinkMessage) -> Option<Route> {

@@ -24,13 +24,44 @@ pub struct Rule {
     pub protocol: Option<u8>,
 }
 
+/// A rule of any form, by what tells whether it is in another one's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// Whether it is for IPv6 packets; for IPv4 packets otherwise.
+    pub is_ipv6: bool,
+    /// Where it stands.
+    pub priority: u32,
+    /// The routing table that it leads to, if it leads to one.
+    pub table: Option<u32>,
+    /// The mark of the packets that it is for, and which bits of it count.
+    pub mark: Option<(u32, u32)>,
+    /// Whether it is for the packets that it does not describe.
+    pub is_inverted: bool,
+    /// Whether it is for every packet.
+    pub is_unconditional: bool,
+    /// Who made it; `None` before Linux 4.17.
+    pub protocol: Option<u8>,
+}
+
 impl Netlink {
     /// Returns the rules of both families that are of this form; there may be others.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn rules(&mut self) -> io::Result<Vec<Rule>> {
-        let mut rules = Vec::new();
+        Ok(self.rule_messages()?.iter().filter_map(rule_of).collect())
+    }
+
+    /// Returns the rules of both families, whatever their form.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn policy_rules(&mut self) -> io::Result<Vec<PolicyRule>> {
+        Ok(self.rule_messages()?.iter().filter_map(policy_rule_of).collect())
+    }
+
+    fn rule_messages(&mut self) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut messages = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RuleMessage::default();
             message.header.family = family;
@@ -39,9 +70,9 @@ impl Netlink {
                 Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => continue,
                 replies => replies?,
             };
-            rules.extend(replies.iter().filter_map(rule_of));
+            messages.extend(replies);
         }
-        Ok(rules)
+        Ok(messages)
     }
 
     /// Adds a rule.
@@ -102,6 +133,37 @@ fn rule_of(message: &RouteNetlinkMessage) -> Option<Rule> {
     (has_form && rule.mark != 0).then_some(rule)
 }
 
+fn policy_rule_of(message: &RouteNetlinkMessage) -> Option<PolicyRule> {
+    let RouteNetlinkMessage::NewRule(message) = message else { return None };
+    let header = &message.header;
+    let mut rule = PolicyRule {
+        is_ipv6: header.family == AddressFamily::Inet6,
+        priority: 0,
+        table: (header.action == RuleAction::ToTable).then_some(header.table.into()),
+        mark: None,
+        is_inverted: header.flags.contains(RuleFlags::Invert),
+        is_unconditional: [header.src_len, header.dst_len, header.tos] == [0; 3],
+        protocol: None,
+    };
+    let mut bits = u32::MAX;
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => rule.priority = *priority,
+            RuleAttribute::FwMark(mark) => rule.mark = Some((*mark, u32::MAX)),
+            RuleAttribute::FwMask(mask) => bits = *mask,
+            RuleAttribute::Table(table) => rule.table = rule.table.map(|_| *table),
+            RuleAttribute::Protocol(protocol) => rule.protocol = Some(protocol_of(*protocol)),
+            RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
+            // What later kernels add they also tell where it is not used.
+            RuleAttribute::Other(_) => {}
+            _ => rule.is_unconditional = false,
+        }
+    }
+    rule.mark = rule.mark.map(|(mark, _)| (mark, bits));
+    rule.is_unconditional &= rule.mark.is_none() && !rule.is_inverted;
+    Some(rule)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +192,36 @@ mod tests {
                 assert_eq!(monitor.take(), [Event::Rule]);
                 assert_eq!(netlink.rules()?, []);
             }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn rules_of_other_forms_are_listed_as_well() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let mut netlink = Netlink::open()?;
+            let own = Rule { is_ipv6: false, priority: 99, mark: 0xad17, table: 70_000, protocol: Some(173) };
+            netlink.add_rule(&own)?;
+            let rules = netlink.policy_rules()?;
+            let at = |priority| rules.iter().find(|rule| !rule.is_ipv6 && rule.priority == priority).unwrap();
+            let marked = PolicyRule {
+                is_ipv6: false,
+                priority: 99,
+                table: Some(70_000),
+                mark: Some((0xad17, u32::MAX)),
+                is_inverted: true,
+                is_unconditional: false,
+                protocol: Some(173),
+            };
+            assert_eq!(*at(99), marked);
+            let main = at(32_766);
+            assert_eq!((main.table, main.mark, main.is_unconditional), (Some(254), None, true));
+            assert_eq!(at(0).table, Some(255));
             Ok(())
         })
         .unwrap();
