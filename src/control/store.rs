@@ -101,6 +101,11 @@ impl Store {
         }
     }
 
+    /// Returns the directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Returns the private key. It is made if there is none, and none was ever used here.
     ///
     /// # Errors
@@ -108,7 +113,7 @@ impl Store {
     pub fn private_key(&self, random: &mut dyn Random) -> Result<PrivateKey, Unusable> {
         let path = self.path("private.key");
         let damaged = |what: &str| Unusable::Damaged { path: path.clone(), what: what.to_owned() };
-        let Some(mut file) = self.open_file("private.key")? else {
+        let Some(mut file) = open_file(&path)? else {
             if self.path("snapshot.json").exists() {
                 return Err(damaged(
                     "the key is gone, but the snapshot beside it tells that there was one; \
@@ -152,8 +157,16 @@ impl Store {
     /// # Errors
     /// [`Unusable::Damaged`] if the file does not hold what was written.
     pub fn snapshot(&self) -> Result<Option<Kept>, Unusable> {
-        let path = self.path("snapshot.json");
-        let Some(file) = self.open_file("snapshot.json")? else { return Ok(None) };
+        Self::snapshot_in(&self.directory)
+    }
+
+    /// The same of a directory that may be another process's: the file is whole at any moment.
+    ///
+    /// # Errors
+    /// Those of [`Self::snapshot`].
+    pub fn snapshot_in(directory: &Path) -> Result<Option<Kept>, Unusable> {
+        let path = directory.join("snapshot.json");
+        let Some(file) = open_file(&path)? else { return Ok(None) };
         let mut text = Vec::new();
         let read = file.take(FILE_MAX).read_to_end(&mut text);
         read.map_err(|error| Unusable::Io { path: path.clone(), error })?;
@@ -179,15 +192,6 @@ impl Store {
         self.directory.join(name)
     }
 
-    fn open_file(&self, name: &str) -> Result<Option<File>, Unusable> {
-        let path = self.path(name);
-        match File::open(&path) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Unusable::Io { path, error }),
-        }
-    }
-
     /// Writes a file beside its place, has it reach the disk, and puts it in its place.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Unusable> {
         let (path, unfinished) = (self.path(name), self.path(&format!("{name}.new")));
@@ -204,6 +208,14 @@ impl Store {
             File::open(&self.directory)?.sync_all()
         };
         write().map_err(|error| Unusable::Io { path: path.clone(), error })
+    }
+}
+
+fn open_file(path: &Path) -> Result<Option<File>, Unusable> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Unusable::Io { path: path.to_owned(), error }),
     }
 }
 
