@@ -1,8 +1,12 @@
 //! Flags and environment variables: those of wireguard-go, and those of boringtun-cli, so that either can be replaced in place.
 
+#[cfg(feature = "control")]
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+#[cfg(feature = "control")]
+use crate::config::Prefix;
 use crate::crypto::aead::Tier;
 use crate::device::Spill;
 use crate::sys::offload::Wanted;
@@ -30,6 +34,10 @@ pub(super) enum Command {
     /// Keeps a data plane in step with what the objects of a cluster say: nodes are peers, their pods' prefixes allowed IPs.
     #[cfg(feature = "control")]
     Agent(AgentArgs),
+    /// Tells whether this node can do it: every check with what was seen, why it matters and what helps. Nothing stays changed.
+    #[cfg(feature = "control")]
+    #[command(after_help = PREFLIGHT_STATUS)]
+    Preflight(PreflightArgs),
     /// Prints the definitions of the custom resources: `adit definitions | kubectl apply -f -`.
     #[cfg(feature = "control")]
     Definitions,
@@ -186,6 +194,66 @@ pub(super) struct AgentArgs {
     /// Removes routes, rules and firewall of the agent from this network namespace, and ends.
     #[arg(long, env = "ADIT_CLEANUP", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) cleanup: bool,
+}
+
+#[cfg(feature = "control")]
+const PREFLIGHT_STATUS: &str = "Results: pass; warn, it works but not in every way; fail, it does not; skip, it could not be looked at.\n\
+    Exit status: 0 if no check fails, 1 if one does or the arguments cannot be used, 2 if they cannot be read.";
+
+#[cfg(feature = "control")]
+#[derive(Debug, clap::Args)]
+pub(super) struct PreflightArgs {
+    /// How findings are printed: a table, or JSON with id, result, evidence, why and fix of every check.
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub(super) output: Output,
+
+    /// The name of this node.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub(super) node_name: Option<String>,
+
+    /// A directory of objects as YAML files that say what is wanted [default: the objects as an agent has last known them].
+    #[arg(long, env = "ADIT_OBJECTS", value_name = "DIR")]
+    pub(super) objects: Option<PathBuf>,
+
+    /// The tunnel's interface, in place of the one that the objects name [default: adit0].
+    #[arg(long, env = "ADIT_INTERFACE", value_name = "IFNAME")]
+    pub(super) interface: Option<String>,
+
+    /// Where the private key is kept, and the objects as they were last known.
+    #[arg(long, env = "ADIT_STATE", value_name = "DIR", default_value = "/var/lib/adit")]
+    pub(super) state: PathBuf,
+
+    /// Where data planes have their configuration sockets.
+    #[arg(long, env = "ADIT_SOCKETS", value_name = "DIR", default_value = crate::control::uapi_client::DIRECTORY)]
+    pub(super) sockets: PathBuf,
+
+    /// The UDP port, in place of the one that the objects name [default: 51820].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) listen_port: Option<u16>,
+
+    /// A prefix of pods, beside those that the objects name; may be repeated.
+    #[arg(long, value_name = "PREFIX", value_parser = prefix)]
+    pub(super) cluster_prefix: Vec<Prefix>,
+
+    /// Another node's address, beside those that the objects name; may be repeated.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) peer: Vec<IpAddr>,
+}
+
+#[cfg(feature = "control")]
+fn prefix(text: &str) -> Result<Prefix, String> {
+    text.parse().map_err(|error| format!("{error}"))
+}
+
+/// How something is printed.
+#[cfg(feature = "control")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
 }
 
 /// [`Spill`] on the command line.

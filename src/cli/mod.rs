@@ -6,6 +6,8 @@ mod args;
 mod daemon;
 mod demo;
 mod log;
+#[cfg(feature = "control")]
+mod preflight;
 mod run;
 
 use std::process::ExitCode;
@@ -27,6 +29,8 @@ pub fn main() -> ExitCode {
         Some(Command::Demo(args)) => demo::run(args),
         #[cfg(feature = "control")]
         Some(Command::Agent(args)) => agent::run(args),
+        #[cfg(feature = "control")]
+        Some(Command::Preflight(args)) => preflight::run(args),
         #[cfg(feature = "control")]
         Some(Command::Definitions) => agent::print_definitions(),
     };

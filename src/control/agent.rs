@@ -23,6 +23,7 @@ use super::heal::{self, Healer};
 use super::link::Link;
 use super::objects::{Fault, Objects};
 use super::plan::Routes;
+use super::preflight::{self, Wanted};
 use super::publish::published;
 use super::read;
 use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane};
@@ -72,6 +73,8 @@ pub struct Agent {
     data_planes: Changes,
     known: Option<Known>,
     endpoints: Endpoints,
+    /// Whether the node was checked.
+    is_checked: bool,
     /// What was said about faults.
     said: BTreeSet<(String, Fault)>,
     /// Whether the data plane answered the last time.
@@ -125,6 +128,7 @@ impl Agent {
             parts,
             known: None,
             endpoints: Endpoints::new(),
+            is_checked: false,
             said: BTreeSet::new(),
             is_answered: None,
             retry: RETRY_FIRST,
@@ -251,12 +255,24 @@ impl Agent {
             return;
         }
         self.know(objects, Extent::Complete);
+        self.check();
         if let Some(known) = &self.known
             && let Some(tunnel) = published(&known.objects, &self.own, &known.topology.settings)
         {
             self.parts.source.publish(tunnel);
         }
         self.keep.get_or_insert_with(|| clock::boottime() + KEEP_AFTER);
+    }
+
+    /// Says once what this node cannot do of what is wanted.
+    fn check(&mut self) {
+        let Some(known) = self.known.as_ref().filter(|_| !self.is_checked) else { return };
+        let mut wanted = Wanted::of(&known.objects, Some(&self.own.name));
+        wanted.settings.interface.clone_from(&known.topology.settings.interface);
+        wanted.state = self.parts.store.directory().to_owned();
+        wanted.sockets.clone_from(&self.parts.sockets);
+        preflight::log(&wanted);
+        self.is_checked = true;
     }
 
     /// Keeps the objects on disk, if they have changed.

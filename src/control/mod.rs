@@ -15,6 +15,7 @@
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 //! - [`route`], [`firewall`], [`link`]: what leads the kernel from what it has to what the plan says, and the taking of those steps.
 //! - [`heal`]: keeps the kernel so, whoever changes it.
+//! - [`preflight`]: whether the node can do it at all.
 //! - [`publish`]: what this node says of itself. Pure.
 //! - [`status`]: what its agent tells the cluster. Pure.
 //! - [`store`]: the private key, and the objects as last known, on disk.
@@ -32,6 +33,7 @@ mod history;
 pub mod link;
 pub mod objects;
 pub mod plan;
+pub mod preflight;
 pub mod publish;
 mod ranges;
 pub mod read;

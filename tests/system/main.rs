@@ -12,6 +12,8 @@ mod hostile;
 mod interop;
 mod kernel_peer;
 mod netns;
+#[cfg(feature = "control")]
+mod preflight;
 mod robust;
 mod routes;
 mod support;

@@ -4,4 +4,4 @@
 mod client;
 mod cluster;
 mod mesh;
-mod nodes;
+pub(crate) mod nodes;

@@ -1,0 +1,130 @@
+//! Whether this node can do it: every check with what was seen, why it matters, and what helps.
+//!
+//! ```text
+//! Wanted ─→ look ─→ Facts ─→ judge ─→ findings, in the order of CHECKS
+//!           I/O              pure
+//! ```
+//!
+//! Nothing is changed by looking, but that a TUN device is made for a moment where no data plane shows that one can be. What cannot be
+//! looked at without a privilege that is missing is skipped, so that one fault shows as one failure.
+
+mod judge;
+mod look;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+pub use look::{DataPlane, Facts, look};
+
+use super::objects::Objects;
+use super::settings::Settings;
+use crate::config::Prefix;
+
+/// What the node is to be able to do.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// What is wanted of the node.
+    pub settings: Settings,
+    /// The prefixes of all pods, as far as they are known.
+    pub cluster_prefixes: BTreeSet<Prefix>,
+    /// The prefixes of this node's own pods; `None` if they are not known.
+    pub own_prefixes: Option<BTreeSet<Prefix>>,
+    /// Where other nodes are found.
+    pub peers: BTreeSet<IpAddr>,
+    /// Where the private key is kept.
+    pub state: PathBuf,
+    /// Where data planes have their configuration sockets.
+    pub sockets: PathBuf,
+}
+
+impl Wanted {
+    /// Returns what objects say that the node is to do, without the directories. Without its name it is what is wanted of any node.
+    pub fn of(objects: &Objects, node: Option<&str>) -> Self {
+        let name = node.unwrap_or_default();
+        let own = objects.tunnels.get(name);
+        let labels = own.map(|tunnel| tunnel.labels.clone()).unwrap_or_default();
+        // The loop says what is wrong with the objects.
+        let settings = Settings::of(objects, name, &labels, &mut Vec::new());
+        let claimed = objects.tunnels.values().flat_map(|tunnel| tunnel.pod_prefixes.iter().copied());
+        let cluster_prefixes = match &settings.cluster_prefixes {
+            Some(prefixes) => prefixes.iter().copied().collect(),
+            None => claimed.collect(),
+        };
+        let others = objects.tunnels.iter().filter(|(other, _)| other.as_str() != name);
+        // One that names several is reached by the first.
+        let peers = others.filter_map(|(_, tunnel)| tunnel.endpoints.first()).map(|place| place.ip());
+        let own_prefixes = own.map(|tunnel| tunnel.pod_prefixes.iter().copied().collect());
+        Self { peers: peers.collect(), settings, cluster_prefixes, own_prefixes, ..Self::default() }
+    }
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// There is nothing in the way.
+    Pass,
+    /// It was not looked at; the evidence says why.
+    Skip,
+    /// It works, but not as well as it could, or not in every case.
+    Warn,
+    /// It does not work.
+    Fail,
+}
+
+impl Verdict {
+    /// Returns the word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Skip => "skip",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One check with its result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The check's name, which stays the same.
+    pub id: &'static str,
+    /// How it ended.
+    pub result: Verdict,
+    /// What was seen.
+    pub evidence: String,
+    /// Why it matters.
+    pub why: &'static str,
+    /// What helps if it does not pass.
+    pub fix: &'static str,
+}
+
+/// Judges what was seen. The order of the findings is always the same.
+pub fn judge(wanted: &Wanted, facts: &Facts) -> Vec<Finding> {
+    let finding = |check: &judge::Check| {
+        let (result, evidence) = (check.judge)(wanted, facts);
+        Finding { id: check.id, result, evidence, why: check.why, fix: check.fix }
+    };
+    judge::CHECKS.iter().map(finding).collect()
+}
+
+/// Looks and judges, and logs what did not pass: one line a check.
+pub fn log(wanted: &Wanted) {
+    for Finding { id, result, evidence, why, fix } in judge(wanted, &look(wanted)) {
+        match result {
+            Verdict::Pass | Verdict::Skip => tracing::debug!(check = id, %result, evidence, "preflight"),
+            Verdict::Warn => tracing::warn!(check = id, %result, evidence, why, fix, "preflight"),
+            Verdict::Fail => tracing::error!(check = id, %result, evidence, why, fix, "preflight"),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! `adit preflight`: each check fails alone on a node that is broken in just that way, and none on a healthy one.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use adit::sys::clock::realtime;
+use serde_json::Value;
+
+use crate::control::nodes::Directory;
+use crate::support::{Namespace, SOON, need, not_hosted, wait_until};
+
+/// Anybody's.
+const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+
+/// A node in a namespace of its own, with one neighbour.
+struct Host {
+    namespace: Namespace,
+    _neighbour: Namespace,
+    state: Directory,
+    sockets: Directory,
+    objects: Directory,
+}
+
+impl Host {
+    /// Makes a node that lacks nothing, whatever the machine is like.
+    fn new() -> Self {
+        let (namespace, neighbour) = (Namespace::new(), Namespace::new());
+        namespace.join("eth0", &["10.9.0.1/24"], &neighbour, "eth0", &["10.9.0.2/24"]);
+        for link in ["all", "default", "eth0"] {
+            namespace.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0");
+            namespace.sysctl(&format!("net/ipv4/conf/{link}/ignore_routes_with_linkdown"), "0");
+        }
+        namespace.sysctl("net/ipv4/ip_forward", "1");
+        let [state, sockets, objects] = [(); 3].map(|()| Directory::new());
+        let this = Self { namespace, _neighbour: neighbour, state, sockets, objects };
+        let state = this.state.path().to_str().unwrap();
+        fs::set_permissions(state, fs::Permissions::from_mode(0o700)).unwrap();
+        this.namespace.run(env!("CARGO_BIN_EXE_adit"), &["agent", "--public-key", "--state", state]);
+        this.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Permissive, clusterCIDRs: [10.244.0.0/16]}\n");
+        for n in [1, 2] {
+            let text = format!(
+                "kind: NodeTunnel\nmetadata: {{name: node{n}}}\nspec:\n  keys: [{{publicKey: {KEY}, state: Active}}]\n  \
+                endpoints: [{{address: 10.9.0.{n}, port: 51820}}]\n  podPrefixes: [10.244.{n}.0/24]\n  nodeAddresses: [10.9.0.{n}]\n"
+            );
+            this.write(&format!("node{n}"), &text);
+        }
+        this
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.objects.path().join(format!("{name}.yaml"));
+        fs::write(path, format!("apiVersion: adit.dev/v1alpha1\n{text}")).unwrap();
+    }
+
+    /// Returns the arguments that tell a command of this node.
+    fn args(&self) -> Vec<String> {
+        let path = |directory: &Directory| directory.path().to_str().unwrap().to_owned();
+        let (state, sockets, objects) = (path(&self.state), path(&self.sockets), path(&self.objects));
+        ["--node-name", "node1", "--state", &state, "--sockets", &sockets, "--objects", &objects]
+            .map(str::to_owned)
+            .into()
+    }
+
+    /// Runs the checks by way of `wrapper`, a command that runs what follows it; returns what neither passed nor was skipped.
+    #[track_caller]
+    fn check(&self, wrapper: &[&str]) -> Vec<(String, String)> {
+        let args = self.args();
+        let mut all = wrapper.to_vec();
+        all.extend([env!("CARGO_BIN_EXE_adit"), "preflight", "-o", "json"]);
+        all.extend(args.iter().map(String::as_str));
+        let (success, text) = self.namespace.try_run(all[0], &all[1..]);
+        // Behind the report, on the other stream, is what failed.
+        let end = text.rfind('}').unwrap_or_else(|| panic!("{text}"));
+        let report: Value =
+            serde_json::from_str(&text[..=end]).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let checks = report["checks"].as_array().unwrap();
+        assert_eq!(checks.len(), 19, "{text}");
+        let word = |check: &Value, field: &str| {
+            let word = check[field].as_str().filter(|word| !word.is_empty());
+            word.unwrap_or_else(|| panic!("{field} of {check}")).to_owned()
+        };
+        for check in checks {
+            ["evidence", "why", "fix"].iter().for_each(|field| drop(word(check, field)));
+        }
+        let found = checks.iter().map(|check| (word(check, "id"), word(check, "result")));
+        let found: Vec<_> = found.filter(|(_, result)| result != "pass" && result != "skip").collect();
+        let has_failed = found.iter().any(|(_, result)| result == "fail");
+        assert_eq!(success, !has_failed, "the exit status: {text}");
+        found
+    }
+}
+
+/// Puts a file in the place of another one, for a command alone.
+macro_rules! instead_of {
+    ($place:expr, $with:expr) => {
+        &["unshare", "-m", "sh", "-c", concat!("mount --bind ", $with, " ", $place, " && exec \"$@\""), "sh"]
+    };
+}
+
+/// Breaks the node by an act that leaves nothing to be kept.
+macro_rules! after {
+    ($id:expr, $result:expr, |$host:ident| $harm:expr) => {
+        Case {
+            id: $id,
+            result: $result,
+            harm: |$host| {
+                $harm;
+                None
+            },
+            wrapper: &[],
+        }
+    };
+}
+
+/// One way to break a node.
+struct Case {
+    id: &'static str,
+    result: &'static str,
+    /// What is done to the node; what is returned is kept until the checks have run.
+    harm: fn(&Host) -> Option<UdpSocket>,
+    /// What the checks are run by.
+    wrapper: &'static [&'static str],
+}
+
+const CASES: &[Case] = &[
+    by("capability", "fail", &["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]),
+    by("tun", "fail", instead_of!("/dev/net/tun", "/dev/null")),
+    by("tun", "warn", &["env", "ADIT_FAULT=MultiQueue=22"]),
+    by("nftables", "fail", &["env", "ADIT_FAULT=Netfilter=93"]),
+    Case {
+        id: "udp-port",
+        result: "fail",
+        harm: |host| Some(host.namespace.enter(|| UdpSocket::bind("10.9.0.1:51820").unwrap())),
+        wrapper: &[],
+    },
+    Case {
+        id: "udp-port",
+        result: "fail",
+        harm: |host| Some(host.namespace.enter(|| UdpSocket::bind("[::]:51820").unwrap())),
+        wrapper: &[],
+    },
+    after!("rp-filter", "fail", |host| host.namespace.sysctl("net/ipv4/conf/all/rp_filter", "1")),
+    after!("rp-filter", "fail", |host| host.namespace.sysctl("net/ipv4/conf/default/rp_filter", "1")),
+    after!("linkdown-routes", "fail", |host| {
+        host.namespace.sysctl("net/ipv4/conf/default/ignore_routes_with_linkdown", "1");
+    }),
+    after!("linkdown-routes", "fail", |host| {
+        host.namespace.sysctl("net/ipv6/conf/default/ignore_routes_with_linkdown", "1");
+    }),
+    after!("linkdown-routes", "warn", |host| {
+        host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict, clusterCIDRs: [10.244.0.0/16]}\n");
+        host.namespace.sysctl("net/ipv6/conf/all/ignore_routes_with_linkdown", "1");
+    }),
+    after!("rule-priority", "fail", |host| ip(host, "rule add from 10.0.0.0/8 lookup 100 priority 99")),
+    after!("rule-priority", "fail", |host| ip(host, "-6 rule add lookup 100 priority 50")),
+    after!("routing-table", "fail", |host| ip(host, "route add 10.1.0.0/16 dev eth0 table 8365")),
+    after!("routing-table", "fail", |host| ip(host, "rule add from 10.0.0.0/8 lookup 8365 priority 200")),
+    after!("mark", "fail", |host| ip(host, "rule add fwmark 0x2000/0x2000 lookup 100 priority 200")),
+    after!("mark", "fail", |host| {
+        let spec = "{mode: Permissive, clusterCIDRs: [10.244.0.0/16], routing: {fwmark: 0x200}}";
+        host.write("config", &format!("kind: TunnelConfig\nmetadata: {{name: default}}\nspec: {spec}\n"));
+        ip(host, "link add cilium_host type bridge");
+    }),
+    after!("input-policy", "warn", |host| {
+        host.namespace.sh("nft add table inet other");
+        host.namespace
+            .run("nft", &["add chain inet other in { type filter hook input priority 0; policy drop; }"]);
+    }),
+    after!("double-encryption", "warn", |host| {
+        ip(host, "link add cilium_wg0 type bridge");
+        ip(host, "link set cilium_wg0 up");
+    }),
+    after!("double-encryption", "warn", |host| {
+        ip(host, "tuntap add wg7 mode tun");
+        ip(host, "link set wg7 up");
+        fs::write(host.sockets.path().join("wg7.sock"), "").unwrap();
+    }),
+    after!("clock", "fail", |host| {
+        let file = fs::File::options().append(true).open(host.state.path().join("private.key")).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + realtime() + Duration::from_secs(3600)).unwrap();
+    }),
+    after!("key-file", "fail", |host| chmod(&host.state.path().join("private.key"), 0o640)),
+    after!("key-file", "fail", |host| chmod(host.state.path(), 0o770)),
+    after!("key-file", "fail", |host| {
+        let state = host.state.path();
+        fs::rename(state.join("private.key"), state.join("snapshot.json")).unwrap();
+    }),
+    after!("cluster-prefixes", "fail", |host| ip(host, "addr add 10.244.7.1/24 dev eth0")),
+    after!("cluster-prefixes", "fail", |host| ip(host, "addr add 10.200.0.1/8 dev eth0")),
+    after!("forwarding", "fail", |host| host.namespace.sysctl("net/ipv4/ip_forward", "0")),
+    by(
+        "conntrack",
+        "warn",
+        instead_of!("/proc/sys/net/netfilter/nf_conntrack_count", "/proc/sys/net/netfilter/nf_conntrack_max"),
+    ),
+    after!("path-mtu", "warn", |host| ip(host, "link set eth0 mtu 1479")),
+    after!("path-mtu", "fail", |host| ip(host, "route del 10.9.0.0/24 dev eth0")),
+];
+
+const fn by(id: &'static str, result: &'static str, wrapper: &'static [&'static str]) -> Case {
+    Case { id, result, harm: |_| None, wrapper }
+}
+
+fn ip(host: &Host, line: &str) {
+    host.namespace.ip(line);
+}
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_healthy_node_passes_every_check() {
+    need!("ip", "nft", "setpriv");
+    let host = Host::new();
+    // What a node has by right: its own pods' network, another CNI's routes to those of others, room for the datagrams.
+    host.namespace.ip("addr add 10.244.1.1/24 dev eth0");
+    host.namespace.ip("route add 10.244.2.0/24 via 10.9.0.2");
+    host.namespace.ip("link set eth0 mtu 1480");
+    assert_eq!(host.check(&[]), []);
+    // For people.
+    let args = host.args();
+    let args: Vec<_> = ["preflight"].into_iter().chain(args.iter().map(String::as_str)).collect();
+    let table = host.namespace.run(env!("CARGO_BIN_EXE_adit"), &args);
+    assert_eq!(table.lines().filter(|line| line.starts_with("pass  ")).count(), 19, "{table}");
+}
+
+#[test]
+fn each_check_fails_alone_on_a_node_that_is_broken_in_just_that_way() {
+    need!("ip", "nft", "setpriv", "unshare", "mount");
+    for (at, case) in CASES.iter().enumerate() {
+        let host = Host::new();
+        let kept = (case.harm)(&host);
+        let expected = [(case.id.to_owned(), case.result.to_owned())];
+        assert_eq!(host.check(case.wrapper), expected, "case {at}");
+        drop(kept);
+    }
+}
+
+/// The mode is the machine's, and not every kernel has it.
+#[test]
+fn a_machine_in_fips_mode_is_told_of() {
+    need!("ip", "nft", "setpriv", "unshare", "mount");
+    if !Path::new("/proc/sys/crypto/fips_enabled").exists() {
+        return not_hosted("the FIPS mode");
+    }
+    let host = Host::new();
+    // Any variable that is 1.
+    let wrapper = instead_of!("/proc/sys/crypto/fips_enabled", "/proc/sys/net/ipv4/ip_forward");
+    assert_eq!(host.check(wrapper), [("fips".to_owned(), "warn".to_owned())]);
+}
+
+#[test]
+fn an_agent_says_once_what_its_node_cannot_do() {
+    need!("ip", "nft", "setpriv");
+    let host = Host::new();
+    host.namespace.sysctl("net/ipv4/ip_forward", "0");
+    let args = host.args();
+    let args: Vec<_> = ["agent"].into_iter().chain(args.iter().map(String::as_str)).collect();
+    let agent = host.namespace.spawn(env!("CARGO_BIN_EXE_adit"), &args);
+    let told = || agent.output().matches("net/ipv4/ip_forward").count();
+    wait_until("a word about forwarding", SOON, || told() > 0);
+    host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {mtu: Wide}\n");
+    wait_until("the change", SOON, || agent.output().contains("spec.mtu"));
+    assert_eq!(told(), 1, "{}", agent.output());
+}
