@@ -20,7 +20,7 @@ const ADDRESS: &str = "10.9.0.100";
 const TOKEN: &str = "an-administrator-of-this-test";
 
 /// etcd and kube-apiserver in a namespace of their own, on the nodes' fabric.
-struct ControlPlane {
+pub(super) struct ControlPlane {
     namespace: Namespace,
     assets: PathBuf,
     files: Directory,
@@ -31,7 +31,7 @@ struct ControlPlane {
 impl ControlPlane {
     /// Starts both; `None` if they are not here.
     #[track_caller]
-    fn start(fabric: &Namespace) -> Option<Self> {
+    pub(super) fn start(fabric: &Namespace) -> Option<Self> {
         let said = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
         let assets = said.clone().unwrap_or_else(|| "/usr/local/kubebuilder/bin".into());
         if ["etcd", "kube-apiserver", "kubectl"].iter().any(|program| !assets.join(program).exists()) {
@@ -49,18 +49,12 @@ impl ControlPlane {
         let path = |name: &str| files.path().join(name).to_str().unwrap().to_owned();
         write_keys(files.path());
         fs::write(path("tokens"), format!("{TOKEN},admin,1,system:masters\n")).unwrap();
-        let kubeconfig = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-            clusters: [{{name: test, cluster: {{server: \"https://{ADDRESS}:6443\", certificate-authority: {}}}}}]\n\
-            users: [{{name: test, user: {{token: {TOKEN}}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n",
-            path("certificates/apiserver.crt"),
-        );
-        fs::write(path("kubeconfig"), kubeconfig).unwrap();
         let etcd = namespace.spawn(
             assets.join("etcd").to_str().unwrap(),
             &["--data-dir", &path("etcd"), "--unsafe-no-fsync", "--log-level=error"],
         );
         let mut this = Self { namespace, assets, files, api_server: None, _etcd: etcd };
+        this.write_kubeconfig("kubeconfig", TOKEN);
         this.start_api_server();
         Some(this)
     }
@@ -78,7 +72,7 @@ impl ControlPlane {
             "--service-account-issuer=https://adit.test".to_owned(),
             "--service-cluster-ip-range=10.96.0.0/24".to_owned(),
             "--disable-admission-plugins=ServiceAccount".to_owned(),
-            "--authorization-mode=RBAC".to_owned(),
+            "--authorization-mode=Node,RBAC".to_owned(),
         ];
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         let program = self.assets.join("kube-apiserver");
@@ -86,27 +80,50 @@ impl ControlPlane {
         wait_until("the API server", SOON * 2, || self.try_kubectl(&["get", "--raw", "/readyz"]).0);
     }
 
-    fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
-        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig().to_str().unwrap());
+    /// Writes how the API server is reached with a token, and returns where that is.
+    pub(super) fn write_kubeconfig(&self, name: &str, token: &str) -> PathBuf {
+        let certificate = self.files.path().join("certificates/apiserver.crt");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+            clusters: [{{name: test, cluster: {{server: \"https://{ADDRESS}:6443\", certificate-authority: {}}}}}]\n\
+            users: [{{name: test, user: {{token: {token}}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n",
+            certificate.display(),
+        );
+        self.write(name, &text)
+    }
+
+    pub(super) fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
+        self.try_kubectl_as(&self.kubeconfig(), args)
+    }
+
+    /// Runs kubectl with another's token.
+    pub(super) fn try_kubectl_as(&self, kubeconfig: &Path, args: &[&str]) -> (bool, String) {
+        let kubeconfig = format!("--kubeconfig={}", kubeconfig.to_str().unwrap());
         let args = [&[kubeconfig.as_str()], args].concat();
         self.namespace.try_run(self.assets.join("kubectl").to_str().unwrap(), &args)
     }
 
     #[track_caller]
-    fn kubectl(&self, args: &[&str]) -> String {
+    pub(super) fn kubectl(&self, args: &[&str]) -> String {
         let (success, text) = self.try_kubectl(args);
         assert!(success, "kubectl {}: {text}", args.join(" "));
         text
     }
 
     #[track_caller]
-    fn apply(&self, name: &str, text: &str) {
-        let path = self.files.path().join(name);
-        fs::write(&path, text).unwrap();
+    pub(super) fn apply(&self, name: &str, text: &str) {
+        let path = self.write(name, text);
         self.kubectl(&["apply", "-f", path.to_str().unwrap()]);
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    /// Writes a file that goes with the control plane.
+    pub(super) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.files.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub(super) fn kubeconfig(&self) -> PathBuf {
         self.files.path().join("kubeconfig")
     }
 }
@@ -131,7 +148,7 @@ fn write_keys(directory: &Path) {
 }
 
 /// Returns the cluster's own object for a node, as a kubelet makes it.
-fn node_object(node: &Node) -> String {
+pub(super) fn node_object(node: &Node) -> String {
     let n = node.number;
     format!(
         "apiVersion: v1\nkind: Node\nmetadata: {{name: node{n}}}\nspec: {{podCIDRs: [10.244.{n}.0/24, \"fd00:244:{n}::/64\"], \
@@ -140,7 +157,7 @@ fn node_object(node: &Node) -> String {
 }
 
 /// Returns what `wg` prints for a node that says of itself what the cluster knows of it.
-fn as_peer(node: &Node) -> String {
+pub(super) fn as_peer(node: &Node) -> String {
     let n = node.number;
     node.as_peer(&[&format!("10.244.{n}.0/32"), &format!("fd00:244:{n}::/128")])
 }

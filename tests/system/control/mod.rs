@@ -5,3 +5,4 @@ mod client;
 mod cluster;
 mod mesh;
 pub(crate) mod nodes;
+mod security;

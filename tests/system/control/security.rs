@@ -1,0 +1,142 @@
+//! What an agent may do in the cluster: with the role and the policy that come with adit, and a token as kubelet gets one for its pod.
+
+use std::path::{Path, PathBuf};
+
+use super::cluster::{ControlPlane, as_peer, node_object};
+use super::nodes::Mesh;
+use crate::support::tunnel::Program;
+use crate::support::{SOON, need, wait_until};
+
+fn manifest(name: &str) -> String {
+    format!("{}/cni/manifests/{name}.yaml", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Makes the pod of a node's agent and a token that is bound to it; returns how the API server is reached with that.
+#[track_caller]
+fn token_of(plane: &ControlPlane, node: usize) -> PathBuf {
+    let pod = format!("agent{node}");
+    plane.apply(
+        "pod.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: kube-system}}\nspec: {{nodeName: node{node}, \
+            serviceAccountName: adit-agent, containers: [{{name: agent, image: adit}}]}}\n"
+        ),
+    );
+    let uid = plane.kubectl(&["-n", "kube-system", "get", "pod", &pod, "-o", "jsonpath={.metadata.uid}"]);
+    let [name, uid] =
+        [("name", &pod), ("uid", &uid)].map(|(what, value)| format!("--bound-object-{what}={value}"));
+    let bound =
+        ["-n", "kube-system", "create", "token", "adit-agent", "--bound-object-kind=Pod", &name, &uid];
+    plane.write_kubeconfig(&pod, plane.kubectl(&bound).trim())
+}
+
+/// Checks that the API server answers 403, which it words so, and with these words.
+#[track_caller]
+fn assert_forbidden(plane: &ControlPlane, kubeconfig: &Path, line: &[&str], words: &str) {
+    let (success, text) = plane.try_kubectl_as(kubeconfig, line);
+    assert!(
+        !success && text.contains("is forbidden: ") && text.contains(words),
+        "{}: {text}",
+        line.join(" ")
+    );
+}
+
+#[test]
+fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(2);
+    let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
+    for name in ["crds", "rbac", "policy"] {
+        plane.kubectl(&["apply", "--dry-run=server", "-f", &manifest(name)]);
+    }
+    plane.kubectl(&["apply", "-f", &manifest("crds"), "-f", &manifest("rbac")]);
+    plane.kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "crd/nodetunnels.adit.dev",
+        "crd/tunnelconfigs.adit.dev",
+    ]);
+    plane.apply(
+        "config.yaml",
+        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict}\n",
+    );
+    mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
+    let tokens: Vec<_> = mesh.nodes.iter().map(|node| token_of(&plane, node.number)).collect();
+    let own = &tokens[0];
+
+    // Agents with no more than that are able to do all that they do.
+    for (node, token) in mesh.nodes.iter_mut().zip(&tokens) {
+        node.start_data_plane(Program::Adit);
+        node.start_agent_with("KUBECONFIG", token);
+    }
+    let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
+    first.wait_until_peers_are(&[as_peer(second)]);
+    first.wait_for_pod_of(second);
+    let status = "jsonpath={.status.conditions[?(@.type==\"PeersInSync\")].status}";
+    wait_until("a status", SOON, || plane.kubectl(&["get", "nodetunnel", "node2", "-o", status]) == "True");
+
+    // Tried, but not done.
+    let patch = |node: &'static str| {
+        ["patch", "nodetunnel", node, "--type=merge", "-p", r#"{"spec":{"mtu":1400}}"#, "--dry-run=server"]
+    };
+    // The control: the role alone lets an agent write over another's.
+    let (success, text) = plane.try_kubectl_as(own, &patch("node2"));
+    assert!(success, "{text}");
+    plane.kubectl(&["apply", "-f", &manifest("policy")]);
+    wait_until("the policy", SOON, || !plane.try_kubectl_as(own, &patch("node2")).0);
+
+    let (success, text) = plane.try_kubectl_as(own, &patch("node1"));
+    assert!(success, "{text}");
+    let refused = "the agent of node node1 may not write the NodeTunnel of node2";
+    assert_forbidden(&plane, own, &patch("node2")[..6], refused);
+    let found = "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {name: node2}\nstatus: {peers: {total: 9, up: 9, down: 0}}\n";
+    let found = plane.write("status.yaml", found);
+    let status = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--subresource=status",
+        "-f",
+        found.to_str().unwrap(),
+    ];
+    assert_forbidden(&plane, own, &status, refused);
+    assert_forbidden(&plane, &tokens[1], &patch("node1")[..6], "the agent of node node2 may not");
+    let other = plane.write("other.yaml", &node9(&first.key));
+    let other = other.to_str().unwrap();
+    assert_forbidden(&plane, own, &["create", "-f", other], "may not write the NodeTunnel of node9");
+    assert_forbidden(
+        &plane,
+        own,
+        &["apply", "--server-side", "-f", other],
+        "may not write the NodeTunnel of node9",
+    );
+    // A token that anybody with the right to make one has made, bound to no node.
+    let unbound = plane.kubectl(&["-n", "kube-system", "create", "token", "adit-agent"]);
+    let unbound = plane.write_kubeconfig("unbound", unbound.trim());
+    assert_forbidden(&plane, &unbound, &patch("node1")[..6], "bound to a node, and this one is not");
+
+    // What an agent does not do it may not do.
+    for line in [
+        &["delete", "nodetunnel", "node1"][..],
+        &["delete", "nodetunnel", "node2"],
+        &["patch", "tunnelconfig", "default", "--type=merge", "-p", r#"{"spec":{"mode":"Off"}}"#],
+        &["create", "-f", &manifest("crds")],
+        &["label", "node", "node1", "a=b"],
+        &["-n", "kube-system", "get", "pods"],
+        &["-n", "kube-system", "get", "secrets"],
+        &["-n", "kube-system", "create", "token", "adit-agent"],
+        &["delete", "validatingadmissionpolicybinding", "adit-own-nodetunnel"],
+    ] {
+        assert_forbidden(&plane, own, line, "cannot");
+    }
+
+    // An administrator is not bound by the policy, and the nodes are as they were.
+    plane.kubectl(&patch("node2"));
+    first.wait_until_peers_are(&[as_peer(second)]);
+}
+
+fn node9(key: &str) -> String {
+    format!(
+        "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node9}}\nspec:\n  keys: [{{publicKey: \"{key}\", state: Active}}]\n"
+    )
+}
