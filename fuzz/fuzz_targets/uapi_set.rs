@@ -9,7 +9,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use adit::config::{Configure, Edit, Refused, Snapshot};
+use adit::config::{Configure, Edit, Refused, Snapshot, Statistics};
 use adit::sim::Seeded;
 use adit::uapi::fuzzing::answer;
 use adit::uapi::request::{Reader, Request};
@@ -64,6 +64,10 @@ impl Configure for Device {
         let snapshot = state.interface.snapshot();
         Ok(Snapshot { listen_port: state.listen_port, fwmark: state.fwmark, ..snapshot })
     }
+
+    fn statistics(&self) -> Result<Statistics, Refused> {
+        Ok(Statistics::default())
+    }
 }
 
 fn scope_of(name: &str) -> Option<u32> {
@@ -108,12 +112,14 @@ fn serve(device: &Device, request: Request) {
     let (before, applied) = (device.text(), device.applied());
     enum Kind {
         Get,
+        Stats,
         Set,
         Malformed { sign: i32 },
         Unknown,
     }
     let kind = match &request {
         Request::Get => Kind::Get,
+        Request::Stats => Kind::Stats,
         Request::Set(_) => Kind::Set,
         Request::MalformedGet(_) => Kind::Malformed { sign: 1 },
         Request::MalformedSet(_) => Kind::Malformed { sign: -1 },
@@ -129,6 +135,7 @@ fn serve(device: &Device, request: Request) {
             return;
         }
         Kind::Get => assert_eq!(reply, Some(format!("{before}errno=0\n\n").as_str())),
+        Kind::Stats => assert_eq!(reply, Some("version=\ncrypto=\nworkers=0\nerrno=0\n\n")),
         Kind::Malformed { sign } => {
             let errno = reply.and_then(|reply| reply.strip_prefix("errno=")?.strip_suffix("\n\n"));
             let errno: i32 = errno.expect("a mistake is told").parse().expect("an errno is a number");

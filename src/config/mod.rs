@@ -226,6 +226,19 @@ pub struct PeerSnapshot {
     pub allowed_ips: Vec<Prefix>,
 }
 
+/// What a data plane tells of itself beyond its configuration, at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Its version.
+    pub version: String,
+    /// The code that encrypts, by its name on the command line; `ring` for single packets alone.
+    pub crypto: String,
+    /// Worker threads.
+    pub workers: usize,
+    /// Packets that went no further since the start, by reason. Every reason is there, and most are 0.
+    pub dropped: BTreeMap<String, u64>,
+}
+
 /// Why a change was refused: the operator's mistake, or the system's refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -271,4 +284,10 @@ pub trait Configure: Send + Sync {
     /// # Errors
     /// [`Refused::Gone`] if the interface is going away.
     fn snapshot(&self) -> Result<Snapshot, Refused>;
+
+    /// Returns what else there is to tell.
+    ///
+    /// # Errors
+    /// [`Refused::Gone`] if the interface is going away.
+    fn statistics(&self) -> Result<Statistics, Refused>;
 }

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::config::{AllowedIpEdit, Edit, PeerEdit, PeerSnapshot, Prefix, PresharedKey, Snapshot};
+use crate::config::{
+    AllowedIpEdit, Edit, PeerEdit, PeerSnapshot, Prefix, PresharedKey, Snapshot, Statistics,
+};
 use crate::crypto::secret::Secret;
 use crate::crypto::x25519::{PrivateKey, PublicKey};
 
@@ -97,6 +99,21 @@ impl Client {
     pub fn snapshot(&self) -> Result<Snapshot, Failed> {
         let reply = self.ask("get=1\n\n")?;
         read_snapshot(&reply, self.private_key.as_ref())
+    }
+
+    /// Returns what else the data plane tells, or `None` if it is another one than adit's and knows no such request.
+    ///
+    /// # Errors
+    /// [`Failed::Io`] if nobody answers.
+    pub fn statistics(&self) -> Result<Option<Statistics>, Failed> {
+        // Who takes it for another protocol closes the connection, with half of the request unread or before it was all sent.
+        const CLOSED: [io::ErrorKind; 3] =
+            [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+        match self.ask("stats=1\n\n").and_then(|reply| read_statistics(&reply)) {
+            Err(Failed::Refused(_)) => Ok(None),
+            Err(Failed::Io(error)) if CLOSED.contains(&error.kind()) => Ok(None),
+            result => result.map(Some),
+        }
     }
 
     /// Applies edits in their order. A data plane that is adit's applies all or none.
@@ -180,6 +197,25 @@ fn read_lines(
         take(key, value).map_err(malformed)?;
     }
     Err(Failed::Malformed { line: 0, what: "it ends without errno" })
+}
+
+/// Reads the reply to `stats=1`.
+///
+/// # Errors
+/// Names the line that cannot be read.
+pub fn read_statistics(reply: &str) -> Result<Statistics, Failed> {
+    let mut statistics = Statistics::default();
+    read_lines(reply, |key, value| {
+        match (key, key.strip_prefix("dropped_")) {
+            ("version", _) => value.clone_into(&mut statistics.version),
+            ("crypto", _) => value.clone_into(&mut statistics.crypto),
+            ("workers", _) => statistics.workers = number(value)?,
+            (_, Some(reason)) => drop(statistics.dropped.insert(reason.to_owned(), number(value)?)),
+            (_, None) => {}
+        }
+        Ok(())
+    })?;
+    Ok(statistics)
 }
 
 /// Reads the reply to `get=1`, of a data plane that should have the key `expected`.
@@ -428,6 +464,22 @@ mod tests {
         assert_eq!(first.allowed_ips, ["10.0.0.0/16", "10.1.0.0/16"].map(|text| text.parse().unwrap()));
         assert_eq!(first.preshared_key, PresharedKey::new([10; 32]));
         assert_eq!((second.public_key, second.last_handshake), (PublicKey::new([10; 32]), None));
+    }
+
+    #[test]
+    fn statistics_are_read_and_what_is_not_known_is_passed_over() {
+        let statistics = read_statistics(
+            "version=1\ncrypto=avx2\nfuture=x\nworkers=2\ndropped_a=0\ndropped_b=7\nerrno=0\n\n",
+        );
+        let expected = Statistics {
+            version: "1".to_owned(),
+            crypto: "avx2".to_owned(),
+            workers: 2,
+            dropped: [("a", 0), ("b", 7)].map(|(reason, packets)| (reason.to_owned(), packets)).into(),
+        };
+        assert_eq!(statistics.unwrap(), expected);
+        let wrong = read_statistics("version=1\ndropped_a=-1\nerrno=0\n\n");
+        assert!(matches!(wrong, Err(Failed::Malformed { line: 2, .. })), "{wrong:?}");
     }
 
     #[test]

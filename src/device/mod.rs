@@ -35,11 +35,12 @@ use std::io;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use crate::config::{Configure, Edit, Refused, Snapshot};
+use crate::config::{Configure, Edit, Refused, Snapshot, Statistics};
+use crate::crypto::aead;
 use crate::crypto::random::Os;
 use crate::sys::offload::Wanted;
 use crate::sys::tun::Tun;
-use crate::wireguard::dropped::Drops;
+use crate::wireguard::dropped::{Dropped, Drops};
 use crate::wireguard::interface::Interface;
 use control::Control;
 use shared::{Request, Shared};
@@ -137,6 +138,19 @@ impl Configure for Device {
 
     fn snapshot(&self) -> Result<Snapshot, Refused> {
         self.ask(Request::Snapshot)
+    }
+
+    /// Nobody is asked: counters can be read while the control thread works off a flood of handshakes.
+    fn statistics(&self) -> Result<Statistics, Refused> {
+        let drops = self.drops();
+        let count = |reason: &Dropped| (reason.name().to_owned(), drops.get(*reason));
+        Ok(Statistics {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            crypto: aead::tier().to_owned(),
+            // The last ones are for handshakes.
+            workers: self.shared.sockets.len() - 1,
+            dropped: Dropped::ALL.iter().map(count).collect(),
+        })
     }
 }
 

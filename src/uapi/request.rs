@@ -24,7 +24,9 @@ pub enum Request {
     Get,
     /// `set=1` with what is to be done.
     Set(Vec<Edit>),
-    /// A `get=1` with a mistake.
+    /// `stats=1`.
+    Stats,
+    /// A `get=1` or `stats=1` with a mistake.
     MalformedGet(Malformed),
     /// A `set=1` with a mistake.
     MalformedSet(Malformed),
@@ -51,6 +53,8 @@ enum State {
     Operation,
     /// `get=1` was read, the empty line is awaited.
     Get,
+    /// `stats=1` was read, likewise.
+    Stats,
     Set(Parser),
     /// The rest of a request with a mistake is skipped.
     SkipGet(Malformed),
@@ -129,10 +133,15 @@ impl Reader {
                 self.state = State::Set(Parser::new(self.scope_of));
                 None
             }
+            (State::Operation, b"stats=1") => {
+                self.state = State::Stats;
+                None
+            }
             (State::Operation, _) => Some(Request::Unknown),
             (_, b"") => Some(self.end_of_request()),
             // wireguard-go, uapi.go:IpcHandle.
             (State::Get, _) => self.fail("a get has no lines", libc::EINVAL),
+            (State::Stats, _) => self.fail("a stats has no lines", libc::EINVAL),
             (State::Set(parser), line) => {
                 if let Err(malformed) = parser.line(line) {
                     self.state = State::SkipSet(malformed);
@@ -147,6 +156,7 @@ impl Reader {
         match mem::replace(&mut self.state, State::Operation) {
             State::Operation => Request::Unknown,
             State::Get => Request::Get,
+            State::Stats => Request::Stats,
             State::Set(parser) => Request::Set(parser.finish()),
             State::SkipGet(malformed) => Request::MalformedGet(malformed),
             State::SkipSet(malformed) => Request::MalformedSet(malformed),
@@ -158,7 +168,7 @@ impl Reader {
         let malformed = |line| Malformed { line, key: None, rule, errno };
         self.state = match mem::replace(&mut self.state, State::Operation) {
             State::Operation => return Some(Request::Unknown),
-            State::Get => State::SkipGet(malformed(2)),
+            State::Get | State::Stats => State::SkipGet(malformed(2)),
             State::Set(parser) => State::SkipSet(malformed(parser.next_line())),
             skip @ (State::SkipGet(_) | State::SkipSet(_)) => skip,
         };

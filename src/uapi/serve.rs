@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with
 use zeroize::{Zeroize, Zeroizing};
 
 use super::request::{Reader, Request};
-use super::{errno_of, get};
+use super::{errno_of, get, stats};
 use crate::config::Configure;
 use crate::sys::process;
 
@@ -301,6 +301,17 @@ pub(super) fn answer(request: Request, configure: &dyn Configure) -> Option<Zero
                 errno_of(&refused)
             }
         },
+        Request::Stats => match configure.statistics() {
+            Ok(statistics) => {
+                let mut text = stats::print(&statistics);
+                text.push_str("errno=0\n\n");
+                return Some(Zeroizing::new(text));
+            }
+            Err(refused) => {
+                tracing::info!(reason = %refused, "cannot tell the statistics");
+                errno_of(&refused)
+            }
+        },
         Request::Set(edits) => {
             let count = edits.len();
             match configure.apply(edits) {
@@ -315,7 +326,7 @@ pub(super) fn answer(request: Request, configure: &dyn Configure) -> Option<Zero
             }
         }
         Request::MalformedGet(malformed) => {
-            tracing::info!(reason = %malformed, "malformed get request");
+            tracing::info!(reason = %malformed, "malformed request for what is");
             malformed.errno
         }
         Request::MalformedSet(malformed) => {

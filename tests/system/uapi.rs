@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use adit::config::{Configure, Edit, Refused, Snapshot};
+use adit::config::{Configure, Edit, Refused, Snapshot, Statistics};
 use adit::uapi::serve::Server;
 use adit::uapi::socket::Socket;
+use adit::wireguard::dropped::Dropped;
 
 use crate::support::tunnel::{Key, Program, Tunnel, preshared_key, socket_path};
 use crate::support::{Namespace, Process, SOON, ifname, need, wait_until};
@@ -340,6 +341,10 @@ impl Configure for Refusing {
     }
 
     fn snapshot(&self) -> Result<Snapshot, Refused> {
+        Err(self.0.clone())
+    }
+
+    fn statistics(&self) -> Result<Statistics, Refused> {
         Err(self.0.clone())
     }
 }
@@ -734,6 +739,43 @@ fn a_persistent_keepalive_switched_on_is_sent_at_once() {
     wait_until("a handshake and a keepalive", limit, || {
         two.t1.transfer(&two.ns1, &other) == (before.0 + 92, before.1 + 148 + 32)
     });
+}
+
+#[test]
+fn statistics_count_what_was_dropped_and_leave_the_configuration_as_it_was() {
+    need!("ip", "wg", "ping");
+    let two = Two::new();
+    let mut client = Client::connect(&two.t1.name);
+    let keys = |reply: String| -> Vec<_> {
+        reply.lines().map(|line| line.split('=').next().map(str::to_owned)).collect()
+    };
+    let before = keys(client.get());
+    let statistics = client.ask("stats=1\n\n");
+    let mut lines = statistics.lines();
+    assert_eq!(lines.next(), Some(concat!("version=", env!("CARGO_PKG_VERSION"))));
+    assert!(lines.next().is_some_and(|line| line.starts_with("crypto=")), "{statistics}");
+    let workers = adit::device::default_threads();
+    assert_eq!(lines.next(), Some(format!("workers={workers}").as_str()));
+    let reasons: BTreeSet<_> = lines
+        .filter_map(|line| line.strip_prefix("dropped_")?.split_once('='))
+        .map(|(reason, _)| reason)
+        .collect();
+    assert_eq!(reasons, Dropped::ALL.iter().map(|reason| reason.name()).collect());
+
+    let dropped = |client: &mut Client, reason: &str| -> u64 {
+        let statistics = client.ask("stats=1\n\n");
+        let line = statistics.lines().find_map(|line| line.strip_prefix(&format!("dropped_{reason}=")));
+        line.expect("every reason is there").parse().unwrap()
+    };
+    assert_eq!(dropped(&mut client, "malformed"), 0);
+    let stranger = two.ns0.enter(|| UdpSocket::bind("127.0.0.1:0")).unwrap();
+    for _ in 0..3 {
+        stranger.send_to(b"no message", "127.0.0.1:1001").unwrap();
+    }
+    wait_until("three to be counted", SOON, || dropped(&mut client, "malformed") == 3);
+    // A mistake is told as that of a get, and the next request is found.
+    assert_eq!(client.ask("stats=1\nx=1\n\n"), "errno=22\n\n");
+    assert_eq!(keys(client.get()), before);
 }
 
 #[test]

@@ -121,6 +121,11 @@ fn every_data_plane_is_led_from_one_configuration_to_the_next() {
         tunnel.up(&namespace);
         let client =
             Client::new(Path::new(DIRECTORY), &tunnel.name).with_private_key(PrivateKey::new([9; 32]));
+        let statistics = client.statistics().unwrap_or_else(|error| panic!("{program:?}: {error}"));
+        let version = statistics.map(|statistics| statistics.version);
+        // The others do not know the request.
+        let ours = (program == Program::Adit).then(|| env!("CARGO_PKG_VERSION").to_owned());
+        assert_eq!(version, ours, "{program:?}");
         for (at, step) in steps.iter().enumerate().filter(|(at, _)| !skipped.contains(at)) {
             let difference = diff(&client.snapshot().unwrap(), step);
             for edits in [difference.additions, difference.removals].iter().filter(|edits| !edits.is_empty())
