@@ -38,6 +38,16 @@ pub(super) enum Command {
     #[cfg(feature = "control")]
     #[command(after_help = PREFLIGHT_STATUS)]
     Preflight(PreflightArgs),
+    /// Shows what is encrypted by each data plane here, and where there is an agent, what is not, and why.
+    ///
+    /// Exit status: 0 if every data plane answers, no peer is down (it was sent something and has never answered), and, where there is an
+    /// agent, the node is not degraded and interface, routes, rules and firewall are in place; 1 otherwise. A peer is up while it has a
+    /// session, and idle when its session has run out or was never needed.
+    #[cfg(feature = "control")]
+    Status(InspectArgs),
+    /// Shows the peers of each data plane here: who, where, since when, how much.
+    #[cfg(feature = "control")]
+    Peers(InspectArgs),
     /// Prints the definitions of the custom resources: `adit definitions | kubectl apply -f -`.
     #[cfg(feature = "control")]
     Definitions,
@@ -243,6 +253,26 @@ pub(super) struct PreflightArgs {
 #[cfg(feature = "control")]
 fn prefix(text: &str) -> Result<Prefix, String> {
     text.parse().map_err(|error| format!("{error}"))
+}
+
+#[cfg(feature = "control")]
+#[derive(Debug, clap::Args)]
+pub(super) struct InspectArgs {
+    /// The interface [default: all].
+    #[arg(value_name = "IFNAME")]
+    pub(super) interface: Option<String>,
+
+    /// Tables for people, or JSON for programs.
+    #[arg(short, long, value_enum, value_name = "FORM", default_value_t, ignore_case = true)]
+    pub(super) output: Output,
+
+    /// Where data planes have their configuration sockets.
+    #[arg(long, env = "ADIT_SOCKETS", value_name = "DIR", default_value = crate::control::uapi_client::DIRECTORY)]
+    pub(super) sockets: PathBuf,
+
+    /// Where an agent keeps its state; nothing need be there.
+    #[arg(long, env = "ADIT_STATE", value_name = "DIR", default_value = "/var/lib/adit")]
+    pub(super) state: PathBuf,
 }
 
 /// How something is printed.

@@ -5,6 +5,8 @@ mod agent;
 mod args;
 mod daemon;
 mod demo;
+#[cfg(feature = "control")]
+mod inspect;
 mod log;
 #[cfg(feature = "control")]
 mod preflight;
@@ -33,6 +35,13 @@ pub fn main() -> ExitCode {
         Some(Command::Preflight(args)) => preflight::run(args),
         #[cfg(feature = "control")]
         Some(Command::Definitions) => agent::print_definitions(),
+        #[cfg(feature = "control")]
+        Some(Command::Status(args)) => match inspect::status(args) {
+            Ok(is_well) => return if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE },
+            Err(error) => Err(error),
+        },
+        #[cfg(feature = "control")]
+        Some(Command::Peers(args)) => inspect::peers(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -237,17 +237,26 @@ impl Guard {
     /// If the kernel refuses.
     pub fn cleanup(&mut self) -> Result<(), Failed> {
         self.made = None;
-        match self.nftables.fingerprint(TABLE) {
-            Ok(None) => return Ok(()),
-            Ok(Some(_)) => {}
-            // Without nftables there is no table.
-            Err(error) if is_missing(&error) => return Ok(()),
-            Err(error) => return Err(Failed::new("reading table inet adit", error)),
+        if !self.has_table()? {
+            return Ok(());
         }
         let mut batch = Batch::new(TABLE);
         batch.add_table();
         batch.remove_table();
         self.nftables.commit(&batch).map_err(Refused::into)
+    }
+
+    /// Tells whether the table is there.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn has_table(&mut self) -> Result<bool, Failed> {
+        match self.nftables.fingerprint(TABLE) {
+            Ok(found) => Ok(found.is_some()),
+            // Without nftables there is no table.
+            Err(error) if is_missing(&error) => Ok(false),
+            Err(error) => Err(Failed::new("reading table inet adit", error)),
+        }
     }
 
     /// Returns what the counters say; zeros if there is no table.

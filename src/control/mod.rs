@@ -16,6 +16,8 @@
 //! - [`route`], [`firewall`], [`link`]: what leads the kernel from what it has to what the plan says, and the taking of those steps.
 //! - [`heal`]: keeps the kernel so, whoever changes it.
 //! - [`preflight`]: whether the node can do it at all.
+//! - [`session`]: which peers can be talked to. Pure.
+//! - [`inspect`]: what `adit status` and `adit peers` show.
 //! - [`publish`]: what this node says of itself. Pure.
 //! - [`status`]: what its agent tells the cluster. Pure.
 //! - [`store`]: the private key, and the objects as last known, on disk.
@@ -30,6 +32,7 @@ pub mod firewall;
 pub mod heal;
 #[cfg(test)]
 mod history;
+pub mod inspect;
 pub mod link;
 pub mod objects;
 pub mod plan;
@@ -39,6 +42,7 @@ mod ranges;
 pub mod read;
 pub mod reconcile;
 pub mod route;
+pub mod session;
 pub mod settings;
 pub mod status;
 pub mod store;

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use super::api::{NodeTunnelStatus, NotEncrypted, PeerCounts};
-use super::reconcile::SESSION_LIFE;
+use super::session::Session;
 use super::topology::{Degraded, Topology};
 use crate::config::Snapshot;
 
@@ -30,8 +30,7 @@ pub struct Outcome {
 
 /// Returns how many peers have a session.
 pub fn up(snapshot: &Snapshot, now: Duration) -> usize {
-    let moments = snapshot.peers.iter().filter_map(|peer| peer.last_handshake);
-    moments.filter(|moment| now.saturating_sub(*moment) <= SESSION_LIFE).count()
+    snapshot.peers.iter().filter(|peer| Session::of(peer, now) == Session::Up).count()
 }
 
 /// Returns what is to be told at the moment `now`, since the Unix epoch. Everything in it is as old as that.

@@ -240,19 +240,7 @@ impl Router {
     /// # Errors
     /// Names the first step that failed. The others have been taken, except for those that would open something for want of it.
     pub fn sync(&mut self, desired: &Routes) -> Result<Outcome, Failed> {
-        let listing = |what: &str| {
-            let what = format!("listing {what}");
-            move |error| Failed::new(what, error)
-        };
-        self.interface = match self.netlink.link(&desired.interface) {
-            Ok(link) => link.up.then_some(link.index),
-            Err(_) => None,
-        };
-        let filter = RouteFilter { table: None, protocol: Some(PROTOCOL) };
-        let routes = self.netlink.table_routes(&filter).map_err(listing("routes"))?;
-        let rules = self.netlink.rules().map_err(listing("rules"))?;
-        let steps = diff(&Actual { rules, routes }, desired, self.interface);
-
+        let steps = self.steps(desired)?;
         let mut first_failure = None;
         let mut failures = Failures::default();
         let mut taken = 0;
@@ -282,6 +270,25 @@ impl Router {
     /// Names the first step that failed; all others have been tried.
     pub fn cleanup(&mut self, desired: &Routes) -> Result<(), Failed> {
         self.sync(&Routes { entries: Vec::new(), ..desired.clone() }).map(drop)
+    }
+
+    /// Looks at what the kernel has, and returns the steps that [`Self::sync`] would take.
+    ///
+    /// # Errors
+    /// Names what cannot be listed.
+    pub fn steps(&mut self, desired: &Routes) -> Result<Vec<Step>, Failed> {
+        let listing = |what: &str| {
+            let what = format!("listing {what}");
+            move |error| Failed::new(what, error)
+        };
+        self.interface = match self.netlink.link(&desired.interface) {
+            Ok(link) => link.up.then_some(link.index),
+            Err(_) => None,
+        };
+        let filter = RouteFilter { table: None, protocol: Some(PROTOCOL) };
+        let routes = self.netlink.table_routes(&filter).map_err(listing("routes"))?;
+        let rules = self.netlink.rules().map_err(listing("rules"))?;
+        Ok(diff(&Actual { rules, routes }, desired, self.interface))
     }
 
     fn take(&mut self, step: &Step) -> io::Result<()> {

@@ -6,3 +6,4 @@ mod cluster;
 mod mesh;
 pub(crate) mod nodes;
 mod security;
+mod seeing;

@@ -1,0 +1,137 @@
+//! What `adit status` and `adit peers` show: each data plane's own word, and, where an agent keeps its objects, who the peers are and
+//! whether the kernel is as it should be.
+//!
+//! - [`report`]: what was found → what is shown. Pure.
+//! - [`table`]: that, for people.
+//!
+//! Nothing is changed, and nobody need run but the data plane. An interface is an agent's if its public key is the Active one of a node
+//! among the agent's objects.
+
+pub mod report;
+pub mod table;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use self::report::{Found, Kernel, Node, Report};
+use super::api::Mode;
+use super::failed;
+use super::firewall::Guard;
+use super::objects::Objects;
+use super::read;
+use super::route::{Router, Step};
+use super::store::Store;
+use super::topology::{Own, Topology, topology};
+use super::uapi_client::{Client, Failed};
+use crate::config::Snapshot;
+use crate::sys::clock;
+
+/// Where to look.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Where data planes have their sockets.
+    pub sockets: PathBuf,
+    /// Where an agent keeps its objects; nothing need be there.
+    pub state: PathBuf,
+    /// The interface; `None` for all.
+    pub interface: Option<String>,
+}
+
+/// Looks at everything once.
+///
+/// # Errors
+/// If there is no data plane, or the directory of the sockets cannot be read.
+pub fn look(places: &Places) -> Result<Report, String> {
+    let interfaces = match &places.interface {
+        Some(name) => vec![name.clone()],
+        None => interfaces_in(&places.sockets)
+            .map_err(|error| format!("{}: {error}", places.sockets.display()))?,
+    };
+    if interfaces.is_empty() {
+        return Err(format!("no data plane has a socket in {}", places.sockets.display()));
+    }
+    let (objects, fault) = match kept(&places.state) {
+        Ok(objects) => (objects, None),
+        Err(error) => (None, Some(error)),
+    };
+    let found = interfaces.into_iter().map(|name| find(&places.sockets, name, objects.as_ref()));
+    let mut report = Report::of(found.collect(), clock::realtime());
+    report.fault = fault;
+    Ok(report)
+}
+
+/// Returns the names of the interfaces whose sockets lie in `directory`, in order.
+fn interfaces_in(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        names.extend(name.to_str().and_then(|name| name.strip_suffix(".sock")).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Returns the objects that an agent keeps; `None` if there is no agent.
+fn kept(state: &Path) -> Result<Option<Objects>, String> {
+    let Some(kept) = Store::snapshot_in(state).map_err(|error| error.to_string())? else { return Ok(None) };
+    let mut objects = Objects::default();
+    let readable = kept.objects.iter().filter_map(|value| read::object(value).ok());
+    readable.for_each(|object| objects.insert(object));
+    Ok(Some(objects))
+}
+
+fn find(sockets: &Path, name: String, objects: Option<&Objects>) -> Found {
+    let client = Client::new(sockets, &name);
+    let told = client.snapshot().and_then(|snapshot| Ok((snapshot, client.statistics()?)));
+    let node = match &told {
+        Ok((snapshot, _)) => objects.and_then(|objects| node_of(&name, snapshot, objects)),
+        Err(_) => None,
+    };
+    Found { interface: name, told: told.map_err(|error: Failed| error.to_string()), node }
+}
+
+/// Finds the node whose interface this is.
+fn node_of(interface: &str, snapshot: &Snapshot, objects: &Objects) -> Option<Node> {
+    let public_key = snapshot.private_key.as_ref()?.public();
+    let (name, _) = objects.tunnels.iter().find(|(_, tunnel)| tunnel.active == Some(public_key))?;
+    let own = Own { name: name.clone(), public_key, api_servers: Vec::new() };
+    let mut topology = topology(objects, &own);
+    interface.clone_into(&mut topology.routes.interface);
+    let kernel = kernel(&topology).map_err(|error| error.to_string());
+    Some(Node { name: own.name, topology, kernel })
+}
+
+/// Looks whether the kernel is as it should be. A route too many is no fault: one that leads to the API server is not known of here, and
+/// one whose peer has gone stays for a moment.
+fn kernel(topology: &Topology) -> Result<Kernel, failed::Failed> {
+    let opening = |error| failed::Failed::new("opening a netlink socket", error);
+    let is_missing = |step: &Step| match step {
+        Step::AddRoute(_) | Step::ReplaceRoute(_) | Step::AddRule(_) => true,
+        Step::RemoveRoute(_) | Step::RemoveRule(_) => false,
+    };
+    let mut router = Router::open().map_err(opening)?;
+    let steps = router.steps(&topology.routes)?;
+    let missing = steps.iter().filter(|step| is_missing(step)).map(Step::to_string).collect();
+    let (mut has_firewall, mut counters) = (false, Default::default());
+    match Guard::open() {
+        Ok(mut guard) => {
+            has_firewall = guard.has_table()?;
+            counters = guard.counters()?;
+        }
+        // Without netfilter there is no table.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {}
+        Err(error) => return Err(opening(error)),
+    }
+    Ok(Kernel {
+        is_up: router.interface().is_some(),
+        missing,
+        has_firewall,
+        wants_firewall: topology.settings.mode != Mode::Off,
+        counters,
+    })
+}
