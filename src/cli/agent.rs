@@ -56,6 +56,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         resync: Duration::from_secs(args.resync.into()),
         store,
         source,
+        metrics: args.metrics.clone(),
         healer: Healer::start().map_err(|error| format!("netlink: {error}"))?,
     };
     let mut agent = Agent::new(parts).map_err(|error| format!("{}: {error}", args.sockets.display()))?;

@@ -186,6 +186,10 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "ADIT_RESYNC", value_name = "SECONDS", default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) resync: u16,
 
+    /// Where Prometheus finds /metrics, and others /healthz and /readyz, in place of what the objects say [default: nowhere].
+    #[arg(long, env = "ADIT_METRICS", value_name = "ADDRESS:PORT", value_parser = place)]
+    pub(super) metrics: Option<String>,
+
     /// What is logged, to standard error.
     #[arg(
         long,
@@ -293,6 +297,11 @@ pub(super) enum SpillWhen {
     Auto,
     On,
     Off,
+}
+
+#[cfg(feature = "control")]
+fn place(text: &str) -> Result<String, &'static str> {
+    crate::control::metrics::server::places(text).map(|_| text.to_owned())
 }
 
 /// A descriptor of the parent's; `-1` is none, as boringtun writes it.

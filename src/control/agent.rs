@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,6 +22,8 @@ use super::api::{Mode, NodeTunnelStatus};
 use super::firewall::Firewall;
 use super::heal::{self, Healer};
 use super::link::Link;
+use super::metrics::server::{Server, places};
+use super::metrics::{self, Watched};
 use super::objects::{Fault, Objects};
 use super::plan::Routes;
 use super::preflight::{self, Wanted};
@@ -61,6 +64,8 @@ pub struct Parts {
     pub store: Store,
     /// Where objects come from.
     pub source: Box<dyn Source>,
+    /// Where metrics are served, in place of what the objects say; see [`places`].
+    pub metrics: Option<String>,
     /// Who programs interface, routes and firewall, and keeps them so.
     pub healer: Healer,
 }
@@ -90,6 +95,10 @@ pub struct Agent {
     reported: Option<NodeTunnelStatus>,
     /// The moment at which the objects are to be kept on disk.
     keep: Option<Duration>,
+    /// What is told to whoever watches.
+    progress: metrics::Shared,
+    /// Where metrics are to be served, and the server, if the place could be had.
+    served: Option<(String, Option<Server>)>,
 }
 
 /// What is known of the cluster.
@@ -137,6 +146,8 @@ impl Agent {
             up: None,
             reported: None,
             keep: None,
+            progress: metrics::Shared::default(),
+            served: None,
         };
         this.recall();
         this.learn();
@@ -290,6 +301,8 @@ impl Agent {
             topology.routes.interface.clone_from(interface);
         }
         self.tell(&topology);
+        let client = Client::new(&self.parts.sockets, &topology.settings.interface);
+        metrics::lock(&self.progress).know(&topology, extent == Extent::Complete, client);
         self.known = Some(Known { objects, extent, topology });
     }
 
@@ -318,7 +331,10 @@ impl Agent {
             self.learn();
         }
         self.up = None;
+        self.serve_metrics();
+        metrics::lock(&self.progress).begin(clock::boottime());
         let outcome = self.step();
+        metrics::lock(&self.progress).end(clock::boottime(), outcome.as_ref().err());
         self.report(outcome.as_ref().err());
         let wait = match outcome {
             Ok(()) => {
@@ -338,6 +354,35 @@ impl Agent {
             }
         };
         self.next = clock::boottime() + wait;
+    }
+
+    /// Has metrics served where they are wanted. That they cannot be is no reason to leave anything else undone; it is tried again at the
+    /// next look.
+    fn serve_metrics(&mut self) {
+        let settings = self.known.as_ref().map(|known| &known.topology.settings);
+        let wanted = self.parts.metrics.as_ref().or_else(|| settings?.metrics_address.as_ref());
+        if wanted == self.served.as_ref().map(|(place, _)| place)
+            && self.served.as_ref().is_none_or(|(_, server)| server.is_some())
+        {
+            return;
+        }
+        let wanted = wanted.cloned();
+        // A server that moves to another address of the same port is in its own way.
+        let before = self.served.take().map(|(place, _)| place);
+        let Some(place) = wanted else { return };
+        let server = places(&place).map_err(io::Error::other).and_then(|places| {
+            let watched = Watched::new(Arc::clone(&self.progress))?;
+            Server::start(&places, Arc::new(move |path: &str| watched.answer(path)))
+        });
+        match &server {
+            Ok(_) => tracing::info!(place, "metrics are served"),
+            // What goes on failing is said once.
+            Err(error) if before.as_ref() != Some(&place) => {
+                tracing::error!(place, %error, "metrics cannot be served");
+            }
+            Err(_) => {}
+        }
+        self.served = Some((place, server.ok()));
     }
 
     /// Tells the cluster what was found, if that is something new.

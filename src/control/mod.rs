@@ -17,6 +17,7 @@
 //! - [`heal`]: keeps the kernel so, whoever changes it.
 //! - [`preflight`]: whether the node can do it at all.
 //! - [`session`]: which peers can be talked to. Pure.
+//! - [`metrics`]: what the agent lets itself be watched by.
 //! - [`inspect`]: what `adit status` and `adit peers` show.
 //! - [`publish`]: what this node says of itself. Pure.
 //! - [`status`]: what its agent tells the cluster. Pure.
@@ -34,6 +35,7 @@ pub mod heal;
 mod history;
 pub mod inspect;
 pub mod link;
+pub mod metrics;
 pub mod objects;
 pub mod plan;
 pub mod preflight;

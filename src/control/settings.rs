@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::api::{Backend, HostTraffic, Mode, PostQuantum, Scope, StrictGate, TunnelConfigSpec};
+use super::metrics::server::places;
 use super::objects::{Config, Fault, Objects};
 use crate::config::Prefix;
 
@@ -42,6 +43,12 @@ pub struct Settings {
     pub table: u32,
     /// The mark of the data plane's own datagrams.
     pub fwmark: u32,
+    /// Where metrics are served, as `ADDRESS:PORT` or `:PORT`; `None` for nowhere.
+    pub metrics_address: Option<String>,
+    /// Whether peers have metrics of their own.
+    pub metrics_per_peer: bool,
+    /// How many of them at most.
+    pub metrics_max_peers: u32,
 }
 
 impl Default for Settings {
@@ -60,6 +67,9 @@ impl Default for Settings {
             rule_priority: 99,
             table: MARK,
             fwmark: MARK,
+            metrics_address: None,
+            metrics_per_peer: true,
+            metrics_max_peers: 500,
         }
     }
 }
@@ -147,6 +157,15 @@ impl Settings {
                 Err(reason) => fault("routing.fwmark", &reason),
             }
         }
+        if let Some(metrics) = &spec.metrics {
+            match metrics.address.as_deref().map(|address| (address, places(address))) {
+                Some((address, Ok(_))) => self.metrics_address = Some(address.to_owned()),
+                Some((_, Err(reason))) => fault("metrics.address", reason),
+                None => {}
+            }
+            self.metrics_per_peer = metrics.per_peer.unwrap_or(self.metrics_per_peer);
+            self.metrics_max_peers = metrics.max_peers.unwrap_or(self.metrics_max_peers);
+        }
         self.refuse_what_is_not_there(spec, &mut fault);
         faults
     }
@@ -185,9 +204,6 @@ impl Settings {
         }
         if spec.on_agent_unavailable.is_some() {
             fault("onAgentUnavailable", ABSENT);
-        }
-        if spec.metrics.is_some() {
-            fault("metrics", ABSENT);
         }
     }
 }
@@ -252,7 +268,7 @@ fn duration(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::Routing;
+    use crate::control::api::{Metrics, Routing};
 
     fn objects(configs: &[(&str, TunnelConfigSpec)]) -> Objects {
         let configs = configs.iter().map(|(name, spec)| {
@@ -315,6 +331,11 @@ mod tests {
                 table: Some(IntOrString::Int(300)),
                 fwmark: Some(IntOrString::Int(7)),
             }),
+            metrics: Some(Metrics {
+                address: Some(":9586".to_owned()),
+                per_peer: Some(false),
+                max_peers: Some(9),
+            }),
             ..TunnelConfigSpec::default()
         });
         assert!(faults.is_empty(), "{faults:?}");
@@ -332,6 +353,9 @@ mod tests {
             rule_priority: 5,
             table: 300,
             fwmark: 7,
+            metrics_address: Some(":9586".to_owned()),
+            metrics_per_peer: false,
+            metrics_max_peers: 9,
         };
         assert_eq!(settings, expected);
         let (settings, faults) = faults_of(TunnelConfigSpec {
@@ -348,12 +372,13 @@ mod tests {
                 table: Some(IntOrString::Int(255)),
                 fwmark: text("Any"),
             }),
+            metrics: Some(Metrics { address: Some("here:9586".to_owned()), ..Metrics::default() }),
             key_rotation: Some(crate::control::api::KeyRotation::default()),
             ..TunnelConfigSpec::default()
         });
         assert_eq!(settings, Settings::default());
         let expected = "clusterCIDRs exempt listenPort interfaceName mtu persistentKeepalive routing.rulePriority routing.table \
-            routing.fwmark scope hostTraffic keyRotation";
+            routing.fwmark metrics.address scope hostTraffic keyRotation";
         let expected: Vec<_> = expected.split_whitespace().map(|field| format!("spec.{field}")).collect();
         assert_eq!(faults, expected);
     }

@@ -123,13 +123,19 @@ impl Node {
     /// Starts an agent with a variable that tells where objects come from.
     #[track_caller]
     pub(crate) fn start_agent_with(&mut self, variable: &str, path: &Path) {
+        self.start_agent_in(&[(variable, path.to_str().unwrap())]);
+    }
+
+    /// Starts an agent with these variables beside those of the node.
+    #[track_caller]
+    pub(crate) fn start_agent_in(&mut self, variables: &[(&str, &str)]) {
         let name = format!("node{}", self.number);
-        let env = [
+        let own = [
             ("NODE_NAME", name.as_str()),
-            (variable, path.to_str().unwrap()),
             ("ADIT_STATE", self.state.path().to_str().unwrap()),
             ("ADIT_INTERFACE", &self.interface),
         ];
+        let env = [&own, variables].concat();
         self.agent = Some(self.namespace.spawn_with(env!("CARGO_BIN_EXE_adit"), &["agent"], &env));
     }
 

@@ -1,10 +1,14 @@
-//! What operators and their programs see of a node: `adit status` and `adit peers`.
+//! What operators and their programs see of a node: `adit status`, `adit peers`, and the agent's metrics.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use serde_json::Value;
 
 use super::nodes::{Mesh, Node};
 use crate::support::tunnel::Program;
-use crate::support::{SOON, need, wait_until};
+use crate::support::{SOON, need, wait_for, wait_until};
 
 const ADIT: &str = env!("CARGO_BIN_EXE_adit");
 
@@ -19,6 +23,35 @@ impl Node {
     fn look_as_json(&self, command: &str) -> Value {
         let (_, text) = self.look(&[command, "-o", "json"]);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Asks the agent by HTTP, and returns status and body; `None` if nobody listens.
+    fn ask(&self, path: &str) -> Option<(u16, String)> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n");
+        let text = self.namespace.enter(move || {
+            let mut stream = TcpStream::connect("127.0.0.1:9586").ok()?;
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            Some(text)
+        })?;
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Some((status, body.to_owned()))
+    }
+
+    /// Returns the samples of the agent's metrics: name with labels, and value.
+    #[track_caller]
+    fn scrape(&self) -> BTreeMap<String, f64> {
+        let (status, text) = self.ask("/metrics").expect("somebody listens");
+        assert_eq!(status, 200, "{text}");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let samples = lines.map(|line| {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            (name.to_owned(), value.parse().unwrap())
+        });
+        samples.collect()
     }
 
     /// Returns what `wg` tells of the bytes received from and sent to the only peer.
@@ -88,4 +121,89 @@ fn status_and_peers_tell_what_is_and_what_is_wrong() {
     drop(first.data_plane.take());
     let (is_well, text) = first.look(&["status"]);
     assert!(!is_well && text.contains("error"), "{text}");
+}
+
+#[test]
+fn metrics_are_what_wg_says_and_nobody_is_kept_from_them() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(2);
+    let Mesh { objects, nodes, .. } = &mut mesh;
+    nodes.iter_mut().for_each(|node| node.start_data_plane(Program::Adit));
+    // One is told by its command line where to serve, the other by the cluster.
+    let [first, second] = &mut nodes[..] else { panic!("two nodes") };
+    let directory = objects.path().to_str().unwrap();
+    first.start_agent_in(&[("ADIT_OBJECTS", directory), ("ADIT_METRICS", ":9586")]);
+    second.start_agent(objects);
+    first.wait_for_pod_of(second);
+    wait_until("a node that is ready", SOON, || {
+        first.ask("/readyz").is_some_and(|answer| answer == (200, "ok\n".to_owned()))
+    });
+    assert_eq!(first.ask("/healthz"), Some((200, "ok\n".to_owned())));
+    assert_eq!(first.ask("/").unwrap().0, 404);
+
+    let labels = format!("{{node=\"node2\",public_key=\"{}\"}}", second.key);
+    let names = ["receive", "transmit"].map(|way| format!("adit_peer_{way}_bytes_total{labels}"));
+    // What was collected a moment ago is told once more.
+    wait_for("what wg says", SOON, || {
+        let before = first.transfer();
+        let samples = first.scrape();
+        let after = first.transfer();
+        let is_between = |at: usize| {
+            let value = samples.get(&names[at]).copied().unwrap_or_default();
+            value > 0.0 && before[at] as f64 <= value && value <= after[at] as f64
+        };
+        (is_between(0) && is_between(1)).then_some(())
+    });
+    let samples = first.scrape();
+    let handshake = first.handshakes().split_whitespace().nth(1).unwrap().parse::<f64>().unwrap();
+    for (name, value) in [
+        (format!("adit_peer_latest_handshake_seconds{labels}"), handshake),
+        ("adit_peers{state=\"up\"}".to_owned(), 1.0),
+        ("adit_desired_peers".to_owned(), 1.0),
+        ("adit_data_plane_up".to_owned(), 1.0),
+        ("adit_objects_complete".to_owned(), 1.0),
+        ("adit_dropped_packets_total{reason=\"malformed\"}".to_owned(), 0.0),
+    ] {
+        assert_eq!(samples.get(&name), Some(&value), "{name}");
+    }
+    assert!(samples["adit_reconcile_duration_seconds_count"] > 0.0);
+    // What comes in clear from a pod of another node is dropped by the firewall, and counted.
+    let ingress = "adit_cleartext_dropped_packets_total{direction=\"ingress\"}";
+    assert_eq!(samples[ingress], 0.0);
+    second.namespace.try_run("ping", &["-n", "-c", "1", "-W", "1", "-I", "10.244.2.1", "10.9.0.1"]);
+    wait_until("cleartext that was dropped", SOON, || first.scrape()[ingress] > 0.0);
+
+    // Clients that connect and say nothing keep nobody out.
+    let silent: Vec<_> =
+        first.namespace.enter(|| (0..100).map(|_| TcpStream::connect("127.0.0.1:9586").unwrap()).collect());
+    first.scrape();
+    drop(silent);
+
+    assert_eq!(second.ask("/metrics"), None, "nobody has asked for it");
+    let config = |metrics: &str| {
+        mesh.write(
+            "config",
+            &format!("apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {{name: default}}\nspec: {{mode: Strict, metrics: {metrics}}}\n"),
+        );
+    };
+    let second = &mesh.nodes[1];
+    let series = || {
+        let (_, text) = second.ask("/metrics")?;
+        Some(text.lines().filter(|line| line.starts_with("adit_peer_")).count())
+    };
+    config("{address: \"127.0.0.1:9586\"}");
+    wait_until("three series of the peer", SOON, || series() == Some(3));
+    config("{address: \"127.0.0.1:9586\", perPeer: false}");
+    wait_until("no series of the peer", SOON, || series() == Some(0));
+    config("{}");
+    wait_until("nobody who listens", SOON, || series().is_none());
+
+    // Without a data plane the node is not ready, and its agent lives.
+    let first = &mut mesh.nodes[0];
+    drop(first.data_plane.take());
+    wait_until("a node that is not ready", SOON, || {
+        first.ask("/readyz").is_some_and(|(status, _)| status == 503)
+    });
+    assert_eq!(first.ask("/healthz").unwrap().0, 200);
+    wait_until("no data plane", SOON, || first.scrape()["adit_data_plane_up"] == 0.0);
 }

@@ -1,0 +1,382 @@
+//! What the agent lets itself be watched by: metrics for Prometheus, and whether it lives and is ready.
+//!
+//! ```text
+//! loop ─→ Progress (what it should do, how the last look went) ─┐
+//! data plane, firewall ─→ asked when somebody wants to know ────┴→ text ─→ server
+//! ```
+//!
+//! - [`exposition`]: the text format. Pure.
+//! - [`server`]: a small HTTP server.
+//!
+//! The loop only leaves word of what it did; it never waits for whoever watches. The data plane is asked four times a second at most,
+//! however many want to know.
+
+pub mod exposition;
+pub mod server;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use self::exposition::{CONTENT_TYPE, Exposition, Histogram, Type};
+use self::server::Answer;
+use super::firewall::{Counters, Guard};
+use super::session::{self, Session};
+use super::topology::Topology;
+use super::uapi_client::Client;
+use crate::config::{PeerSnapshot, Snapshot, Statistics};
+use crate::crypto::x25519::PublicKey;
+use crate::sys::clock;
+
+/// How long what was collected is good for.
+const FRESH: Duration = Duration::from_millis(250);
+
+/// A look that takes longer than this has come to a stop.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// What the loop leaves word of.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// The data plane; `None` until it is known which one is ours.
+    pub client: Option<Client>,
+    /// The nodes that should be peers.
+    pub nodes: BTreeMap<PublicKey, String>,
+    /// Other nodes: those whose packets are dropped, and those whose packets go in clear.
+    pub not_encrypted: (usize, usize),
+    /// Whether the node is not what it should be.
+    pub is_degraded: bool,
+    /// Whether every list was read to its end.
+    pub is_complete: bool,
+    /// Peers that have metrics of their own, at most.
+    pub peers_max: usize,
+    /// The moment at which the look began that is under way, by [`clock::boottime`].
+    pub began: Option<Duration>,
+    /// How the last look went: what failed, if something did.
+    pub failure: Option<String>,
+    /// How long looks took.
+    pub looks: Histogram,
+    /// How many of them failed.
+    pub failures: u64,
+}
+
+impl Progress {
+    /// Takes over what the node should do.
+    pub fn know(&mut self, topology: &Topology, is_complete: bool, client: Client) {
+        let nodes = topology.peers.iter().map(|(key, peer)| (*key, peer.node.clone()));
+        let is_dropped = topology.not_encrypted.values().filter(|how| how.is_dropped).count();
+        let settings = &topology.settings;
+        self.client = Some(client);
+        self.nodes = nodes.collect();
+        self.not_encrypted = (is_dropped, topology.not_encrypted.len() - is_dropped);
+        self.is_degraded = topology.degraded.is_some();
+        self.is_complete = is_complete;
+        self.peers_max = if settings.metrics_per_peer { settings.metrics_max_peers as usize } else { 0 };
+    }
+
+    /// Notes that a look begins.
+    pub fn begin(&mut self, now: Duration) {
+        self.began = Some(now);
+    }
+
+    /// Notes how it went.
+    pub fn end(&mut self, now: Duration, failure: Option<&String>) {
+        if let Some(began) = self.began.take() {
+            self.looks.observe(now.saturating_sub(began));
+        }
+        self.failures += u64::from(failure.is_some());
+        self.failure = failure.cloned();
+    }
+
+    /// Tells why the loop does not go on, if it does not.
+    fn stuck(&self, now: Duration) -> Option<String> {
+        let time = now.saturating_sub(self.began?);
+        (time > STUCK).then(|| format!("a look at everything has taken {} s so far", time.as_secs()))
+    }
+
+    /// Tells why the node is not yet what it should be, if it is not.
+    fn unready(&self) -> Option<String> {
+        if !self.is_complete {
+            return Some("the objects have not been read".to_owned());
+        }
+        if self.looks.count() == 0 {
+            return Some("nothing has been looked at".to_owned());
+        }
+        self.failure.clone()
+    }
+}
+
+/// [`Progress`], as the loop and whoever watches it share it.
+pub type Shared = Arc<Mutex<Progress>>;
+
+/// Returns what is shared, whoever panicked while it was held.
+pub fn lock(shared: &Shared) -> MutexGuard<'_, Progress> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What others are asked for, at one moment.
+#[derive(Debug, Default)]
+struct Sample {
+    /// Configuration and counters; `None` if the data plane does not answer.
+    snapshot: Option<Snapshot>,
+    /// The rest, if it is adit's.
+    statistics: Option<Statistics>,
+    /// What the firewall counted; `None` if the kernel does not tell.
+    counters: Option<Counters>,
+}
+
+/// Answers who watches.
+pub struct Watched {
+    progress: Shared,
+    collected: Mutex<Collected>,
+}
+
+struct Collected {
+    guard: Option<Guard>,
+    text: String,
+    /// When the text was made, by [`clock::boottime`].
+    at: Option<Duration>,
+}
+
+impl Watched {
+    /// Returns who answers for `progress`, with the firewall of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// If no descriptor is left. A kernel without netfilter is no error.
+    pub fn new(progress: Shared) -> io::Result<Self> {
+        let guard = match Guard::open() {
+            Ok(guard) => Some(guard),
+            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { progress, collected: Mutex::new(Collected { guard, text: String::new(), at: None }) })
+    }
+
+    /// Answers for a path: `/metrics`, `/healthz` or `/readyz`; `None` for any other. It may wait for the data plane.
+    pub fn answer(&self, path: &str) -> Option<Answer> {
+        match path {
+            "/metrics" => Some(Answer { status: 200, content_type: CONTENT_TYPE, body: self.metrics() }),
+            "/healthz" => Some(Answer::of_check(lock(&self.progress).stuck(clock::boottime()))),
+            "/readyz" => Some(Answer::of_check(lock(&self.progress).unready())),
+            _ => None,
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut collected = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
+        if collected.at.is_none_or(|at| clock::boottime().saturating_sub(at) > FRESH) {
+            let client = lock(&self.progress).client.clone();
+            let snapshot = client.as_ref().and_then(|client| client.snapshot().ok());
+            let statistics = match (&snapshot, &client) {
+                // Who did not answer need not be waited for a second time.
+                (Some(_), Some(client)) => client.statistics().ok().flatten(),
+                (None, _) | (_, None) => None,
+            };
+            let counters = collected.guard.as_mut().and_then(|guard| guard.counters().ok());
+            let sample = Sample { snapshot, statistics, counters };
+            collected.text = text(&lock(&self.progress), &sample, clock::realtime());
+            collected.at = Some(clock::boottime());
+        }
+        collected.text.clone()
+    }
+}
+
+/// Returns everything at the moment `now`, since the Unix epoch.
+fn text(progress: &Progress, sample: &Sample, now: Duration) -> String {
+    use Type::{Counter, Gauge};
+    let mut all = Exposition::default();
+    let version = env!("CARGO_PKG_VERSION");
+    all.family("adit_build_info", Gauge, "The agent; always 1.").sample(&[("version", version)], 1);
+    all.histogram(
+        "adit_reconcile_duration_seconds",
+        "Time of one look at everything, with the steps that it led to.",
+        &progress.looks,
+    );
+    all.family("adit_reconcile_failures_total", Counter, "Looks at everything in which something failed.")
+        .sample(&[], progress.failures);
+    all.family("adit_objects_complete", Gauge, "Whether every list of objects was read to its end.")
+        .sample(&[], u8::from(progress.is_complete));
+    all.family(
+        "adit_degraded",
+        Gauge,
+        "Whether this node is not what it should be; its NodeTunnel says why.",
+    )
+    .sample(&[], u8::from(progress.is_degraded));
+    all.family("adit_desired_peers", Gauge, "Peers that there should be.").sample(&[], progress.nodes.len());
+    let mut others =
+        all.family("adit_not_encrypted_nodes", Gauge, "Nodes that are not talked to through the tunnel.");
+    others.sample(&[("traffic", "dropped")], progress.not_encrypted.0);
+    others.sample(&[("traffic", "cleartext")], progress.not_encrypted.1);
+    all.family("adit_data_plane_up", Gauge, "Whether the data plane answers.")
+        .sample(&[], u8::from(sample.snapshot.is_some()));
+    if let Some(Counters { cleartext_ingress, cleartext_egress, .. }) = &sample.counters {
+        let mut dropped = all.family(
+            "adit_cleartext_dropped_packets_total",
+            Counter,
+            "Packets of pods in clear that the firewall dropped, because they had to be encrypted.",
+        );
+        dropped.sample(&[("direction", "ingress")], cleartext_ingress.packets);
+        dropped.sample(&[("direction", "egress")], cleartext_egress.packets);
+    }
+    if let Some(Statistics { version, crypto, workers, dropped }) = &sample.statistics {
+        all.family("adit_data_plane_info", Gauge, "The data plane; always 1.")
+            .sample(&[("version", version), ("crypto", crypto)], 1);
+        all.family("adit_data_plane_workers", Gauge, "Worker threads of the data plane.")
+            .sample(&[], workers);
+        let mut drops =
+            all.family("adit_dropped_packets_total", Counter, "Packets that the data plane dropped.");
+        for (reason, packets) in dropped {
+            drops.sample(&[("reason", reason)], packets);
+        }
+    }
+    if let Some(snapshot) = &sample.snapshot {
+        add_peers(&mut all, progress, &snapshot.peers, now);
+    }
+    all.text()
+}
+
+fn add_peers(all: &mut Exposition, progress: &Progress, peers: &[PeerSnapshot], now: Duration) {
+    use Type::{Counter, Gauge};
+    let mut states =
+        all.family("adit_peers", Gauge, "Peers of the data plane: with a session, without, never heard of.");
+    for (state, count) in Session::ALL.iter().zip(session::count(peers, now)) {
+        states.sample(&[("state", state.name())], count);
+    }
+    // In the order of keys, so that it is the same ones every time.
+    let mut peers: Vec<_> = peers.iter().collect();
+    peers.sort_by_key(|peer| peer.public_key);
+    let left_out = peers.len().saturating_sub(progress.peers_max);
+    peers.truncate(progress.peers_max);
+    all.family("adit_peers_without_series", Gauge, "Peers that have no metrics of their own here.")
+        .sample(&[], left_out);
+    type Value = fn(&PeerSnapshot) -> u64;
+    let families: [(_, _, _, Value); 3] = [
+        ("adit_peer_transmit_bytes_total", Counter, "UDP payload bytes sent to the peer.", |it| it.tx_bytes),
+        (
+            "adit_peer_receive_bytes_total",
+            Counter,
+            "UDP payload bytes received from the peer and authenticated.",
+            |it| it.rx_bytes,
+        ),
+        (
+            "adit_peer_latest_handshake_seconds",
+            Gauge,
+            "Time of the latest handshake in seconds since the Unix epoch; 0 if there was none.",
+            |it| it.last_handshake.unwrap_or_default().as_secs(),
+        ),
+    ];
+    for (name, kind, help, value) in families.into_iter().filter(|_| !peers.is_empty()) {
+        let mut family = all.family(name, kind, help);
+        for peer in &peers {
+            let key = BASE64.encode(peer.public_key.as_bytes());
+            let node = progress.nodes.get(&peer.public_key).map_or("", String::as_str);
+            family.sample(&[("node", node), ("public_key", &key)], value(peer));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::session::tests::peer;
+
+    const NOW: Duration = Duration::from_secs(1000);
+
+    fn sample() -> Sample {
+        let peers = vec![peer(2, None, 148), peer(1, Some(Duration::from_millis(999_900)), 7)];
+        let dropped = [("no_peer".to_owned(), 0), ("replayed".to_owned(), 3)].into();
+        let statistics =
+            Statistics { version: "1".to_owned(), crypto: "avx2".to_owned(), workers: 2, dropped };
+        Sample {
+            snapshot: Some(Snapshot { peers, ..Snapshot::default() }),
+            statistics: Some(statistics),
+            counters: Some(Counters::default()),
+        }
+    }
+
+    #[track_caller]
+    fn expect(text: &str, lines: &[&str]) {
+        for line in lines {
+            assert!(text.lines().any(|other| other == *line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn everything_has_its_name_and_its_labels() {
+        let mut progress = Progress { peers_max: 500, not_encrypted: (1, 2), ..Progress::default() };
+        progress.nodes.insert(PublicKey::new([1; 32]), "node1".to_owned());
+        progress.begin(Duration::from_secs(5));
+        progress.end(Duration::from_secs(7), Some(&"no".to_owned()));
+        let text = text(&progress, &sample(), NOW);
+        expect(
+            &text,
+            &[
+                concat!("adit_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+                "adit_reconcile_duration_seconds_bucket{le=\"1\"} 0",
+                "adit_reconcile_duration_seconds_bucket{le=\"2.5\"} 1",
+                "adit_reconcile_failures_total 1",
+                "adit_objects_complete 0",
+                "adit_degraded 0",
+                "adit_desired_peers 1",
+                "adit_not_encrypted_nodes{traffic=\"dropped\"} 1",
+                "adit_not_encrypted_nodes{traffic=\"cleartext\"} 2",
+                "adit_data_plane_up 1",
+                "adit_data_plane_info{version=\"1\",crypto=\"avx2\"} 1",
+                "adit_data_plane_workers 2",
+                "adit_cleartext_dropped_packets_total{direction=\"egress\"} 0",
+                "adit_dropped_packets_total{reason=\"no_peer\"} 0",
+                "adit_dropped_packets_total{reason=\"replayed\"} 3",
+                "adit_peers{state=\"up\"} 1",
+                "adit_peers{state=\"idle\"} 0",
+                "adit_peers{state=\"down\"} 1",
+                "adit_peers_without_series 0",
+                "adit_peer_transmit_bytes_total{node=\"node1\",public_key=\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\"} 7",
+                "adit_peer_latest_handshake_seconds{node=\"node1\",public_key=\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\"} 999",
+                "adit_peer_latest_handshake_seconds{node=\"\",public_key=\"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\"} 0",
+            ],
+        );
+    }
+
+    #[test]
+    fn no_more_peers_than_wanted_have_series() {
+        let series = |peers_max| {
+            let text = text(&Progress { peers_max, ..Progress::default() }, &sample(), NOW);
+            text.lines().filter(|line| line.starts_with("adit_peer_")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(series(2).len(), 6);
+        let one = series(1);
+        assert!(one.len() == 3 && one.iter().all(|line| line.contains("\"AQEB")), "{one:?}");
+        assert_eq!(series(0).len(), 0);
+    }
+
+    #[test]
+    fn without_a_data_plane_there_is_nothing_of_its() {
+        let text = text(&Progress::default(), &Sample::default(), NOW);
+        expect(&text, &["adit_data_plane_up 0"]);
+        for name in ["adit_peers", "adit_dropped", "adit_cleartext", "adit_data_plane_info"] {
+            assert!(!text.contains(name), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_loop_is_ready_after_a_look_that_went_well_and_alive_unless_it_is_stuck() {
+        let mut progress = Progress::default();
+        assert_eq!(progress.unready().unwrap(), "the objects have not been read");
+        progress.is_complete = true;
+        assert_eq!(progress.unready().unwrap(), "nothing has been looked at");
+        progress.begin(Duration::from_secs(100));
+        assert_eq!(progress.stuck(Duration::from_secs(160)), None);
+        assert!(progress.stuck(Duration::from_secs(161)).is_some());
+        progress.end(Duration::from_secs(161), Some(&"no way".to_owned()));
+        assert_eq!(
+            (progress.stuck(Duration::from_secs(1000)), progress.unready()),
+            (None, Some("no way".to_owned()))
+        );
+        progress.begin(Duration::from_secs(200));
+        progress.end(Duration::from_secs(200), None);
+        assert_eq!(progress.unready(), None);
+    }
+}
