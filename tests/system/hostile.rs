@@ -161,12 +161,12 @@ impl Scene {
     fn spray_twice(&mut self, what: &str, puppet: &mut Puppet, index: u32) {
         self.spray(puppet, index);
         let lost = self.outer.udp_backlog(PORT).1;
-        let (resident, output) = (self.target.process.resident_kib(), self.target.process.output().len());
+        let (resident, output) = (self.target.process.memory_kib(), self.target.process.output().len());
         self.spray(puppet, index);
         assert!(self.target.process.ended().is_none(), "{what}: it ended");
         assert_eq!(self.outer.udp_backlog(PORT).1, lost, "{what}: datagrams that were never read");
-        let grown = self.target.process.resident_kib().saturating_sub(resident);
-        eprintln!("{what}: {resident} KiB resident, {grown} KiB more after a second round");
+        let grown = self.target.process.memory_kib().saturating_sub(resident);
+        eprintln!("{what}: {resident} KiB, {grown} KiB more after a second round");
         assert!(grown < 1024, "{what}: {grown} KiB more");
         let all = self.target.process.output();
         assert_eq!(&all[output..], "", "{what}: the log");
@@ -275,20 +275,20 @@ fn flood(sources: u32) {
         }
     });
     pause(Duration::from_secs(2));
-    let resident = scene.target.process.resident_kib();
+    let resident = scene.target.process.memory_kib();
     let began = boottime();
     scene.befriend();
     let answered = scene.far.succeeds("ping -n -c 1 -i 0.2 -w 10 192.168.77.1");
     let took = boottime() - began;
     pause(Duration::from_secs(10).saturating_sub(took));
-    let grown = scene.target.process.resident_kib().saturating_sub(resident);
+    let grown = scene.target.process.memory_kib().saturating_sub(resident);
     flood.stop.store(true, Relaxed);
     thread.join().unwrap();
     let (sent, cookies) = (flood.sent.load(Relaxed), flood.cookies.load(Relaxed));
     let lost = scene.outer.udp_backlog(PORT).1;
     eprintln!(
         "{sources} sources: {sent} initiations, {lost} lost by the kernel, {cookies} cookies came back; a new peer's first answer \
-         took {took:?}; {resident} KiB resident and {grown} KiB more after 10 s"
+         took {took:?}; {resident} KiB and {grown} KiB more after 10 s"
     );
     assert!(answered, "no handshake within 10 s");
     assert!(cookies > 1000, "{cookies} cookies for {sent} initiations are no flood");

@@ -266,7 +266,7 @@ fn peers_that_come_and_go_ten_thousand_times_disturb_nobody() {
     let pair = Pair::new("2");
     let flow = pair.flow();
     flow.goes_on("at first");
-    let (descriptors, resident) = (pair.ta.process.descriptors(), pair.ta.process.resident_kib());
+    let (descriptors, memory) = (pair.ta.process.descriptors(), pair.ta.process.memory_kib());
     let public = pair.tb.key.public();
     for i in 0..500 {
         let mut words = String::new();
@@ -285,7 +285,7 @@ fn peers_that_come_and_go_ten_thousand_times_disturb_nobody() {
     flow.goes_on("after ten thousand changes");
     assert_eq!(pair.ta.show(&pair.a, "peers"), public);
     assert_descriptors(&pair.ta.process, descriptors);
-    let grown = pair.ta.process.resident_kib().saturating_sub(resident);
+    let grown = pair.ta.process.memory_kib().saturating_sub(memory);
     assert!(grown < 2048, "{grown} KiB more");
     drop(flow);
     pair.assert_idle();
@@ -421,12 +421,12 @@ fn memory_under_load_of_64_peers_is_bounded() {
         }
     };
     load(5);
-    let first = pair.ta.process.resident_kib();
+    let first = pair.ta.process.memory_kib();
     load(20);
-    let resident = pair.ta.process.resident_kib();
-    eprintln!("64 peers under load: {resident} KiB resident, {first} KiB after the first fifth");
-    assert!(resident.saturating_sub(first) < 2048, "{first} KiB grew to {resident} KiB");
-    assert!(resident < 16 << 10, "{resident} KiB");
+    let memory = pair.ta.process.memory_kib();
+    eprintln!("64 peers under load: {memory} KiB, {first} KiB after the first fifth");
+    assert!(memory.saturating_sub(first) < 2048, "{first} KiB grew to {memory} KiB");
+    assert!(memory < 16 << 10, "{memory} KiB");
     for (_, puppet, session) in &peers {
         assert!(puppet.recv(session).is_some(), "nothing came");
     }
@@ -610,7 +610,7 @@ fn ten_thousand_idle_peers_wake_nobody() {
     let namespace = Namespace::new();
     let tunnel = Tunnel::start_with(Program::Adit, &namespace, &["--threads", "2"], &[]);
     namespace.ip(&format!("link set {} up", tunnel.name));
-    let empty = tunnel.process.resident_kib();
+    let empty = tunnel.process.memory_kib();
     let mut config = String::new();
     for i in 0..10_000_u32 {
         let public = Key::generate().public();
@@ -626,16 +626,16 @@ fn ten_thousand_idle_peers_wake_nobody() {
     let took = boottime() - began;
     std::fs::remove_file(&file).unwrap();
     assert_eq!(tunnel.show(&namespace, "peers").lines().count(), 10_000);
-    let resident = tunnel.process.resident_kib();
+    let memory = tunnel.process.memory_kib();
     pause(Duration::from_millis(500));
     let before = tunnel.process.wake_ups();
     pause(Duration::from_secs(5));
     let woken = tunnel.process.wake_ups() - before;
     eprintln!(
-        "10 000 peers: {empty} KiB before, {resident} KiB resident, configured in {took:?}, {woken} wake-ups in 5 s"
+        "10 000 peers: {empty} KiB before, {memory} KiB, configured in {took:?}, {woken} wake-ups in 5 s"
     );
     assert!(woken <= 5, "{woken} wake-ups in 5 s");
-    assert!(resident < 48 << 10, "{resident} KiB");
+    assert!(memory < 48 << 10, "{memory} KiB");
 }
 
 // T17, T18.

@@ -5,9 +5,10 @@ use std::fs;
 use super::{Namespace, Process};
 
 impl Process {
-    /// Returns the resident memory in KiB.
-    pub(crate) fn resident_kib(&self) -> u64 {
-        field(&self.read("status"), "VmRSS:")
+    /// Returns the memory in KiB that the process has for itself: without pages of its program, of which the kernel reads as many as it
+    /// likes and takes them back when it likes.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        field(&self.read("status"), "RssAnon:")
     }
 
     /// Returns the processor time that all threads have used so far, in milliseconds.
