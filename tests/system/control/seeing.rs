@@ -25,18 +25,18 @@ impl Node {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// Asks the agent by HTTP, and returns status and body; `None` if nobody listens.
+    /// Asks the agent by HTTP, and returns status and body; `None` if nobody listens, or stops to listen before the answer.
     fn ask(&self, path: &str) -> Option<(u16, String)> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n");
         let text = self.namespace.enter(move || {
             let mut stream = TcpStream::connect("127.0.0.1:9586").ok()?;
             stream.set_read_timeout(Some(SOON)).unwrap();
-            stream.write_all(request.as_bytes()).unwrap();
+            stream.write_all(request.as_bytes()).ok()?;
             let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
+            stream.read_to_string(&mut text).ok()?;
             Some(text)
         })?;
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let (head, body) = text.split_once("\r\n\r\n")?;
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Some((status, body.to_owned()))
     }
