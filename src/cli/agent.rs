@@ -31,7 +31,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
     if args.cleanup {
         return heal::cleanup(&topology::no_routes(&Settings::default())).map_err(|error| error.to_string());
     }
-    let store = Store::open(&args.state).map_err(|error| error.to_string())?;
+    let store = Store::open(&args.places.state).map_err(|error| error.to_string())?;
     let private_key = store.private_key(&mut Os).map_err(|error| error.to_string())?;
     if args.public_key {
         println!("{}", BASE64.encode(private_key.public().as_bytes()));
@@ -51,15 +51,16 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
     let parts = Parts {
         node: node.clone(),
         private_key,
-        interface: args.interface.clone(),
-        sockets: args.sockets.clone(),
+        interface: args.places.interface.clone(),
+        sockets: args.places.sockets.clone(),
         resync: Duration::from_secs(args.resync.into()),
         store,
         source,
         metrics: args.metrics.clone(),
         healer: Healer::start().map_err(|error| format!("netlink: {error}"))?,
     };
-    let mut agent = Agent::new(parts).map_err(|error| format!("{}: {error}", args.sockets.display()))?;
+    let mut agent =
+        Agent::new(parts).map_err(|error| format!("{}: {error}", args.places.sockets.display()))?;
     tracing::info!(node, "ready");
     agent.run(&signals).map_err(|error| format!("poll: {error}"))?;
     tracing::info!("leaving; what is programmed stays");

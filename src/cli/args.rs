@@ -155,6 +155,23 @@ pub(super) struct DemoArgs {
     pub(super) seconds: u16,
 }
 
+/// Where the things of a node are.
+#[cfg(feature = "control")]
+#[derive(Debug, clap::Args)]
+pub(super) struct PlaceArgs {
+    /// The tunnel's interface, in place of the one that the objects name [default: adit0].
+    #[arg(long, env = "ADIT_INTERFACE", value_name = "IFNAME")]
+    pub(super) interface: Option<String>,
+
+    /// Where the private key is kept, and the objects as they were last known.
+    #[arg(long, env = "ADIT_STATE", value_name = "DIR", default_value = "/var/lib/adit")]
+    pub(super) state: PathBuf,
+
+    /// Where data planes have their configuration sockets.
+    #[arg(long, env = "ADIT_SOCKETS", value_name = "DIR", default_value = crate::control::uapi_client::DIRECTORY)]
+    pub(super) sockets: PathBuf,
+}
+
 #[cfg(feature = "control")]
 #[derive(Debug, clap::Args)]
 pub(super) struct AgentArgs {
@@ -170,17 +187,8 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "ADIT_OBJECTS", value_name = "DIR")]
     pub(super) objects: Option<PathBuf>,
 
-    /// The tunnel's interface, in place of the one that the objects name [default: adit0].
-    #[arg(long, env = "ADIT_INTERFACE", value_name = "IFNAME")]
-    pub(super) interface: Option<String>,
-
-    /// Where the private key is kept, and the objects as they were last known.
-    #[arg(long, env = "ADIT_STATE", value_name = "DIR", default_value = "/var/lib/adit")]
-    pub(super) state: PathBuf,
-
-    /// Where data planes have their configuration sockets.
-    #[arg(long, env = "ADIT_SOCKETS", value_name = "DIR", default_value = crate::control::uapi_client::DIRECTORY)]
-    pub(super) sockets: PathBuf,
+    #[command(flatten)]
+    pub(super) places: PlaceArgs,
 
     /// Seconds between two looks at everything, whether or not anything was told.
     #[arg(long, env = "ADIT_RESYNC", value_name = "SECONDS", default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..))]
@@ -229,17 +237,8 @@ pub(super) struct PreflightArgs {
     #[arg(long, env = "ADIT_OBJECTS", value_name = "DIR")]
     pub(super) objects: Option<PathBuf>,
 
-    /// The tunnel's interface, in place of the one that the objects name [default: adit0].
-    #[arg(long, env = "ADIT_INTERFACE", value_name = "IFNAME")]
-    pub(super) interface: Option<String>,
-
-    /// Where the private key is kept, and the objects as they were last known.
-    #[arg(long, env = "ADIT_STATE", value_name = "DIR", default_value = "/var/lib/adit")]
-    pub(super) state: PathBuf,
-
-    /// Where data planes have their configuration sockets.
-    #[arg(long, env = "ADIT_SOCKETS", value_name = "DIR", default_value = crate::control::uapi_client::DIRECTORY)]
-    pub(super) sockets: PathBuf,
+    #[command(flatten)]
+    pub(super) places: PlaceArgs,
 
     /// The UDP port, in place of the one that the objects name [default: 51820].
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]

@@ -33,12 +33,12 @@ pub(super) fn run(args: &PreflightArgs) -> Result<(), String> {
 fn wanted(args: &PreflightArgs) -> Result<Wanted, String> {
     let mut wanted = Wanted::of(&objects(args)?, args.node_name.as_deref());
     let settings = &mut wanted.settings;
-    settings.interface = args.interface.clone().unwrap_or_else(|| settings.interface.clone());
+    settings.interface = args.places.interface.clone().unwrap_or_else(|| settings.interface.clone());
     settings.listen_port = args.listen_port.unwrap_or(settings.listen_port);
     wanted.cluster_prefixes.extend(&args.cluster_prefix);
     wanted.peers.extend(&args.peer);
-    wanted.state.clone_from(&args.state);
-    wanted.sockets.clone_from(&args.sockets);
+    wanted.state.clone_from(&args.places.state);
+    wanted.sockets.clone_from(&args.places.sockets);
     Ok(wanted)
 }
 
@@ -48,7 +48,7 @@ fn objects(args: &PreflightArgs) -> Result<Objects, String> {
         return Ok(directory.objects().unwrap_or_default());
     }
     let mut objects = Objects::default();
-    let kept = Store::snapshot_in(&args.state).map_err(|error| error.to_string())?;
+    let kept = Store::snapshot_in(&args.places.state).map_err(|error| error.to_string())?;
     let values = kept.iter().flat_map(|kept| &kept.objects);
     values.filter_map(|value| read::object(value).ok()).for_each(|object| objects.insert(object));
     Ok(objects)
