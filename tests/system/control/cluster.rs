@@ -174,10 +174,16 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
         "crd/nodetunnels.adit.dev",
         "crd/tunnelconfigs.adit.dev",
     ]);
-    plane.apply(
-        "config.yaml",
-        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict}\n",
-    );
+    // As the README says.
+    plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/config.yaml")]);
+    plane.kubectl(&[
+        "patch",
+        "tunnelconfig",
+        "default",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"mode":"Strict"}}"#,
+    ]);
     for node in &mut mesh.nodes {
         node.start_data_plane(Program::Adit);
         node.start_agent_with("KUBECONFIG", &plane.kubeconfig());
