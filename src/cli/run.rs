@@ -62,6 +62,7 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     let server = Server::start(socket.listener(), Arc::new(device));
     let server = server.map_err(|error| format!("{}: {error}", socket.path().display()))?;
     daemon::tell_parent(args);
+    process::forget_code_of_start();
     tracing::info!(interface = name, workers, crypto = aead::tier(), socket = %socket.path().display(), "ready");
     let reason =
         wait(&signals, &closed, watch.as_ref(), &socket).map_err(|error| format!("poll: {error}"))?;
