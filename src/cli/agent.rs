@@ -53,6 +53,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         private_key,
         interface: args.places.interface.clone(),
         sockets: args.places.sockets.clone(),
+        run: args.run.clone(),
         resync: Duration::from_secs(args.resync.into()),
         store,
         source,

@@ -190,6 +190,10 @@ pub(super) struct AgentArgs {
     #[command(flatten)]
     pub(super) places: PlaceArgs,
 
+    /// Where others of this node find what they need at run time: the MTU of pods, in the file mtu.
+    #[arg(long, env = "ADIT_RUN", value_name = "DIR", default_value = "/run/adit")]
+    pub(super) run: PathBuf,
+
     /// Seconds between two looks at everything, whether or not anything was told.
     #[arg(long, env = "ADIT_RESYNC", value_name = "SECONDS", default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) resync: u16,

@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use super::heal::{self, Healer};
 use super::link::Link;
 use super::metrics::server::{Server, places};
 use super::metrics::{self, Watched};
+use super::mtu::{Note, Ways};
 use super::objects::{Fault, Objects};
 use super::plan::Routes;
 use super::preflight::{self, Wanted};
@@ -35,6 +37,7 @@ use super::store::Store;
 use super::topology::{Own, Topology, topology};
 use super::uapi_client::{Client, Failed};
 use super::watch::Source;
+use crate::config::Snapshot;
 use crate::crypto::x25519::PrivateKey;
 use crate::sys::clock;
 use crate::sys::netlink::Netlink;
@@ -45,6 +48,8 @@ use crate::sys::watch::{Change, Changes};
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// How long changes of objects are gathered before they are kept on disk.
 const KEEP_AFTER: Duration = Duration::from_secs(1);
+/// How long changes of links and routes are gathered before the ways to the peers are looked at.
+const WAYS_AFTER: Duration = Duration::from_millis(200);
 /// The longest wait after a failure.
 const RETRY_MOST: Duration = Duration::from_secs(15);
 
@@ -58,6 +63,8 @@ pub struct Parts {
     pub interface: Option<String>,
     /// Where data planes have their sockets.
     pub sockets: PathBuf,
+    /// Where the MTU is told to others.
+    pub run: PathBuf,
     /// The time between two looks without another reason.
     pub resync: Duration,
     /// What outlives the process.
@@ -89,6 +96,11 @@ pub struct Agent {
     next: Duration,
     /// Whether nothing but time leads to it.
     is_periodic: bool,
+    /// The ways to the peers, what they leave for a packet, and when they are to be looked at again.
+    ways: Ways,
+    mtu: Option<u32>,
+    ways_due: Option<Duration>,
+    note: Note,
     /// Peers with a session, if the data plane answered the last time.
     up: Option<usize>,
     /// What the cluster was told last.
@@ -134,6 +146,10 @@ impl Agent {
             own,
             netlink: Netlink::open()?,
             data_planes: watch_sockets(&parts.sockets)?,
+            ways: Ways::open()?,
+            mtu: None,
+            ways_due: None,
+            note: Note::new(&parts.run),
             parts,
             known: None,
             endpoints: Endpoints::new(),
@@ -166,6 +182,11 @@ impl Agent {
             if self.keep.is_some_and(|keep| clock::boottime() >= keep) {
                 self.keep_objects();
             }
+            if self.ways_due.is_some_and(|due| clock::boottime() >= due) && self.look_at_ways(None) {
+                self.hurry();
+                self.publish();
+                continue;
+            }
             let wake = self.wait(signals)?;
             if wake.signal && signals.take() {
                 self.keep_objects();
@@ -177,6 +198,10 @@ impl Agent {
             }
             if wake.data_planes && self.is_about_us() {
                 self.hurry();
+            }
+            let routes = self.known.as_ref().map(|known| &known.topology.routes);
+            if wake.ways && self.ways.take(routes) {
+                self.ways_due.get_or_insert_with(|| clock::boottime() + WAYS_AFTER);
             }
         }
     }
@@ -194,8 +219,9 @@ impl Agent {
             PollFd::new(signals, PollFlags::IN),
             PollFd::from_borrowed_fd(source, PollFlags::IN),
             PollFd::from_borrowed_fd(self.data_planes.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.ways.as_fd(), PollFlags::IN),
         ];
-        let until = self.keep.map_or(self.next, |keep| keep.min(self.next));
+        let until = [self.keep, self.ways_due].into_iter().flatten().fold(self.next, Duration::min);
         let time = until.saturating_sub(clock::boottime());
         let timeout = Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
@@ -205,8 +231,8 @@ impl Agent {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let [signal, source, data_planes] = fds.map(|fd| !fd.revents().is_empty());
-        Ok(Wake { signal, source, data_planes })
+        let [signal, source, data_planes, ways] = fds.map(|fd| !fd.revents().is_empty());
+        Ok(Wake { signal, source, data_planes, ways })
     }
 
     /// Tells whether the socket of our data plane may be another one.
@@ -267,12 +293,44 @@ impl Agent {
         }
         self.know(objects, Extent::Complete);
         self.check();
-        if let Some(known) = &self.known
-            && let Some(tunnel) = published(&known.objects, &self.own, &known.topology.settings)
-        {
+        self.look_at_ways(None);
+        self.publish();
+        self.keep.get_or_insert_with(|| clock::boottime() + KEEP_AFTER);
+    }
+
+    /// Has said of this node what is otherwise than the cluster knows it.
+    fn publish(&mut self) {
+        let Some(known) = self.known.as_ref().filter(|known| known.extent == Extent::Complete) else {
+            return;
+        };
+        let settings = &known.topology.settings;
+        if let Some(tunnel) = published(&known.objects, &self.own, settings, settings.mtu.or(self.mtu)) {
             self.parts.source.publish(tunnel);
         }
-        self.keep.get_or_insert_with(|| clock::boottime() + KEEP_AFTER);
+    }
+
+    /// Looks at the ways to the peers, to where the data plane has them and where they say they are, and tells whether what they leave for a
+    /// packet has changed.
+    fn look_at_ways(&mut self, snapshot: Option<&Snapshot>) -> bool {
+        self.ways_due = None;
+        let Some(known) = &self.known else { return false };
+        let topology = &known.topology;
+        let said = topology.peers.values().filter_map(|peer| peer.endpoints.first());
+        let found = snapshot.into_iter().flat_map(|snapshot| &snapshot.peers);
+        let found = found.filter_map(|peer| peer.endpoint.as_ref());
+        let peers = said.chain(found).map(|endpoint| endpoint.ip().to_canonical()).collect();
+        let own = known.objects.tunnels.get(&self.own.name);
+        let own: Vec<_> = own.iter().flat_map(|own| &own.endpoints).map(SocketAddr::ip).collect();
+        let mut inside = topology.routes.entries.iter().map(|entry| entry.prefix.addr());
+        let has_ipv6 = inside.any(|addr| addr.is_ipv6()) || topology.addresses.iter().any(IpAddr::is_ipv6);
+        let mtu = self.ways.mtu(&peers, &own, topology.settings.fwmark, has_ipv6);
+        let before = self.mtu;
+        // Without any way, the last ones are as good.
+        self.mtu = mtu.or(before);
+        if let Some(mtu) = topology.settings.mtu.or(self.mtu) {
+            self.note.tell(mtu);
+        }
+        self.mtu != before
     }
 
     /// Says once what this node cannot do of what is wanted.
@@ -402,17 +460,21 @@ impl Agent {
     }
 
     fn step(&mut self) -> Result<(), String> {
-        let (Some(known), Some(client)) = (&self.known, self.client()) else { return Ok(()) };
+        let Some(client) = self.client() else { return Ok(()) };
         let snapshot = match client.snapshot() {
             Ok(snapshot) => snapshot,
             Err(error) => return Err(self.without_data_plane(&error)),
         };
+        if self.look_at_ways(Some(&snapshot)) {
+            self.publish();
+        }
+        let Some(known) = &self.known else { return Ok(()) };
         if self.is_answered.replace(true) != Some(true) {
             tracing::info!(socket = %client.path().display(), peers = snapshot.peers.len(), "the data plane answers");
         }
         self.up = Some(status::up(&snapshot, clock::realtime()));
         let (is_complete, is_periodic) = (known.extent == Extent::Complete, self.is_periodic);
-        let occasion = Occasion { is_complete, is_periodic, now: clock::realtime() };
+        let occasion = Occasion { is_complete, is_periodic, now: clock::realtime(), mtu: self.mtu };
         let plan = reconcile(&snapshot, &known.topology, &self.parts.private_key, &self.endpoints, occasion);
         let mut edited = 0;
         let mut ready = None;
@@ -473,4 +535,5 @@ struct Wake {
     signal: bool,
     source: bool,
     data_planes: bool,
+    ways: bool,
 }

@@ -309,7 +309,7 @@ impl World {
         };
         let before = data_plane.table.clone();
         let is_periodic = self.random.chance(20);
-        let occasion = Occasion { is_complete, is_periodic, now: Duration::from_secs(1) };
+        let occasion = Occasion { is_complete, is_periodic, now: Duration::from_secs(1), mtu: None };
         let plan = reconcile(&data_plane.snapshot(), &topology, &self.private_key, &self.endpoints, occasion);
         let after: BTreeMap<_, _> = {
             let peers = topology.peers.iter();
@@ -449,7 +449,7 @@ impl World {
             return;
         }
         let mut fresh = DataPlane::default();
-        let occasion = Occasion { is_complete: true, is_periodic: false, now: Duration::ZERO };
+        let occasion = Occasion { is_complete: true, is_periodic: false, now: Duration::ZERO, mtu: None };
         let plan = reconcile(&fresh.snapshot(), topology, &self.private_key, &Endpoints::new(), occasion);
         let mut routes = None;
         for step in &plan.steps {

@@ -14,6 +14,7 @@
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 //! - [`route`], [`firewall`], [`link`]: what leads the kernel from what it has to what the plan says, and the taking of those steps.
+//! - [`mtu`]: what the ways to the peers leave for a packet inside.
 //! - [`heal`]: keeps the kernel so, whoever changes it.
 //! - [`preflight`]: whether the node can do it at all.
 //! - [`session`]: which peers can be talked to. Pure.
@@ -36,6 +37,7 @@ mod history;
 pub mod inspect;
 pub mod link;
 pub mod metrics;
+pub mod mtu;
 pub mod objects;
 pub mod plan;
 pub mod preflight;

@@ -62,6 +62,8 @@ pub struct Tunnel {
     pub node_addresses: Vec<IpAddr>,
     /// The addresses of its tunnel interface.
     pub tunnel_addresses: Vec<IpAddr>,
+    /// The MTU of that interface in bytes.
+    pub mtu: Option<u32>,
     /// What could not be read.
     pub faults: Vec<Fault>,
 }

@@ -17,16 +17,17 @@ use super::topology::Own;
 const CAPABILITIES: [&str; 1] = ["strict/v1"];
 
 /// Returns the `NodeTunnel` that this node should have and has not, or has otherwise. `None` if there is nothing to say: it is as it
-/// should be, or the cluster does not know the node.
-pub fn published(objects: &Objects, own: &Own, settings: &Settings) -> Option<Value> {
+/// should be, or the cluster does not know the node. `mtu` is that of the tunnel's interface; while that is not known, what was said stays.
+pub fn published(objects: &Objects, own: &Own, settings: &Settings, mtu: Option<u32>) -> Option<Value> {
     let node = objects.nodes.get(&own.name)?;
-    let value = tunnel(node, own, settings);
+    let mtu = mtu.or_else(|| objects.tunnels.get(&own.name)?.mtu);
+    let value = tunnel(node, own, settings, mtu);
     let Ok(Object::Tunnel(_, wanted)) = read::object(&value) else { return None };
     let is_there = objects.tunnels.get(&own.name).is_some_and(|actual| says_the_same(actual, &wanted));
     (!is_there).then_some(value)
 }
 
-fn tunnel(node: &Node, own: &Own, settings: &Settings) -> Value {
+fn tunnel(node: &Node, own: &Own, settings: &Settings, mtu: Option<u32>) -> Value {
     let addresses = node.addresses.iter();
     let endpoints =
         addresses.map(|addr| SocketAddr::new(*addr, settings.listen_port)).map(|endpoint| Endpoint {
@@ -48,6 +49,7 @@ fn tunnel(node: &Node, own: &Own, settings: &Settings) -> Value {
             node_addresses: node.addresses.iter().map(ToString::to_string).collect(),
             // The network's own address is no pod's.
             tunnel_addresses: node.pod_prefixes.iter().map(|prefix| prefix.addr().to_string()).collect(),
+            mtu,
             capabilities: CAPABILITIES.map(str::to_owned).into(),
             ..NodeTunnelSpec::default()
         },
@@ -88,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_node_says_what_the_cluster_knows_of_it_and_its_key() {
-        let value = published(&objects(), &own(), &Settings::default()).unwrap();
+        let value = published(&objects(), &own(), &Settings::default(), None).unwrap();
         assert_eq!(value["metadata"]["ownerReferences"][0]["uid"], "u");
         let Ok(Object::Tunnel(name, tunnel)) = read::object(&value) else { panic!("{value}") };
         assert_eq!((name.as_str(), tunnel.active), ("a", Some(PublicKey::new([7; 32]))));
@@ -107,13 +109,19 @@ mod tests {
     #[test]
     fn what_is_said_already_is_not_said_again_and_what_was_changed_is() {
         let mut objects = objects();
-        let value = published(&objects, &own(), &Settings::default()).unwrap();
+        let value = published(&objects, &own(), &Settings::default(), None).unwrap();
         objects.insert(read::object(&value).unwrap());
         objects.tunnels.get_mut("a").unwrap().created = "2026-01-01T00:00:00Z".to_owned();
-        assert_eq!(published(&objects, &own(), &Settings::default()), None);
+        assert_eq!(published(&objects, &own(), &Settings::default(), None), None);
+        // An MTU that is known is said, and stays said when it is not known any more.
+        let wide = published(&objects, &own(), &Settings::default(), Some(1440)).unwrap();
+        assert_eq!(wide["spec"]["mtu"], 1440);
+        objects.insert(read::object(&wide).unwrap());
+        assert_eq!(published(&objects, &own(), &Settings::default(), None), None);
+        objects.tunnels.get_mut("a").unwrap().mtu = None;
         objects.tunnels.get_mut("a").unwrap().pod_prefixes.pop();
-        assert_eq!(published(&objects, &own(), &Settings::default()), Some(value));
+        assert_eq!(published(&objects, &own(), &Settings::default(), None), Some(value));
         objects.nodes.clear();
-        assert_eq!(published(&objects, &own(), &Settings::default()), None);
+        assert_eq!(published(&objects, &own(), &Settings::default(), None), None);
     }
 }

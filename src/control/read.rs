@@ -108,6 +108,7 @@ fn tunnel_value(name: &str, tunnel: &Tunnel) -> Value {
             "podPrefixes": texts(&tunnel.pod_prefixes),
             "nodeAddresses": texts(&tunnel.node_addresses),
             "tunnelAddresses": texts(&tunnel.tunnel_addresses),
+            "mtu": tunnel.mtu,
         },
     })
 }
@@ -147,6 +148,7 @@ fn tunnel(value: &Value) -> Tunnel {
         pod_prefixes: reader.list("podPrefixes", |_, text| block(text)),
         node_addresses: reader.list("nodeAddresses", |_, text| own_address(text)),
         tunnel_addresses: reader.list("tunnelAddresses", |_, text| own_address(text)),
+        mtu: reader.optional("mtu"),
         faults: reader.faults,
     }
 }
@@ -391,7 +393,7 @@ mod tests {
             ["10.244.1.0", "fd00:1::"].map(|text| text.parse::<IpAddr>().unwrap())
         );
         let expected = "keys[0] keys[1] keys[3] keys[4] endpoints[0] endpoints[1] endpoints[2] podPrefixes[1] podPrefixes[2] \
-            podPrefixes[3] podPrefixes[4] podPrefixes[6] nodeAddresses tunnelAddresses[1] tunnelAddresses[2]";
+            podPrefixes[3] podPrefixes[4] podPrefixes[6] nodeAddresses tunnelAddresses[1] tunnelAddresses[2] mtu";
         let expected: Vec<_> = expected.split_whitespace().map(|field| format!("spec.{field}")).collect();
         assert_eq!(faults(&tunnel.faults), expected);
     }
@@ -450,6 +452,7 @@ mod tests {
                 "keys": [{ "publicKey": key(1), "state": "Next" }, { "publicKey": key(2), "state": "Active" }],
                 "endpoints": [{ "address": "192.0.2.1", "port": 1 }, { "address": "2001:db8::1", "port": 2, "zone": "z" }],
                 "podPrefixes": ["10.244.1.0/24", "fd00:1::/64"], "nodeAddresses": ["192.0.2.1"], "tunnelAddresses": ["fd00::1/128"],
+                "mtu": 1420,
             },
         });
         let mut objects = Objects::default();

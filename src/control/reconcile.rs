@@ -47,6 +47,8 @@ pub struct Occasion {
     pub is_periodic: bool,
     /// Wall-clock time since the Unix epoch.
     pub now: Duration,
+    /// The MTU that the ways to the peers leave for the interface, in bytes, if it is known.
+    pub mtu: Option<u32>,
 }
 
 /// Where each peer was last said to be. It is forgotten with the process, and then no endpoint is changed without need.
@@ -90,7 +92,7 @@ pub fn reconcile(
     if !additions.is_empty() {
         steps.push(Step::Configure(additions));
     }
-    let (interface, mtu) = (topology.settings.interface.clone(), topology.settings.mtu);
+    let (interface, mtu) = (topology.settings.interface.clone(), topology.settings.mtu.or(occasion.mtu));
     steps.push(Step::Link(Link { interface, mtu, addresses: topology.addresses.clone() }));
     if !is_held_back {
         steps.push(Step::Route(topology.routes.clone()));
@@ -236,12 +238,14 @@ mod tests {
         for (at, (published, actual, last_handshake, remembered, is_periodic, set, remember)) in
             cases.into_iter().enumerate()
         {
-            let occasion = Occasion { is_complete: true, is_periodic, now: Duration::from_secs(NOW) };
+            let occasion =
+                Occasion { is_complete: true, is_periodic, now: Duration::from_secs(NOW), mtu: None };
             let choice =
                 choose(published, Some(&peer(actual, last_handshake)), remembered.as_ref(), occasion);
             assert_eq!(choice, Choice { set, remember }, "case {at}");
         }
-        let occasion = Occasion { is_complete: true, is_periodic: false, now: Duration::from_secs(NOW) };
+        let occasion =
+            Occasion { is_complete: true, is_periodic: false, now: Duration::from_secs(NOW), mtu: None };
         assert_eq!(choose(&both, None, Some(&b), occasion), Choice { set: Some(a), remember: Some(a) });
     }
 }

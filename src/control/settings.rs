@@ -25,7 +25,7 @@ pub struct Settings {
     pub listen_port: u16,
     /// The tunnel's interface.
     pub interface: String,
-    /// The interface's MTU in bytes; `None` leaves it as it is.
+    /// The interface's MTU in bytes; `None` for what the ways to the peers leave.
     pub mtu: Option<u32>,
     /// Seconds between persistent keepalives; 0 for none.
     pub persistent_keepalive: u16,

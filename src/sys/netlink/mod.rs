@@ -19,8 +19,8 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -67,6 +67,15 @@ pub struct Route {
     pub interface: u32,
     /// The MTU that the route itself sets (`RTAX_MTU`).
     pub mtu: Option<u32>,
+}
+
+/// An address of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// The interface's index.
+    pub interface: u32,
+    /// The address, and the length of its prefix.
+    pub address: (IpAddr, u8),
 }
 
 /// A socket for requests.
@@ -188,9 +197,18 @@ impl Netlink {
     /// # Errors
     /// If the kernel refuses.
     pub fn addresses(&mut self, index: u32) -> io::Result<Vec<(IpAddr, u8)>> {
+        let all = self.all_addresses()?;
+        Ok(all.into_iter().filter(|addr| addr.interface == index).map(|addr| addr.address).collect())
+    }
+
+    /// Returns the addresses of all links.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn all_addresses(&mut self) -> io::Result<Vec<LocalAddress>> {
         let replies = self.request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
         let address = |reply: &RouteNetlinkMessage| match reply {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
+            RouteNetlinkMessage::NewAddress(message) => {
                 let own = |attribute: &AddressAttribute| match attribute {
                     AddressAttribute::Local(addr) => Some(*addr),
                     _ => None,
@@ -202,7 +220,10 @@ impl Netlink {
                 // IPv6 tells the address alone; with a peer's address beside it, as on IPv4, the own one goes first.
                 let addr = message.attributes.iter().find_map(own);
                 let addr = addr.or_else(|| message.attributes.iter().find_map(any))?;
-                Some((addr, message.header.prefix_len))
+                Some(LocalAddress {
+                    interface: message.header.index,
+                    address: (addr, message.header.prefix_len),
+                })
             }
             _ => None,
         };
@@ -298,6 +319,25 @@ impl Netlink {
         }
         let replies = self.request(RouteNetlinkMessage::GetRoute(message), 0)?;
         replies.iter().find_map(interface_of).ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
+    }
+
+    /// Returns the route that a datagram with this mark takes to `destination`: the one of the table, without what was learned of the path.
+    ///
+    /// Before Linux 4.13, the MTU is that of the path.
+    ///
+    /// # Errors
+    /// `ENETUNREACH` and the like if there is no way.
+    pub fn way_towards(&mut self, destination: IpAddr, mark: u32) -> io::Result<Route> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(destination);
+        message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
+        message.header.flags = RouteFlags::FibMatch;
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+        if mark != 0 {
+            message.attributes.push(RouteAttribute::Mark(mark));
+        }
+        let replies = self.request(RouteNetlinkMessage::GetRoute(message), 0)?;
+        replies.iter().find_map(route_of).ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
     }
 
     /// Returns the number by which this namespace knows `namespace`. It gets one if it has none.
@@ -518,6 +558,10 @@ mod tests {
                 netlink.set_up(right.index, None)
             })?;
             assert_eq!(netlink.interface_towards("10.2.3.4".parse().unwrap(), from, 0)?, left.index);
+            let way = netlink.way_towards("10.2.3.4".parse().unwrap(), 7)?;
+            let destination = ("10.2.0.0".parse().unwrap(), 16);
+            assert_eq!(way, Route { destination, interface: left.index, mtu: None });
+            assert!(netlink.way_towards("10.99.3.4".parse().unwrap(), 0).is_err());
             let back = netns::current()?;
             netlink.move_link(left.index, &other)?;
             assert!(monitor.take().contains(&Event::LinkGone(left.index)));

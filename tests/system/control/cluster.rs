@@ -202,6 +202,8 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
         let found = plane.kubectl(&["get", "nodetunnel", "node1", "-o", path]);
         found.trim() == "2 DataplaneReady KeyPublished PeersInSync"
     });
+    // What its links leave for a packet is told as well.
+    assert_eq!(plane.kubectl(&["get", "nodetunnel", "node1", "-o", "jsonpath={.spec.mtu}"]), "1440");
 
     // What somebody writes over is written again.
     plane.kubectl(&[

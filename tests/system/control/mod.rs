@@ -4,6 +4,7 @@
 mod client;
 mod cluster;
 mod mesh;
+mod mtu;
 pub(crate) mod nodes;
 mod security;
 mod seeing;

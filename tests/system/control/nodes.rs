@@ -133,6 +133,7 @@ impl Node {
         let own = [
             ("NODE_NAME", name.as_str()),
             ("ADIT_STATE", self.state.path().to_str().unwrap()),
+            ("ADIT_RUN", self.state.path().to_str().unwrap()),
             ("ADIT_INTERFACE", &self.interface),
         ];
         let env = [&own, variables].concat();

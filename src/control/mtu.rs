@@ -1,0 +1,230 @@
+//! The MTU of the tunnel's interface, where the objects name none: what the ways to the peers leave for a packet inside. It is followed as
+//! links and routes change, and laid into a file for whoever makes interfaces of pods.
+//!
+//! The smallest one counts, so that a packet that enters the tunnel fits the way to any node. A path that is narrower than its first link is
+//! not looked for: what does not pass there is told by ICMP.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::plan::Routes;
+use crate::sys::netlink::{Event, Groups, LocalAddress, Monitor, Netlink};
+
+/// What IPv4 asks of every link (RFC 791 §3.1).
+const LEAST: u32 = 576;
+/// What IPv6 asks of every link (RFC 8200 §5): one that is narrower has no IPv6.
+const LEAST_IPV6: u32 = 1280;
+/// What no IP packet is longer than.
+const MOST: u32 = 65_535;
+
+/// The headers of a packet in the tunnel, in bytes: the outer IP header, 8 of UDP and 32 of the data message ([W] §5.4.6).
+const fn overhead(is_ipv6: bool) -> u32 {
+    if is_ipv6 { 40 + 8 + 32 } else { 20 + 8 + 32 }
+}
+
+/// The ways to the peers, in the network namespace of the thread that opens it.
+pub struct Ways {
+    netlink: Netlink,
+    monitor: Monitor,
+    /// The links that they use, each with what was seen of it: its MTU, and whether it is switched on.
+    links: BTreeMap<u32, (u32, bool)>,
+}
+
+impl Ways {
+    /// Begins to listen for changes.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn open() -> io::Result<Self> {
+        let monitor = Monitor::open_for(Groups::LINKS | Groups::ADDRESSES | Groups::ROUTES)?;
+        Ok(Self { netlink: Netlink::open()?, monitor, links: BTreeMap::new() })
+    }
+
+    /// Takes in what has changed, and tells whether the ways may be others. What happens to our own routes does not count.
+    pub fn take(&mut self, own: Option<&Routes>) -> bool {
+        let is_other = |seen: Option<&(u32, bool)>, mtu, up| seen.is_some_and(|seen| *seen != (mtu, up));
+        let mut may_differ = false;
+        for event in self.monitor.take() {
+            may_differ |= match event {
+                Event::Link(link) => is_other(self.links.get(&link.index), link.mtu, link.up),
+                Event::LinkGone(index) => self.links.contains_key(&index),
+                Event::Route { table, .. } => {
+                    table != u32::from(libc::RT_TABLE_LOCAL) && own.is_none_or(|own| table != own.table)
+                }
+                Event::Address(_) | Event::Lost => true,
+                Event::Rule => false,
+            };
+        }
+        may_differ
+    }
+
+    /// Returns the MTU in bytes that the ways to `peers` leave, for datagrams with this mark; where there are none, the links that have the
+    /// node's `own` addresses. `None` if nothing leads anywhere.
+    pub fn mtu(
+        &mut self,
+        peers: &BTreeSet<IpAddr>,
+        own: &[IpAddr],
+        mark: u32,
+        has_ipv6: bool,
+    ) -> Option<u32> {
+        self.links.clear();
+        let links: BTreeMap<_, _> =
+            self.netlink.links().ok()?.into_iter().map(|link| (link.index, link)).collect();
+        let mut narrowest: Option<u32> = None;
+        let mut see = |interface: u32, mtu: Option<u32>, is_ipv6: bool| {
+            let Some(link) = links.get(&interface) else { return };
+            self.links.insert(interface, (link.mtu, link.up));
+            let outer = mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+            let inner = outer.saturating_sub(overhead(is_ipv6));
+            narrowest = Some(narrowest.map_or(inner, |narrowest| narrowest.min(inner)));
+        };
+        for peer in peers {
+            // A peer that nothing leads to has no say.
+            if let Ok(way) = self.netlink.way_towards(*peer, mark) {
+                see(way.interface, way.mtu, peer.is_ipv6());
+            }
+        }
+        if peers.is_empty() {
+            let addresses = self.netlink.all_addresses().unwrap_or_default();
+            for LocalAddress { interface, address: (addr, _) } in addresses {
+                if own.contains(&addr) {
+                    see(interface, None, addr.is_ipv6());
+                }
+            }
+        }
+        let least = if has_ipv6 { LEAST_IPV6 } else { LEAST };
+        narrowest.map(|mtu| mtu.clamp(least, MOST))
+    }
+}
+
+impl AsFd for Ways {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.monitor.as_fd()
+    }
+}
+
+/// The file that tells the MTU: its decimal digits and a newline. Whoever reads it finds the old one or the new one whole.
+#[derive(Debug)]
+pub struct Note {
+    directory: PathBuf,
+    is_failing: bool,
+}
+
+impl Note {
+    /// Returns a note in the file `mtu` of this directory, which is made when there is something to tell.
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), is_failing: false }
+    }
+
+    /// Tells it, if the file says something else. What fails is tried again the next time, and logged once.
+    pub fn tell(&mut self, mtu: u32) {
+        let text = format!("{mtu}\n");
+        if fs::read_to_string(self.directory.join("mtu")).is_ok_and(|told| told == text) {
+            return;
+        }
+        match write(&self.directory, &text) {
+            Ok(()) => {
+                tracing::info!(mtu, "the MTU of packets in the tunnel");
+                self.is_failing = false;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    tracing::error!(directory = %self.directory.display(), %error, "the MTU cannot be told to others");
+                }
+            }
+        }
+    }
+}
+
+fn write(directory: &Path, text: &str) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    let (path, unfinished) = (directory.join("mtu"), directory.join("mtu.new"));
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o644).open(&unfinished)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(unfinished, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netns;
+
+    #[test]
+    fn the_narrowest_way_counts_and_each_family_has_its_headers() {
+        let (Ok(own), Ok(other)) = (netns::create(), netns::create()) else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        let addr = |text: &str| text.parse::<IpAddr>().unwrap();
+        netns::run_in(&own, || {
+            let mut netlink = Netlink::open()?;
+            for (name, peer, mtu, net) in
+                [("wide", "w", 9000, ["10.1.0.1", "fd01::1"]), ("narrow", "n", 1500, ["10.2.0.1", "fd02::1"])]
+            {
+                netlink.add_veth(name, peer, &other)?;
+                let index = netlink.link(name)?.index;
+                netlink.set_up(index, Some(mtu))?;
+                netlink.add_address(index, addr(net[0]), 24)?;
+                netlink.add_address(index, addr(net[1]), 64)?;
+            }
+            netns::run_in(&other, || {
+                let mut netlink = Netlink::open()?;
+                for peer in ["w", "n"] {
+                    let index = netlink.link(peer)?.index;
+                    netlink.set_up(index, Some(9000))?;
+                }
+                Ok(())
+            })?;
+            let mut ways = Ways::open()?;
+            let peers = |texts: &[&str]| texts.iter().map(|text| addr(text)).collect::<BTreeSet<_>>();
+            let mut mtu = |texts: &[&str]| ways.mtu(&peers(texts), &[], 7, false);
+            assert_eq!(mtu(&["10.1.0.2"]), Some(9000 - 60));
+            assert_eq!(mtu(&["fd01::2"]), Some(9000 - 80));
+            assert_eq!(mtu(&["10.1.0.2", "fd01::2", "10.2.0.2"]), Some(1500 - 60));
+            assert_eq!(mtu(&["10.1.0.2", "fd02::2"]), Some(1500 - 80));
+            // Nobody can be reached there, and so nobody is asked.
+            assert_eq!(mtu(&["10.99.0.2", "10.1.0.2"]), Some(9000 - 60));
+            assert_eq!(mtu(&["10.99.0.2"]), None);
+            assert_eq!(ways.mtu(&peers(&[]), &[addr("fd02::1")], 7, false), Some(1500 - 80));
+
+            // The news that matter, and those that do not.
+            assert_eq!(ways.mtu(&peers(&["10.2.0.2"]), &[], 7, false), Some(1440));
+            ways.take(None);
+            let [wide, narrow] = ["wide", "narrow"].map(|name| netlink.link(name).unwrap().index);
+            netlink.set_mtu(wide, 8000)?;
+            assert!(!ways.take(None));
+            netlink.set_mtu(narrow, 1300)?;
+            assert!(ways.take(None));
+            assert_eq!(ways.mtu(&peers(&["10.2.0.2"]), &[], 7, false), Some(1240));
+            assert_eq!(ways.mtu(&peers(&["10.2.0.2"]), &[], 7, true), Some(1280), "IPv6 needs that much");
+            netlink.add_route((addr("10.3.0.0"), 16), None, Some(wide))?;
+            assert!(ways.take(None));
+            assert_eq!(ways.mtu(&peers(&["10.3.0.2"]), &[], 7, false), Some(7940));
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn the_file_holds_the_number_and_is_replaced_whole() {
+        let directory = std::env::temp_dir().join(format!("adit-mtu-{}", std::process::id()));
+        let mut note = Note::new(&directory);
+        let read = || fs::read_to_string(directory.join("mtu")).unwrap();
+        note.tell(1440);
+        assert_eq!(read(), "1440\n");
+        fs::write(directory.join("mtu.new"), "half of what a killed process wrote").unwrap();
+        note.tell(1380);
+        assert_eq!(read(), "1380\n");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        fs::remove_dir_all(&directory).unwrap();
+        note.tell(1380);
+        assert_eq!(read(), "1380\n", "what somebody removes comes back");
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}
