@@ -137,16 +137,17 @@ impl Agent {
     /// # Errors
     /// If the directory of the sockets cannot be watched, or no descriptor is left.
     pub fn new(parts: Parts) -> io::Result<Self> {
+        let mut ways = Ways::open()?;
         let own = Own {
-            name: parts.node.clone(),
-            public_key: parts.private_key.public(),
             api_servers: parts.source.api_servers().to_vec(),
+            links: ways.addresses()?,
+            ..Own::new(&parts.node, parts.private_key.public())
         };
         let mut this = Self {
             own,
             netlink: Netlink::open()?,
             data_planes: watch_sockets(&parts.sockets)?,
-            ways: Ways::open()?,
+            ways,
             mtu: None,
             ways_due: None,
             note: Note::new(&parts.run),
@@ -182,9 +183,8 @@ impl Agent {
             if self.keep.is_some_and(|keep| clock::boottime() >= keep) {
                 self.keep_objects();
             }
-            if self.ways_due.is_some_and(|due| clock::boottime() >= due) && self.look_at_ways(None) {
+            if self.ways_due.is_some_and(|due| clock::boottime() >= due) && self.has_moved() {
                 self.hurry();
-                self.publish();
                 continue;
             }
             let wake = self.wait(signals)?;
@@ -309,6 +309,24 @@ impl Agent {
         }
     }
 
+    /// Looks at this node's addresses and at the ways to the peers, and tells whether either has changed.
+    fn has_moved(&mut self) -> bool {
+        let links = self.ways.addresses().unwrap_or_else(|_| self.own.links.clone());
+        let mut is_changed = links != self.own.links;
+        if is_changed {
+            self.own.links = links;
+            if let Some(Known { objects, extent, .. }) = &self.known {
+                let (objects, extent) = (objects.clone(), *extent);
+                self.know(objects, extent);
+            }
+        }
+        if self.look_at_ways(None) {
+            self.publish();
+            is_changed = true;
+        }
+        is_changed
+    }
+
     /// Looks at the ways to the peers, to where the data plane has them and where they say they are, and tells whether what they leave for a
     /// packet has changed.
     fn look_at_ways(&mut self, snapshot: Option<&Snapshot>) -> bool {
@@ -378,7 +396,12 @@ impl Agent {
         }
         for (node, how) in &topology.not_encrypted {
             if before.is_none_or(|before| before.not_encrypted.get(node) != Some(how)) {
-                tracing::warn!(node, reason = %how.reason, dropped = how.is_dropped, "a node is not talked to through the tunnel");
+                let (reason, dropped) = (how.reason, how.is_dropped);
+                if reason.is_wanted() {
+                    tracing::info!(node, %reason, "a node is not talked to through the tunnel, as is wanted");
+                } else {
+                    tracing::warn!(node, %reason, dropped, "a node is not talked to through the tunnel");
+                }
             }
         }
     }

@@ -149,7 +149,7 @@ impl World {
     fn new(seed: u64) -> Self {
         // No agent makes a public key here: that takes longer than all else.
         let private_key = PrivateKey::new([1; 32]);
-        let own = Own { name: OWN.to_owned(), public_key: key(1), api_servers: Vec::new() };
+        let own = Own::new(OWN, key(1));
         let routes = topology(&Objects::default(), &own).routes;
         Self {
             random: Random(seed),

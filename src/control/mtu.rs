@@ -63,6 +63,16 @@ impl Ways {
         may_differ
     }
 
+    /// Returns the addresses of all links, each with the length of its prefix, in order.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn addresses(&mut self) -> io::Result<Vec<(IpAddr, u8)>> {
+        let mut addresses: Vec<_> = self.netlink.all_addresses()?.iter().map(|addr| addr.address).collect();
+        addresses.sort_unstable();
+        Ok(addresses)
+    }
+
     /// Returns the MTU in bytes that the ways to `peers` leave, for datagrams with this mark; where there are none, the links that have the
     /// node's `own` addresses. `None` if nothing leads anywhere.
     pub fn mtu(

@@ -86,6 +86,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// The blocks of pod addresses that the cluster gave it.
     pub pod_prefixes: Vec<Prefix>,
+    /// The zone that it is in.
+    pub zone: Option<String>,
 }
 
 /// A field that is not obeyed.

@@ -34,7 +34,7 @@ fn tunnel(node: &Node, own: &Own, settings: &Settings, mtu: Option<u32>) -> Valu
             address: endpoint.ip().to_string(),
             port: endpoint.port(),
             family: Some(if endpoint.is_ipv4() { Family::IPv4 } else { Family::IPv6 }),
-            zone: None,
+            zone: node.zone.clone(),
         });
     let mut object = NodeTunnel::new(
         &own.name,
@@ -63,8 +63,7 @@ fn tunnel(node: &Node, own: &Own, settings: &Settings, mtu: Option<u32>) -> Valu
 }
 
 fn says_the_same(actual: &Tunnel, wanted: &Tunnel) -> bool {
-    let said =
-        |tunnel: &Tunnel| Tunnel { created: String::new(), labels: [].into(), zone: None, ..tunnel.clone() };
+    let said = |tunnel: &Tunnel| Tunnel { created: String::new(), labels: [].into(), ..tunnel.clone() };
     said(actual) == said(wanted)
 }
 
@@ -76,7 +75,7 @@ mod tests {
     use crate::crypto::x25519::PublicKey;
 
     fn own() -> Own {
-        Own { name: "a".to_owned(), public_key: PublicKey::new([7; 32]), api_servers: Vec::new() }
+        Own::new("a", PublicKey::new([7; 32]))
     }
 
     fn objects() -> Objects {
@@ -84,6 +83,7 @@ mod tests {
             uid: "u".to_owned(),
             addresses: vec![IpAddr::from([192, 0, 2, 1]), "2001:db8::1".parse().unwrap()],
             pod_prefixes: vec!["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
+            zone: Some("east".to_owned()),
         };
         Objects { nodes: [("a".to_owned(), node)].into(), ..Objects::default() }
     }
@@ -98,7 +98,7 @@ mod tests {
             tunnel.endpoints,
             ["192.0.2.1:51820", "[2001:db8::1]:51820"].map(|text| text.parse().unwrap())
         );
-        assert_eq!(tunnel.node_addresses.len(), 2);
+        assert_eq!((tunnel.node_addresses.len(), tunnel.zone.as_deref()), (2, Some("east")));
         assert_eq!(
             tunnel.tunnel_addresses,
             ["10.244.1.0", "fd00:1::"].map(|text| text.parse::<IpAddr>().unwrap())

@@ -24,6 +24,9 @@ pub const GROUP: &str = "adit.dev";
 /// Group and version of our resources.
 const VERSION: &str = "adit.dev/v1alpha1";
 
+/// The label that says in which zone a node is.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// The most elements of a list that are looked at: those of the schema's longest.
 const LIST_MAX: usize = 512;
 
@@ -79,10 +82,11 @@ pub fn values(objects: &Objects) -> Vec<Value> {
     let nodes = objects.nodes.iter().map(|(name, node)| {
         let addresses = node.addresses.iter();
         let addresses = addresses.map(|addr| json!({ "type": "InternalIP", "address": addr.to_string() }));
+        let labels: BTreeMap<_, _> = node.zone.iter().map(|zone| (ZONE, zone)).collect();
         json!({
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": { "name": name, "uid": node.uid },
+            "metadata": { "name": name, "uid": node.uid, "labels": labels },
             "spec": { "podCIDRs": texts(&node.pod_prefixes) },
             "status": { "addresses": addresses.collect::<Vec<_>>() },
         })
@@ -190,6 +194,7 @@ fn node(value: &Value) -> Node {
         uid: value.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default().to_owned(),
         addresses: inside.filter_map(|entry| own_address(&entry["address"]).ok()).collect(),
         pod_prefixes: reader.list("podCIDRs", |_, text| block(text)),
+        zone: labels(value).remove(ZONE).filter(|zone| !zone.is_empty()),
     }
 }
 
@@ -467,6 +472,7 @@ mod tests {
                 uid: "u".to_owned(),
                 addresses: vec![IpAddr::from([192, 0, 2, 1])],
                 pod_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
+                zone: Some("z".to_owned()),
             },
         ));
         let mut again = Objects::default();

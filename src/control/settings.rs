@@ -173,10 +173,6 @@ impl Settings {
     /// Says of what the API has and this agent does not that it is not obeyed; where there is a choice, more is encrypted than was asked for.
     fn refuse_what_is_not_there(&mut self, spec: &TunnelConfigSpec, fault: &mut dyn FnMut(&str, &str)) {
         const ABSENT: &str = "this agent does not do that";
-        if self.scope == Scope::CrossSubnet {
-            self.scope = Scope::All;
-            fault("scope", "this agent does not know subnets; all nodes are talked to through the tunnel");
-        }
         if self.host_traffic == HostTraffic::PodToNode {
             self.host_traffic = HostTraffic::Plain;
             fault(
@@ -366,7 +362,6 @@ mod tests {
             mtu: text("Wide"),
             persistent_keepalive: Some("500ms".to_owned()),
             host_traffic: Some(HostTraffic::PodToNode),
-            scope: Some(Scope::CrossSubnet),
             routing: Some(Routing {
                 rule_priority: Some(0),
                 table: Some(IntOrString::Int(255)),
@@ -378,7 +373,7 @@ mod tests {
         });
         assert_eq!(settings, Settings::default());
         let expected = "clusterCIDRs exempt listenPort interfaceName mtu persistentKeepalive routing.rulePriority routing.table \
-            routing.fwmark metrics.address scope hostTraffic keyRotation";
+            routing.fwmark metrics.address hostTraffic keyRotation";
         let expected: Vec<_> = expected.split_whitespace().map(|field| format!("spec.{field}")).collect();
         assert_eq!(faults, expected);
     }

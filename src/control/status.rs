@@ -124,7 +124,7 @@ mod tests {
     use crate::crypto::x25519::PublicKey;
 
     fn told(objects: &Objects, outcome: &Outcome, now: u64) -> NodeTunnelStatus {
-        let own = Own { name: "a".to_owned(), public_key: PublicKey::new([1; 32]), api_servers: Vec::new() };
+        let own = Own::new("a", PublicKey::new([1; 32]));
         status(&topology(objects, &own), outcome, Duration::from_secs(now))
     }
 

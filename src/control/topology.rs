@@ -32,6 +32,15 @@ pub struct Own {
     pub public_key: PublicKey,
     /// Where the API server is; empty without one.
     pub api_servers: Vec<IpAddr>,
+    /// The addresses of its links, each with the length of its prefix, in order.
+    pub links: Vec<(IpAddr, u8)>,
+}
+
+impl Own {
+    /// Returns a node of which nothing else is known.
+    pub fn new(name: &str, public_key: PublicKey) -> Self {
+        Self { name: name.to_owned(), public_key, api_servers: Vec::new(), links: Vec::new() }
+    }
 }
 
 /// What this node should do.
@@ -84,6 +93,18 @@ pub enum Reason {
     DuplicateKey,
     /// It is in our zone, and the scope is CrossZone.
     SameZone,
+    /// It is on a subnet of ours, and the scope is CrossSubnet.
+    SameSubnet,
+}
+
+impl Reason {
+    /// Tells whether it is what was asked for, and no fault.
+    pub fn is_wanted(self) -> bool {
+        match self {
+            Self::ModeOff | Self::SameZone | Self::SameSubnet => true,
+            Self::NoKey | Self::DuplicateKey => false,
+        }
+    }
 }
 
 impl fmt::Display for Reason {
@@ -93,6 +114,7 @@ impl fmt::Display for Reason {
             Self::NoKey => "NoKey",
             Self::DuplicateKey => "DuplicateKey",
             Self::SameZone => "SameZone",
+            Self::SameSubnet => "SameSubnet",
         })
     }
 }
@@ -179,7 +201,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         }
         let reason = match (active, key) {
             _ if settings.mode == Mode::Off => Some(Reason::ModeOff),
-            (_, Some(_)) => routing.is_near(tunnel).then_some(Reason::SameZone),
+            (_, Some(_)) => routing.nearness(tunnel),
             (None, None) => Some(Reason::NoKey),
             (Some(_), None) => Some(Reason::DuplicateKey),
         };
@@ -354,6 +376,8 @@ fn holder<'a>(blocks: &BTreeMap<Prefix, &'a str>, prefix: &Prefix) -> Option<&'a
 struct Routing<'a> {
     settings: &'a Settings,
     zone: Option<&'a str>,
+    /// The prefixes of the links that have an address of this node.
+    subnets: Vec<Prefix>,
     entries: BTreeMap<Prefix, Kind>,
     blackholes: BTreeSet<Prefix>,
 }
@@ -361,7 +385,14 @@ struct Routing<'a> {
 impl<'a> Routing<'a> {
     fn new(settings: &'a Settings, own: &Own, tunnel: Option<&'a Tunnel>) -> Self {
         let zone = tunnel.and_then(|tunnel| tunnel.zone.as_deref());
-        let mut this = Self { settings, zone, entries: BTreeMap::new(), blackholes: BTreeSet::new() };
+        let is_own = |addr: &IpAddr| {
+            let mut places = tunnel.into_iter().flat_map(|tunnel| &tunnel.endpoints);
+            places.any(|place| place.ip() == *addr)
+        };
+        let of_node = own.links.iter().filter(|(addr, _)| is_own(addr));
+        let subnets = of_node.filter_map(|(addr, len)| Prefix::new(*addr, *len)).collect();
+        let (entries, blackholes) = (BTreeMap::new(), BTreeSet::new());
+        let mut this = Self { settings, zone, subnets, entries, blackholes };
         if settings.mode == Mode::Strict {
             this.blackholes.extend(settings.cluster_prefixes.iter().flatten());
         }
@@ -374,10 +405,20 @@ impl<'a> Routing<'a> {
         this
     }
 
-    /// Tells whether a node is too near to be talked to through the tunnel.
-    fn is_near(&self, tunnel: Option<&Tunnel>) -> bool {
-        let zone = tunnel.and_then(|tunnel| tunnel.zone.as_deref());
-        self.settings.scope == Scope::CrossZone && self.zone.is_some() && zone == self.zone
+    /// Tells why a node is too near to be talked to through the tunnel, if it is. Both nodes find the same: each looks at the place that the
+    /// other prefers.
+    fn nearness(&self, tunnel: Option<&Tunnel>) -> Option<Reason> {
+        match self.settings.scope {
+            Scope::All => None,
+            Scope::CrossSubnet => {
+                let place = tunnel?.endpoints.first()?.ip();
+                self.subnets.iter().any(|subnet| subnet.contains(place)).then_some(Reason::SameSubnet)
+            }
+            Scope::CrossZone => {
+                let zone = tunnel?.zone.as_deref();
+                (self.zone.is_some() && zone == self.zone).then_some(Reason::SameZone)
+            }
+        }
     }
 
     /// Adds the routes to another node, and tells whether packets to its pods are dropped.
@@ -386,7 +427,7 @@ impl<'a> Routing<'a> {
         let kind = match reason {
             Some(Reason::ModeOff) => return false,
             None => Kind::Unicast,
-            Some(Reason::SameZone) => Kind::Throw,
+            Some(Reason::SameZone | Reason::SameSubnet) => Kind::Throw,
             Some(Reason::DuplicateKey) => Kind::Blackhole,
             Some(Reason::NoKey) if is_strict => Kind::Blackhole,
             Some(Reason::NoKey) => Kind::Throw,
@@ -481,7 +522,7 @@ mod tests {
     }
 
     fn of(objects: &Objects) -> Topology {
-        topology(objects, &Own { name: "a".to_owned(), public_key: key(1), api_servers: Vec::new() })
+        topology(objects, &Own::new("a", key(1)))
     }
 
     fn entries(topology: &Topology) -> Vec<String> {
@@ -676,7 +717,7 @@ mod tests {
         let own = TunnelConfigSpec { mode: Some(Mode::Off), ..TunnelConfigSpec::default() };
         objects.configs.insert("node.a".to_owned(), Config { spec: own, faults: Vec::new() });
         assert!(of(&objects).routes.entries.is_empty());
-        let b = Own { name: "b".to_owned(), public_key: key(2), api_servers: Vec::new() };
+        let b = Own::new("b", key(2));
         assert!(!topology(&objects, &b).routes.entries.is_empty());
     }
 
@@ -687,8 +728,7 @@ mod tests {
             spec.host_traffic = Some(HostTraffic::Encrypt);
             spec.exempt = Some(vec!["apiserver".to_owned(), "198.51.100.0/24".to_owned()]);
         });
-        let own =
-            Own { name: "a".to_owned(), public_key: key(1), api_servers: vec![IpAddr::from([192, 0, 2, 3])] };
+        let own = Own { api_servers: vec![IpAddr::from([192, 0, 2, 3])], ..Own::new("a", key(1)) };
         let entries = entries(&topology(&objects, &own));
         for entry in
             ["unicast 192.0.2.2/32", "blackhole 192.0.2.2/32", "throw 192.0.2.3/32", "throw 198.51.100.0/24"]
@@ -713,5 +753,29 @@ mod tests {
         assert!(entries.contains(&"throw 10.244.2.0/24".to_owned()));
         assert!(!entries.contains(&"blackhole 10.244.2.0/24".to_owned()));
         assert!(entries.contains(&"unicast 10.244.3.0/24".to_owned()));
+    }
+    #[test]
+    fn nodes_of_ones_own_subnet_are_passed_by_if_only_other_subnets_are_wanted() {
+        let mut objects = objects(Mode::Strict);
+        set(&mut objects, |spec| {
+            spec.scope = Some(Scope::CrossSubnet);
+            spec.cluster_cidrs = Some(vec!["10.244.0.0/16".to_owned(), "fd00::/16".to_owned()]);
+        });
+        change(&mut objects, "c", |tunnel| {
+            // It prefers a place far away; a nearer one does not count.
+            tunnel.endpoints.insert(0, "198.51.100.3:51820".parse().unwrap());
+        });
+        let links = vec![(IpAddr::from([10, 244, 1, 1]), 8), (IpAddr::from([192, 0, 2, 1]), 24)];
+        let topology = topology(&objects, &Own { links, ..Own::new("a", key(1)) });
+        assert!(topology.faults.is_empty(), "{:?}", topology.faults);
+        let near = Unencrypted { reason: Reason::SameSubnet, is_dropped: false };
+        assert_eq!(topology.not_encrypted, [("b".to_owned(), near)].into());
+        assert!(topology.peers.contains_key(&key(2)), "what comes encrypted is accepted");
+        let entries = entries(&topology);
+        assert!(entries.contains(&"throw 10.244.2.0/24".to_owned()));
+        assert!(entries.contains(&"blackhole 10.244.0.0/16".to_owned()));
+        assert!(entries.contains(&"unicast 10.244.3.0/24".to_owned()));
+        // Who does not know its own subnet passes nobody by.
+        assert!(of(&objects).not_encrypted.is_empty());
     }
 }

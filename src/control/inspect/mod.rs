@@ -18,6 +18,7 @@ use self::report::{Found, Kernel, Node, Report};
 use super::api::Mode;
 use super::failed;
 use super::firewall::Guard;
+use super::mtu::Ways;
 use super::objects::Objects;
 use super::read;
 use super::route::{Router, Step};
@@ -99,7 +100,8 @@ fn find(sockets: &Path, name: String, objects: Option<&Objects>) -> Found {
 fn node_of(interface: &str, snapshot: &Snapshot, objects: &Objects) -> Option<Node> {
     let public_key = snapshot.private_key.as_ref()?.public();
     let (name, _) = objects.tunnels.iter().find(|(_, tunnel)| tunnel.active == Some(public_key))?;
-    let own = Own { name: name.clone(), public_key, api_servers: Vec::new() };
+    let links = Ways::open().and_then(|mut ways| ways.addresses()).unwrap_or_default();
+    let own = Own { links, ..Own::new(name, public_key) };
     let mut topology = topology(objects, &own);
     interface.clone_into(&mut topology.routes.interface);
     let kernel = kernel(&topology).map_err(|error| error.to_string());

@@ -324,7 +324,7 @@ pub(super) mod tests {
         objects.tunnels.insert("a".to_owned(), tunnel(private_key.public()));
         objects.tunnels.insert("b".to_owned(), tunnel(PublicKey::new([1; 32])));
         objects.tunnels.insert("c".to_owned(), Tunnel::default());
-        let own = Own { name: "a".to_owned(), public_key: private_key.public(), api_servers: Vec::new() };
+        let own = Own::new("a", private_key.public());
         let mut first = peer(1, Some(Duration::from_secs(928)), 5 << 20);
         first.endpoint = Some("192.0.2.1:51820".parse().unwrap());
         first.allowed_ips = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/64".parse().unwrap()];

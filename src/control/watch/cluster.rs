@@ -1,7 +1,8 @@
 //! The Kubernetes API: lists and watches, on a thread with an async runtime of its own.
 //!
 //! `NodeTunnel`s and `TunnelConfig`s are watched whole. Of `Node`s only the metadata is, since every kubelet writes its status all day
-//! long; a node is fetched when it is new, and again while it has no pod prefixes, which never change once they are given.
+//! long; a node is fetched when it is new, and again while it has no pod prefixes, which never change once they are given. Its zone is a
+//! label, and followed.
 //!
 //! A watch that fails begins again, with back-off and without end, from where it was or with a new list; until that list is whole, the
 //! last one stays. What this node says of itself is written by server-side apply, and tried until it is there.
@@ -30,7 +31,7 @@ use tokio::sync::{oneshot, watch as latest};
 
 use super::Source;
 use crate::control::api::{NodeTunnel, NodeTunnelStatus, TunnelConfig};
-use crate::control::objects::{Object, Objects};
+use crate::control::objects::{Node, Object, Objects};
 use crate::control::{read, status};
 
 /// Who we are to the API server: the fields that we apply are ours.
@@ -215,6 +216,7 @@ async fn follow_nodes(client: Client, shared: &Shared) {
                 let is_known =
                     shared.lock().objects.nodes.get(&name).is_some_and(|node| !node.pod_prefixes.is_empty());
                 if is_known {
+                    shared.set_zone(&name, node.labels().get(read::ZONE));
                     continue;
                 }
                 match api.get_opt(&name).await {
@@ -373,6 +375,19 @@ impl Shared {
             }
             listed.into_iter().for_each(|object| state.objects.insert(object));
             state.is_listed[kind as usize] = true;
+        });
+    }
+
+    /// Notes the zone of a node that is known.
+    fn set_zone(&self, node: &str, zone: Option<&String>) {
+        let is_same = |node: &Node| node.zone.as_ref() == zone;
+        if self.lock().objects.nodes.get(node).is_none_or(is_same) {
+            return;
+        }
+        self.change(|state| {
+            if let Some(node) = state.objects.nodes.get_mut(node) {
+                node.zone = zone.cloned();
+            }
         });
     }
 

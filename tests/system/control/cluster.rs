@@ -205,6 +205,13 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     // What its links leave for a packet is told as well.
     assert_eq!(plane.kubectl(&["get", "nodetunnel", "node1", "-o", "jsonpath={.spec.mtu}"]), "1440");
 
+    // The zone is a label that may come later.
+    plane.kubectl(&["label", "node", "node1", "topology.kubernetes.io/zone=east"]);
+    wait_until("the zone", SOON, || {
+        let path = "jsonpath={.spec.endpoints[*].zone}";
+        plane.kubectl(&["get", "nodetunnel", "node1", "-o", path]).trim() == "east"
+    });
+
     // What somebody writes over is written again.
     plane.kubectl(&[
         "patch",

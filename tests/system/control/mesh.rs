@@ -1,16 +1,14 @@
 //! Nodes come, go, move and are started anew; who is not concerned loses nothing.
 
 use std::fs;
-use std::sync::Mutex;
 use std::time::Duration;
 
-use adit::sys::netlink::Netlink;
-use adit::sys::packet::Capture;
 use rustix::process::Signal;
 
 use super::nodes::{Mesh, answered};
+use super::wire::{Seen, Wire, canary_pattern};
 use crate::support::tunnel::Program;
-use crate::support::{Namespace, SOON, need, pause, wait_until};
+use crate::support::{SOON, need, pause, wait_until};
 
 #[test]
 fn objects_become_peers_and_every_change_of_them_is_followed() {
@@ -137,8 +135,7 @@ fn in_strict_mode_nothing_leaves_in_clear_whoever_dies_and_cleanup_leaves_nothin
     mesh.start(Program::Adit);
     mesh.nodes[0].wait_for_pod_of(&mesh.nodes[1]);
     let wire = Wire::open(&mesh.fabric, "port1");
-    let hex: String = CANARY.iter().map(|byte| format!("{byte:02x}")).collect();
-    let args = ["-n", "-q", "-i", "0.005", "-p", &hex, "-I", "10.244.1.1", "10.244.2.1"];
+    let args = ["-n", "-q", "-i", "0.005", "-p", &canary_pattern(), "-I", "10.244.1.1", "10.244.2.1"];
     let _ping = mesh.nodes[0].namespace.spawn("ping", &args);
     wire.wait_for(Seen::WireGuard, "pings through the tunnel");
 
@@ -184,54 +181,4 @@ fn in_strict_mode_nothing_leaves_in_clear_whoever_dies_and_cleanup_leaves_nothin
     let left = state(node);
     assert!(!left.contains("lookup 8365") && !left.contains("adit"), "{left}");
     assert_eq!(node.namespace.ip("route show table 8365"), "");
-}
-
-/// What pings carry, and nothing else does.
-const CANARY: &[u8] = b"canary-in-clear!";
-
-/// What may be seen on the wire.
-#[derive(Clone, Copy)]
-enum Seen {
-    WireGuard,
-    Canary,
-}
-
-/// A capture of what a node sends and receives.
-struct Wire {
-    capture: Capture,
-    counts: Mutex<[usize; 2]>,
-}
-
-impl Wire {
-    fn open(fabric: &Namespace, port: &'static str) -> Self {
-        let capture = fabric.enter(move || Capture::open(Netlink::open().unwrap().link(port).unwrap().index));
-        Self { capture: capture.unwrap(), counts: Mutex::default() }
-    }
-
-    /// Returns how often it was seen.
-    fn count(&self, what: Seen) -> usize {
-        // Ethernet, IPv4, UDP to 51820, a data message.
-        let is_wireguard = |frame: &[u8]| {
-            frame.get(23) == Some(&17)
-                && frame.get(36..38) == Some(&51820_u16.to_be_bytes())
-                && frame.get(42) == Some(&4)
-        };
-        let mut counts = self.counts.lock().unwrap();
-        let mut frame = [0; 2048];
-        while let Ok(len) = self.capture.read(&mut frame) {
-            counts[0] += usize::from(is_wireguard(&frame[..len]));
-            counts[1] += usize::from(frame[..len].windows(CANARY.len()).any(|window| window == CANARY));
-        }
-        counts[what as usize]
-    }
-
-    fn forget(&self, what: Seen) {
-        self.count(what);
-        self.counts.lock().unwrap()[what as usize] = 0;
-    }
-
-    #[track_caller]
-    fn wait_for(&self, what: Seen, name: &str) {
-        wait_until(name, SOON, || self.count(what) > 10);
-    }
 }

@@ -6,5 +6,7 @@ mod cluster;
 mod mesh;
 mod mtu;
 pub(crate) mod nodes;
+mod scope;
 mod security;
 mod seeing;
+mod wire;
