@@ -540,8 +540,11 @@ impl Agent {
     /// Makes routes and firewall what they should be, and has them kept so.
     fn program(&self, topology: &Topology, link: Option<Link>, routes: Routes) -> Result<(), String> {
         let settings = &topology.settings;
-        let firewall = (settings.mode != Mode::Off)
-            .then(|| Firewall::of(&routes, settings.listen_port, settings.mode == Mode::Strict));
+        let is_strict = settings.mode == Mode::Strict;
+        let firewall = (settings.mode != Mode::Off).then(|| Firewall {
+            hosts: topology.open_addresses.clone(),
+            ..Firewall::of(&routes, settings.listen_port, is_strict)
+        });
         let done = self.parts.healer.set(heal::Desired { link, routes, firewall });
         done.map(drop).map_err(|error| error.to_string())
     }

@@ -432,7 +432,7 @@ pub struct Routing {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 32765))]
     pub rule_priority: Option<u32>,
-    /// The number of the routing table.
+    /// The number of the routing table. The next one is used as well, with `hostTraffic: PodToNode`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "table")]
     pub table: Option<IntOrString>,

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! input        udp to the WireGuard port: count, accept
+//!              Strict, where pods may reach this host in clear: from a protected address to one of this host: accept
 //!              Strict: from a protected address, not by the tunnel: count, drop
 //! forward      Strict: the same
 //!              TCP that opens through the tunnel: count, clamp the MSS to the MTU of the routes
 //! postrouting  Strict: to a protected address, not by the tunnel, not the tunnel's own datagram: count, drop
+//!              Strict, where pods' traffic to nodes is encrypted: from a pod of this node to a node, not by the tunnel: count, drop
 //! ```
 //!
 //! Protected is an address that the plan's routes lead into the tunnel or nowhere. The table repeats what the routes say, for the moments when these are gone: before they are made, and after somebody has removed them or the rule. Incoming packets are
@@ -18,10 +20,12 @@
 //! older iptables interface are not seen.
 
 use std::io;
+use std::net::IpAddr;
 
 use super::failed::Failed;
-use super::plan::{Entry, Routes};
+use super::plan::{Entry, FromPods, Kind, Routes};
 use super::ranges;
+use crate::config::Prefix;
 use crate::sys::netlink::nftables::{
     Batch, Count, DroppingChain, Expression, Hook, Nftables, Range, Refused, Side,
 };
@@ -33,7 +37,13 @@ pub const TABLE: &str = "adit";
 const PRIORITY: i32 = -150;
 
 /// The sets of protected addresses, and whether they are of IPv6.
-const SETS: [(&str, bool); 2] = [("protected4", false), ("protected6", true)];
+const PROTECTED: [(&str, bool); 2] = [("protected4", false), ("protected6", true)];
+
+/// The sets of this node's pods and of the nodes that these reach through the tunnel alone, likewise.
+const PODS: [(&str, &str, bool); 2] = [("pods4", "nodes4", false), ("pods6", "nodes6", true)];
+
+/// The sets of this host's addresses that pods may reach in clear, likewise.
+const HOSTS: [(&str, bool); 2] = [("hosts4", false), ("hosts6", true)];
 
 const WIREGUARD: &str = "wireguard";
 const INGRESS: &str = "cleartext_ingress";
@@ -53,10 +63,14 @@ pub struct Firewall {
     pub is_strict: bool,
     /// What is protected: the addresses whose strongest entry is unicast or blackhole.
     pub entries: Vec<Entry>,
+    /// What is protected from this node's pods alone.
+    pub from_pods: FromPods,
+    /// The addresses of this host that pods of other nodes may reach in clear.
+    pub hosts: Vec<IpAddr>,
 }
 
 impl Firewall {
-    /// Returns the firewall that protects what `routes` lead into the tunnel, or nowhere.
+    /// Returns the firewall that protects what `routes` lead into the tunnel, or nowhere, and this host from all of it.
     pub fn of(routes: &Routes, listen_port: u16, is_strict: bool) -> Self {
         Self {
             interface: routes.interface.clone(),
@@ -64,12 +78,35 @@ impl Firewall {
             listen_port,
             is_strict,
             entries: routes.entries.clone(),
+            from_pods: routes.from_pods.clone(),
+            hosts: Vec::new(),
         }
     }
 
-    /// Returns the ranges of a set. Under a blackhole for the whole cluster they stay the same when nodes come and go.
-    fn ranges(&self, is_ipv6: bool) -> Vec<Range> {
-        ranges::protected(&self.entries, is_ipv6)
+    /// Returns the sets with their families and ranges. Under a blackhole for the whole cluster those of the protected addresses stay the
+    /// same when nodes come and go.
+    fn sets(&self) -> Vec<(&'static str, bool, Vec<Range>)> {
+        if !self.is_strict {
+            return Vec::new();
+        }
+        let protected = |(set, is_ipv6)| (set, is_ipv6, ranges::protected(&self.entries, is_ipv6));
+        let mut sets: Vec<_> = PROTECTED.map(protected).into();
+        if self.guards_pods() {
+            let pods = all_of(self.from_pods.sources.iter().copied());
+            for (from, to, is_ipv6) in PODS {
+                sets.push((from, is_ipv6, ranges::protected(&pods, is_ipv6)));
+                sets.push((to, is_ipv6, ranges::protected(&self.from_pods.entries, is_ipv6)));
+            }
+        }
+        if !self.hosts.is_empty() {
+            let hosts = all_of(self.hosts.iter().map(|addr| Prefix::host(*addr)));
+            sets.extend(HOSTS.map(|(set, is_ipv6)| (set, is_ipv6, ranges::protected(&hosts, is_ipv6))));
+        }
+        sets
+    }
+
+    fn guards_pods(&self) -> bool {
+        self.is_strict && !self.from_pods.entries.is_empty()
     }
 
     /// Returns the table without the sets' elements: what can only be changed by making it anew.
@@ -79,8 +116,15 @@ impl Firewall {
             fwmark: self.fwmark,
             listen_port: self.listen_port,
             is_strict: self.is_strict,
+            guards_pods: self.guards_pods(),
+            has_open_hosts: self.is_strict && !self.hosts.is_empty(),
         }
     }
+}
+
+/// Returns entries of which all are protected.
+fn all_of(prefixes: impl Iterator<Item = Prefix>) -> Vec<Entry> {
+    prefixes.map(|prefix| Entry { prefix, kind: Kind::Unicast }).collect()
 }
 
 /// What the rules depend on.
@@ -90,6 +134,8 @@ struct Frame {
     fwmark: u32,
     listen_port: u16,
     is_strict: bool,
+    guards_pods: bool,
+    has_open_hosts: bool,
 }
 
 impl Frame {
@@ -100,13 +146,19 @@ impl Frame {
         };
         let tunnel = &self.interface[..];
         let not_from_tunnel = OtherInterface(Side::Source, tunnel);
-        let protected = |side| SETS.map(|(set, is_ipv6)| In { side, is_ipv6, set });
+        let protected = |side| PROTECTED.map(|(set, is_ipv6)| In { side, is_ipv6, set });
 
         batch.add_chain("input", Hook::Input, PRIORITY);
         let own = [not_from_tunnel, UdpTo(self.listen_port), Count(WIREGUARD), Accept];
         batch.add_rule("input", "the tunnel's datagrams", &own);
         batch.add_chain("forward", Hook::Forward, PRIORITY);
         batch.add_chain("postrouting", Hook::Postrouting, PRIORITY);
+        if self.has_open_hosts {
+            for (from, (set, is_ipv6)) in protected(Side::Source).into_iter().zip(HOSTS) {
+                let to = In { side: Side::Destination, is_ipv6, set };
+                batch.add_rule("input", "cleartext to this host", &[not_from_tunnel, from, to, Accept]);
+            }
+        }
         if self.is_strict {
             for from in protected(Side::Source) {
                 for chain in ["input", "forward"] {
@@ -119,6 +171,12 @@ impl Frame {
                 let rule = [not_to_tunnel, to, OtherMark(self.fwmark), Count(EGRESS), Drop];
                 batch.add_rule("postrouting", "cleartext to another node", &rule);
             }
+        }
+        for (pods, nodes, is_ipv6) in PODS.into_iter().filter(|_| self.guards_pods) {
+            let from = In { side: Side::Source, is_ipv6, set: pods };
+            let to = In { side: Side::Destination, is_ipv6, set: nodes };
+            let rule = [OtherInterface(Side::Destination, tunnel), from, to, Count(EGRESS), Drop];
+            batch.add_rule("postrouting", "cleartext from a pod to another node", &rule);
         }
         for side in [Side::Source, Side::Destination].into_iter().filter(|_| clamps) {
             let rule = [Interface(side, tunnel), TcpOpening, Count(OPENED), ClampMss];
@@ -181,14 +239,10 @@ impl Guard {
             self.replace(desired, frame)?;
             return Ok(true);
         }
-        if !desired.is_strict {
-            return Ok(false);
-        }
         let mut batch = Batch::new(TABLE);
-        for (set, is_ipv6) in SETS {
+        for (set, _, wanted) in desired.sets() {
             let found = self.nftables.ranges(TABLE, set);
             let found = found.map_err(|error| Failed::new(format!("reading set {set}"), error))?;
-            let wanted = desired.ranges(is_ipv6);
             let only_in = |one: &[Range], other: &[Range]| -> Vec<Range> {
                 one.iter().filter(|range| other.binary_search(range).is_err()).copied().collect()
             };
@@ -212,11 +266,9 @@ impl Guard {
             for counter in [WIREGUARD, INGRESS, EGRESS, OPENED] {
                 batch.add_counter(counter, counts.get(counter).copied().unwrap_or_default());
             }
-            if desired.is_strict {
-                for (set, is_ipv6) in SETS {
-                    batch.add_set(set, is_ipv6);
-                    batch.add_ranges(set, &desired.ranges(is_ipv6));
-                }
+            for (set, is_ipv6, ranges) in desired.sets() {
+                batch.add_set(set, is_ipv6);
+                batch.add_ranges(set, &ranges);
             }
             frame.add_to(&mut batch, clamps);
             batch
@@ -292,8 +344,6 @@ fn is_missing(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Prefix;
-    use crate::control::plan::Kind;
     use crate::sys::{netns, with_faults};
 
     #[test]
@@ -315,6 +365,8 @@ mod tests {
                 listen_port: 51820,
                 is_strict: true,
                 entries: vec![Entry { prefix, kind: Kind::Blackhole }],
+                from_pods: FromPods::default(),
+                hosts: Vec::new(),
             };
             // Table, three chains, a rule for the tunnel and six that drop.
             let dropping = 1 + 3 + 1 + 6;

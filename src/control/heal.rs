@@ -214,7 +214,7 @@ impl Keeper {
         let concerns_us = |event: &Event| match event {
             Event::Link(link) => link.name == routes.interface || Some(link.index) == interface,
             Event::LinkGone(index) => Some(*index) == interface,
-            Event::Route { table, .. } => *table == routes.table,
+            Event::Route { table, .. } => [routes.table, routes.pods_table()].contains(table),
             Event::Address(index) => desired.link.is_some() && Some(*index) == interface,
             Event::Rule | Event::Lost => true,
         };

@@ -285,7 +285,11 @@ impl World {
             mode: self.random.chance(90).then_some(mode),
             cluster_cidrs: cluster,
             listen_port: self.random.chance(20).then_some(1),
-            host_traffic: self.random.chance(30).then_some(HostTraffic::Encrypt),
+            host_traffic: match self.random.below(10) {
+                0..=2 => Some(HostTraffic::Encrypt),
+                3..=5 => Some(HostTraffic::PodToNode),
+                _ => None,
+            },
             persistent_keepalive: self.random.chance(20).then(|| "25s".to_owned()),
             ..TunnelConfigSpec::default()
         }

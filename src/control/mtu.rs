@@ -54,7 +54,8 @@ impl Ways {
                 Event::Link(link) => is_other(self.links.get(&link.index), link.mtu, link.up),
                 Event::LinkGone(index) => self.links.contains_key(&index),
                 Event::Route { table, .. } => {
-                    table != u32::from(libc::RT_TABLE_LOCAL) && own.is_none_or(|own| table != own.table)
+                    table != u32::from(libc::RT_TABLE_LOCAL)
+                        && own.is_none_or(|own| ![own.table, own.pods_table()].contains(&table))
                 }
                 Event::Address(_) | Event::Lost => true,
                 Event::Rule => false,

@@ -17,6 +17,8 @@ pub struct Objects {
     pub configs: BTreeMap<String, Config>,
     /// The cluster's own `Node`s by name, where they are known.
     pub nodes: BTreeMap<String, Node>,
+    /// The addresses of API servers, by the `EndpointSlice` that names them.
+    pub api_servers: BTreeMap<String, Vec<IpAddr>>,
 }
 
 impl Objects {
@@ -26,6 +28,7 @@ impl Objects {
             Object::Tunnel(name, tunnel) => drop(self.tunnels.insert(name, tunnel)),
             Object::Config(name, config) => drop(self.configs.insert(name, config)),
             Object::Node(name, node) => drop(self.nodes.insert(name, node)),
+            Object::ApiServers(name, addresses) => drop(self.api_servers.insert(name, addresses)),
         }
     }
 }
@@ -39,6 +42,8 @@ pub enum Object {
     Config(String, Config),
     /// A `Node`.
     Node(String, Node),
+    /// An `EndpointSlice` of the service `kubernetes`: addresses of API servers.
+    ApiServers(String, Vec<IpAddr>),
 }
 
 /// What a node says of itself, as far as it can be read.

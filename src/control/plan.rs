@@ -15,6 +15,31 @@ pub struct Routes {
     pub interface: String,
     /// The routes, in any order.
     pub entries: Vec<Entry>,
+    /// Further ones, for packets of this node's pods alone.
+    pub from_pods: FromPods,
+}
+
+impl Routes {
+    /// Returns the table of the routes for pods alone: the next one.
+    pub fn pods_table(&self) -> u32 {
+        self.table.wrapping_add(1)
+    }
+
+    /// Takes out every route into the tunnel.
+    pub fn close(&mut self) {
+        for entries in [&mut self.entries, &mut self.from_pods.entries] {
+            entries.retain(|entry| entry.kind != Kind::Unicast);
+        }
+    }
+}
+
+/// Routes for packets that come from this node's pods, in a table of their own, and the rules that lead there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FromPods {
+    /// The pods' prefixes.
+    pub sources: Vec<Prefix>,
+    /// The routes, in any order.
+    pub entries: Vec<Entry>,
 }
 
 /// One route.

@@ -27,6 +27,12 @@ const VERSION: &str = "adit.dev/v1alpha1";
 /// The label that says in which zone a node is.
 pub const ZONE: &str = "topology.kubernetes.io/zone";
 
+/// The label that says of which service an `EndpointSlice` is.
+pub const SERVICE: &str = "kubernetes.io/service-name";
+
+/// The service by which pods reach the API server, in the namespace `default`.
+pub const API_SERVICE: &str = "kubernetes";
+
 /// The most elements of a list that are looked at: those of the schema's longest.
 const LIST_MAX: usize = 512;
 
@@ -66,6 +72,9 @@ pub fn object(value: &Value) -> Result<Object, NoObject> {
         (GROUP, "NodeTunnel") => Ok(Object::Tunnel(name, tunnel(value))),
         (GROUP, "TunnelConfig") => Ok(Object::Config(name, config(value))),
         ("", "Node") => Ok(Object::Node(name, node(value))),
+        ("discovery.k8s.io", "EndpointSlice") if is_of_api_server(value) => {
+            Ok(Object::ApiServers(name, endpoint_addresses(value)))
+        }
         _ => Err(NoObject::OfOtherKind(format!("{version} {kind}"))),
     }
 }
@@ -91,7 +100,15 @@ pub fn values(objects: &Objects) -> Vec<Value> {
             "status": { "addresses": addresses.collect::<Vec<_>>() },
         })
     });
-    tunnels.chain(configs).chain(nodes).collect()
+    let api_servers = objects.api_servers.iter().map(|(name, addresses)| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": { "name": name, "namespace": "default", "labels": { SERVICE: API_SERVICE } },
+            "endpoints": [{ "addresses": texts(addresses) }],
+        })
+    });
+    tunnels.chain(configs).chain(nodes).chain(api_servers).collect()
 }
 
 fn tunnel_value(name: &str, tunnel: &Tunnel) -> Value {
@@ -196,6 +213,18 @@ fn node(value: &Value) -> Node {
         pod_prefixes: reader.list("podCIDRs", |_, text| block(text)),
         zone: labels(value).remove(ZONE).filter(|zone| !zone.is_empty()),
     }
+}
+
+/// Tells whether an `EndpointSlice` is one of the service by which pods reach the API server.
+fn is_of_api_server(value: &Value) -> bool {
+    let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str);
+    namespace == Some("default") && labels(value).get(SERVICE).is_some_and(|service| service == API_SERVICE)
+}
+
+fn endpoint_addresses(value: &Value) -> Vec<IpAddr> {
+    let endpoints = value["endpoints"].as_array().into_iter().flatten().take(LIST_MAX);
+    let addresses = endpoints.filter_map(|endpoint| endpoint["addresses"].as_array()).flatten();
+    addresses.filter_map(|addr| own_address(addr).ok()).collect()
 }
 
 /// Returns the labels; those whose values are no text are left out, as no label has such.
@@ -475,6 +504,7 @@ mod tests {
                 zone: Some("z".to_owned()),
             },
         ));
+        objects.insert(Object::ApiServers("kubernetes".to_owned(), vec![IpAddr::from([192, 0, 2, 9])]));
         let mut again = Objects::default();
         values(&objects).iter().for_each(|value| again.insert(object(value).unwrap()));
         assert_eq!(again, objects);
@@ -488,7 +518,8 @@ mod tests {
         };
         assert!(matches!(named("v1", "Node"), Ok(Object::Node(..))));
         assert!(matches!(named("adit.dev/v1", "NodeTunnel"), Ok(Object::Tunnel(..))));
-        assert!(matches!(named("v1", "Pod"), Err(NoObject::OfOtherKind(_))));
+        assert!(matches!(named("v1", "Secret"), Err(NoObject::OfOtherKind(_))));
+        assert!(matches!(named("discovery.k8s.io/v1", "EndpointSlice"), Err(NoObject::OfOtherKind(_))));
         assert!(matches!(named("v1", "NodeTunnel"), Err(NoObject::OfOtherKind(_))));
         assert_eq!(object(&json!({ "kind": "Node" })), Err(NoObject::Without("apiVersion")));
         assert_eq!(object(&json!([])), Err(NoObject::Without("kind")));

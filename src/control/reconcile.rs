@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::api::Mode;
 use super::link::Link;
-use super::plan::{Kind, Routes};
+use super::plan::Routes;
 use super::topology::{Peer, Topology};
 use crate::config::diff::{Difference, diff};
 use crate::config::{Desired, DesiredPeer, Edit, PeerSnapshot, PresharedKey, Snapshot};
@@ -107,7 +107,7 @@ pub fn reconcile(
 /// routes as they are.
 pub fn without_data_plane(topology: &Topology) -> Option<Routes> {
     let mut routes = topology.routes.clone();
-    routes.entries.retain(|entry| entry.kind != Kind::Unicast);
+    routes.close();
     (topology.settings.mode == Mode::Strict).then_some(routes)
 }
 

@@ -39,7 +39,7 @@ pub struct Settings {
     pub scope: Scope,
     /// The priority of the routing rule.
     pub rule_priority: u32,
-    /// The number of the routing table.
+    /// The number of the routing table; the next one holds routes for pods alone.
     pub table: u32,
     /// The mark of the data plane's own datagrams.
     pub fwmark: u32,
@@ -148,7 +148,7 @@ impl Settings {
                 Some(_) => fault("routing.rulePriority", "a number from 1 to 32765 is needed"),
                 None => {}
             }
-            match number(routing.table.as_ref(), 256, u32::MAX) {
+            match number(routing.table.as_ref(), 256, u32::MAX - 1) {
                 Ok(table) => self.table = table.map_or(self.table, |table| table.unwrap_or(MARK)),
                 Err(reason) => fault("routing.table", &reason),
             }
@@ -173,13 +173,6 @@ impl Settings {
     /// Says of what the API has and this agent does not that it is not obeyed; where there is a choice, more is encrypted than was asked for.
     fn refuse_what_is_not_there(&mut self, spec: &TunnelConfigSpec, fault: &mut dyn FnMut(&str, &str)) {
         const ABSENT: &str = "this agent does not do that";
-        if self.host_traffic == HostTraffic::PodToNode {
-            self.host_traffic = HostTraffic::Plain;
-            fault(
-                "hostTraffic",
-                "this agent has no routes by source; traffic to nodes stays outside the tunnel",
-            );
-        }
         if spec.mtu.as_ref().is_some_and(|mtu| *mtu == IntOrString::String("Probe".to_owned())) {
             fault("mtu", ABSENT);
         }
@@ -361,7 +354,6 @@ mod tests {
             interface_name: Some("a/b".to_owned()),
             mtu: text("Wide"),
             persistent_keepalive: Some("500ms".to_owned()),
-            host_traffic: Some(HostTraffic::PodToNode),
             routing: Some(Routing {
                 rule_priority: Some(0),
                 table: Some(IntOrString::Int(255)),
@@ -373,7 +365,7 @@ mod tests {
         });
         assert_eq!(settings, Settings::default());
         let expected = "clusterCIDRs exempt listenPort interfaceName mtu persistentKeepalive routing.rulePriority routing.table \
-            routing.fwmark metrics.address hostTraffic keyRotation";
+            routing.fwmark metrics.address keyRotation";
         let expected: Vec<_> = expected.split_whitespace().map(|field| format!("spec.{field}")).collect();
         assert_eq!(faults, expected);
     }

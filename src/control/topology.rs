@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::api::{HostTraffic, Mode, Scope};
 use super::objects::{Fault, Objects, Tunnel};
-use super::plan::{Entry, Kind, Routes};
+use super::plan::{Entry, FromPods, Kind, Routes};
 use super::settings::Settings;
 use crate::config::Prefix;
 use crate::crypto::x25519::PublicKey;
@@ -54,6 +54,8 @@ pub struct Topology {
     pub routes: Routes,
     /// The addresses of its tunnel's interface.
     pub addresses: Vec<IpAddr>,
+    /// Its own addresses at which pods of other nodes arrive in clear, as traffic to nodes is not encrypted, or not to this one.
+    pub open_addresses: Vec<IpAddr>,
     /// The nodes that are not talked to through the tunnel, by name.
     pub not_encrypted: BTreeMap<String, Unencrypted>,
     /// What is not obeyed, by `Kind/name` of the object.
@@ -183,12 +185,12 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     faults.extend(claims.faults);
     let claimed = claims.granted;
 
-    let mut routing = Routing::new(&settings, own, own_tunnel);
+    let mut routing = Routing::new(&settings, own, objects);
     let mut peers = BTreeMap::new();
     let mut not_encrypted = BTreeMap::new();
     for (name, granted) in &claimed {
         if *name == own.name {
-            granted.pods.iter().for_each(|prefix| routing.add(*prefix, Kind::Throw));
+            routing.add_own(granted);
             continue;
         }
         let tunnel = objects.tunnels.get(*name);
@@ -210,8 +212,11 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
             not_encrypted.insert((*name).to_owned(), Unencrypted { reason, is_dropped });
         }
     }
+    let is_open = settings.host_traffic == HostTraffic::Plain || routing.is_exempt;
+    let own_addresses = own_tunnel.filter(|_| is_open).map(|tunnel| tunnel.node_addresses.clone());
     Topology {
         peers,
+        open_addresses: own_addresses.unwrap_or_default(),
         routes: routing.finish(),
         addresses: own_tunnel.map(|tunnel| tunnel.tunnel_addresses.clone()).unwrap_or_default(),
         not_encrypted,
@@ -290,7 +295,10 @@ impl<'a> Claims<'a> {
     fn add_silent(&mut self, objects: &'a Objects) {
         for (name, node) in objects.nodes.iter().filter(|(name, _)| !objects.tunnels.contains_key(*name)) {
             let pods = node.pod_prefixes.iter().filter(|prefix| !self.pods.contains_key(prefix));
-            let granted = Granted { pods: pods.copied().collect(), ..Granted::default() };
+            let nodes = node.addresses.iter().map(|addr| Prefix::host(*addr));
+            let nodes = nodes.filter(|single| self.single_refusal(name, single).is_none());
+            let granted =
+                Granted { pods: pods.copied().collect(), nodes: nodes.collect(), ..Granted::default() };
             self.granted.insert(name, granted);
         }
     }
@@ -372,34 +380,53 @@ fn holder<'a>(blocks: &BTreeMap<Prefix, &'a str>, prefix: &Prefix) -> Option<&'a
     around.filter_map(|block| blocks.get(&block)).copied().next()
 }
 
-/// The routing table that is being made.
+/// The routes that are being made.
 struct Routing<'a> {
     settings: &'a Settings,
     zone: Option<&'a str>,
     /// The prefixes of the links that have an address of this node.
     subnets: Vec<Prefix>,
+    api_servers: BTreeSet<IpAddr>,
+    /// Whether this node itself is among what never needs the tunnel.
+    is_exempt: bool,
+    /// Those for all packets.
+    all: Table,
+    /// Those for packets of this node's pods alone, and these.
+    from_pods: Table,
+    sources: Vec<Prefix>,
+}
+
+/// A routing table that is being made.
+#[derive(Default)]
+struct Table {
     entries: BTreeMap<Prefix, Kind>,
     blackholes: BTreeSet<Prefix>,
 }
 
 impl<'a> Routing<'a> {
-    fn new(settings: &'a Settings, own: &Own, tunnel: Option<&'a Tunnel>) -> Self {
+    fn new(settings: &'a Settings, own: &Own, objects: &'a Objects) -> Self {
+        let tunnel = objects.tunnels.get(&own.name);
         let zone = tunnel.and_then(|tunnel| tunnel.zone.as_deref());
-        let is_own = |addr: &IpAddr| {
-            let mut places = tunnel.into_iter().flat_map(|tunnel| &tunnel.endpoints);
-            places.any(|place| place.ip() == *addr)
-        };
-        let of_node = own.links.iter().filter(|(addr, _)| is_own(addr));
+        let places = tunnel.into_iter().flat_map(|tunnel| &tunnel.endpoints).map(SocketAddr::ip);
+        let nodes = tunnel.into_iter().flat_map(|tunnel| tunnel.node_addresses.iter().copied());
+        let addresses: BTreeSet<_> = places.chain(nodes).collect();
+        let of_node = own.links.iter().filter(|(addr, _)| addresses.contains(addr));
         let subnets = of_node.filter_map(|(addr, len)| Prefix::new(*addr, *len)).collect();
-        let (entries, blackholes) = (BTreeMap::new(), BTreeSet::new());
-        let mut this = Self { settings, zone, subnets, entries, blackholes };
+        let api_servers: BTreeSet<_> = match settings.exempt_api_server {
+            true => own.api_servers.iter().chain(objects.api_servers.values().flatten()).copied().collect(),
+            false => BTreeSet::new(),
+        };
+        let is_exempt = !api_servers.is_disjoint(&addresses)
+            || addresses.iter().any(|addr| settings.exempt.iter().any(|exempt| exempt.contains(*addr)));
+        let (all, from_pods, sources) = (Table::default(), Table::default(), Vec::new());
+        let mut this = Self { settings, zone, subnets, api_servers, is_exempt, all, from_pods, sources };
         if settings.mode == Mode::Strict {
-            this.blackholes.extend(settings.cluster_prefixes.iter().flatten());
+            this.all.blackholes.extend(settings.cluster_prefixes.iter().flatten());
         }
         if settings.host_traffic == HostTraffic::Encrypt {
             settings.exempt.iter().for_each(|prefix| this.add(*prefix, Kind::Throw));
-            if settings.exempt_api_server {
-                own.api_servers.iter().for_each(|addr| this.add(Prefix::host(*addr), Kind::Throw));
+            for addr in this.api_servers.clone() {
+                this.add(Prefix::host(addr), Kind::Throw);
             }
         }
         this
@@ -436,30 +463,64 @@ impl<'a> Routing<'a> {
         for prefix in granted.pods.iter().chain(&granted.tunnels) {
             self.add(*prefix, kind);
         }
-        if self.settings.host_traffic == HostTraffic::Encrypt {
-            granted.nodes.iter().for_each(|prefix| self.add(*prefix, kind));
+        for node in &granted.nodes {
+            self.route_node(*node, kind);
         }
         kind == Kind::Blackhole
     }
 
-    /// Adds an entry; what is exempt is there already, and stays.
+    /// Adds the route to a node's own address.
+    ///
+    /// What an exempt node sends to other nodes stays outside the tunnel, as does what they send to it: a node whose key nobody knows yet
+    /// must be able to say it to the API server, and to hear its answer.
+    fn route_node(&mut self, node: Prefix, kind: Kind) {
+        let is_exempt = self.api_servers.contains(&node.addr())
+            || self.settings.exempt.iter().any(|exempt| exempt.covers(&node));
+        let is_strict = self.settings.mode == Mode::Strict;
+        match self.settings.host_traffic {
+            HostTraffic::Plain => {}
+            HostTraffic::PodToNode if is_exempt => {}
+            HostTraffic::PodToNode => self.from_pods.add(node, kind, is_strict),
+            HostTraffic::Encrypt if is_exempt || self.is_exempt => self.add(node, Kind::Throw),
+            HostTraffic::Encrypt => self.add(node, kind),
+        }
+    }
+
+    /// Adds the routes past the tunnel to this node's own pods.
+    fn add_own(&mut self, granted: &Granted) {
+        granted.pods.iter().for_each(|prefix| self.add(*prefix, Kind::Throw));
+        self.sources.clone_from(&granted.pods);
+    }
+
     fn add(&mut self, prefix: Prefix, kind: Kind) {
+        self.all.add(prefix, kind, self.settings.mode == Mode::Strict);
+    }
+
+    fn finish(self) -> Routes {
+        let mut routes = no_routes(self.settings);
+        if self.settings.mode != Mode::Off {
+            routes.entries = self.all.finish();
+            routes.from_pods = FromPods { sources: self.sources, entries: self.from_pods.finish() };
+        }
+        routes
+    }
+}
+
+impl Table {
+    /// Adds an entry; what is exempt is there already, and stays.
+    fn add(&mut self, prefix: Prefix, kind: Kind, is_strict: bool) {
         let kind = *self.entries.entry(prefix).or_insert(kind);
-        if kind == Kind::Unicast && self.settings.mode == Mode::Strict {
+        if kind == Kind::Unicast && is_strict {
             self.blackholes.insert(prefix);
         }
     }
 
-    fn finish(self) -> Routes {
-        let settings = self.settings;
-        let mut entries: BTreeSet<_> = BTreeSet::new();
-        if settings.mode != Mode::Off {
-            let throws = |prefix: &Prefix| self.entries.get(prefix) == Some(&Kind::Throw);
-            let blackholes = self.blackholes.iter().filter(|prefix| !throws(prefix));
-            entries.extend(blackholes.map(|prefix| Entry { prefix: *prefix, kind: Kind::Blackhole }));
-            entries.extend(self.entries.iter().map(|(prefix, kind)| Entry { prefix: *prefix, kind: *kind }));
-        }
-        Routes { entries: entries.into_iter().collect(), ..no_routes(settings) }
+    fn finish(self) -> Vec<Entry> {
+        let throws = |prefix: &Prefix| self.entries.get(prefix) == Some(&Kind::Throw);
+        let blackholes = self.blackholes.iter().filter(|prefix| !throws(prefix));
+        let blackholes = blackholes.map(|prefix| Entry { prefix: *prefix, kind: Kind::Blackhole });
+        let others = self.entries.iter().map(|(prefix, kind)| Entry { prefix: *prefix, kind: *kind });
+        blackholes.chain(others).collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 
@@ -471,6 +532,7 @@ pub fn no_routes(settings: &Settings) -> Routes {
         rule_priority: settings.rule_priority,
         interface: settings.interface.clone(),
         entries: Vec::new(),
+        from_pods: FromPods::default(),
     }
 }
 
@@ -526,8 +588,11 @@ mod tests {
     }
 
     fn entries(topology: &Topology) -> Vec<String> {
-        let entries = topology.routes.entries.iter();
-        entries.map(|entry| format!("{:?} {}", entry.kind, entry.prefix).to_lowercase()).collect()
+        texts(&topology.routes.entries)
+    }
+
+    fn texts(entries: &[Entry]) -> Vec<String> {
+        entries.iter().map(|entry| format!("{:?} {}", entry.kind, entry.prefix).to_lowercase()).collect()
     }
 
     fn allowed(topology: &Topology, n: u8) -> Vec<String> {
@@ -737,6 +802,75 @@ mod tests {
         }
         assert!(!entries.contains(&"unicast 192.0.2.3/32".to_owned()));
         assert!(!entries.contains(&"blackhole 192.0.2.3/32".to_owned()));
+    }
+
+    #[test]
+    fn a_node_that_is_inside_what_is_exempt_is_exempt() {
+        let mut objects = objects(Mode::Strict);
+        set(&mut objects, |spec| {
+            spec.host_traffic = Some(HostTraffic::Encrypt);
+            spec.cluster_cidrs =
+                Some(vec!["192.0.0.0/8".to_owned(), "10.0.0.0/8".to_owned(), "fd00::/16".to_owned()]);
+            spec.exempt = Some(vec!["192.0.2.0/24".to_owned()]);
+        });
+        let entries = entries(&of(&objects));
+        for entry in
+            ["throw 192.0.2.0/24", "throw 192.0.2.2/32", "throw 192.0.2.3/32", "unicast 10.244.2.0/24"]
+        {
+            assert!(entries.contains(&entry.to_owned()), "{entry}");
+        }
+        assert!(!entries.iter().any(|entry| entry.starts_with("unicast 192.")));
+    }
+
+    #[test]
+    fn what_a_node_needs_to_be_known_stays_outside_the_tunnel_on_both_sides() {
+        let mut objects = objects(Mode::Strict);
+        set(&mut objects, |spec| spec.host_traffic = Some(HostTraffic::Encrypt));
+        // A node that has nothing yet but an address, and one whose key is gone.
+        let fresh = Node { addresses: vec![IpAddr::from([192, 0, 2, 4])], ..Node::default() };
+        objects.nodes.insert("d".to_owned(), fresh);
+        change(&mut objects, "c", |tunnel| (tunnel.active, tunnel.keys) = (None, Vec::new()));
+        objects.api_servers.insert("kubernetes".to_owned(), vec![IpAddr::from([192, 0, 2, 1])]);
+        // On the node of the API server, which is ours.
+        let server = entries(&of(&objects));
+        for n in 2..=4 {
+            assert!(server.contains(&format!("throw 192.0.2.{n}/32")), "{n}");
+            assert!(!server.iter().any(|entry| *entry == format!("blackhole 192.0.2.{n}/32")), "{n}");
+        }
+        assert!(server.contains(&"unicast 10.244.2.0/24".to_owned()), "its pods' traffic does not");
+        // On another one.
+        let other = entries(&topology(&objects, &Own::new("b", key(2))));
+        assert!(other.contains(&"throw 192.0.2.1/32".to_owned()));
+        for n in 3..=4 {
+            assert!(other.contains(&format!("blackhole 192.0.2.{n}/32")), "{n}");
+        }
+        // Where nothing is exempt, nothing is.
+        set(&mut objects, |spec| spec.exempt = Some(Vec::new()));
+        let other = entries(&topology(&objects, &Own::new("b", key(2))));
+        assert!(other.contains(&"unicast 192.0.2.1/32".to_owned()));
+        assert!(entries(&of(&objects)).contains(&"unicast 192.0.2.2/32".to_owned()));
+    }
+
+    #[test]
+    fn pods_have_routes_to_nodes_of_their_own() {
+        for (mode, expected) in [
+            (Mode::Strict, &["unicast 192.0.2.2/32", "blackhole 192.0.2.2/32"][..]),
+            (Mode::Permissive, &["unicast 192.0.2.2/32"]),
+            (Mode::Off, &[]),
+        ] {
+            let mut objects = objects(mode);
+            set(&mut objects, |spec| spec.host_traffic = Some(HostTraffic::PodToNode));
+            objects.api_servers.insert("kubernetes".to_owned(), vec![IpAddr::from([192, 0, 2, 3])]);
+            let topology = of(&objects);
+            assert_eq!(texts(&topology.routes.from_pods.entries), expected);
+            if mode != Mode::Off {
+                assert_eq!(
+                    topology.routes.from_pods.sources,
+                    [prefix("10.244.1.0/24"), prefix("fd00:1::/64")]
+                );
+            }
+            assert!(!entries(&topology).iter().any(|entry| entry.contains(" 192.")), "hosts are left alone");
+        }
     }
 
     #[test]

@@ -261,8 +261,12 @@ fn routing_table(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
         (Ok(rules), Ok(routes)) => (rules, routes),
         (Err(error), _) | (_, Err(error)) => return (Skip, format!("the table cannot be listed: {error}")),
     };
-    let rules = rules.into_iter().filter(|rule| rule.table == Some(own)).map(shown);
-    let is_foreign = |route: &&TableRoute| route.table == own && route.protocol != PROTOCOL;
+    // The next table is that of routes for pods alone.
+    let is_own = |table: u32| {
+        table == own || wanted.settings.host_traffic == HostTraffic::PodToNode && table == own + 1
+    };
+    let rules = rules.into_iter().filter(|rule| rule.table.is_some_and(is_own)).map(shown);
+    let is_foreign = |route: &&TableRoute| is_own(route.table) && route.protocol != PROTOCOL;
     let routes = routes.iter().filter(is_foreign).map(|route| format!("route to {}", destination(route)));
     let text = format!("table {own} is used by others: ");
     verdict(Fail, rules.chain(routes), &text, &format!("table {own} is free"))

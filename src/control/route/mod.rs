@@ -20,9 +20,9 @@ use std::fmt;
 use std::io;
 
 use super::failed::Failed;
-use super::plan::{Kind, Routes};
+use super::plan::{Entry, FromPods, Kind, Routes};
 use crate::config::Prefix;
-use crate::sys::netlink::{Netlink, RouteFilter, RouteKind, Rule, TableRoute};
+use crate::sys::netlink::{Netlink, Packets, RouteFilter, RouteKind, Rule, TableRoute};
 
 /// What our routes and rules are marked with (`rtm_protocol`). No program is known to use this number.
 pub const PROTOCOL: u8 = 173;
@@ -95,8 +95,15 @@ impl fmt::Display for Step {
 
 fn write_rule(f: &mut fmt::Formatter<'_>, verb: &str, rule: &Rule) -> fmt::Result {
     let family = if rule.is_ipv6 { "IPv6" } else { "IPv4" };
-    let Rule { priority, mark, table, .. } = rule;
-    write!(f, "{verb} {family} rule {priority}: not fwmark {mark:#x} lookup {table}")
+    let Rule { priority, table, .. } = rule;
+    match rule.packets {
+        Packets::Unmarked(mark) => {
+            write!(f, "{verb} {family} rule {priority}: not fwmark {mark:#x} lookup {table}")
+        }
+        Packets::From(addr, len) => {
+            write!(f, "{verb} {family} rule {priority}: from {addr}/{len} lookup {table}")
+        }
+    }
 }
 
 /// Returns the steps from what is there to what should be there, in the order in which they are taken. `interface` is the index of the
@@ -121,7 +128,11 @@ pub fn diff(actual: &Actual, desired: &Routes, interface: Option<u32>) -> Vec<St
         Some(protocol) => protocol == PROTOCOL,
         // A kernel that keeps no protocol numbers: what is exactly like ours.
         None => {
-            (rule.priority, rule.mark, rule.table) == (desired.rule_priority, desired.fwmark, desired.table)
+            let table = match rule.packets {
+                Packets::Unmarked(mark) => (mark == desired.fwmark).then_some(desired.table),
+                Packets::From(..) => Some(desired.pods_table()),
+            };
+            rule.priority == desired.rule_priority && table == Some(rule.table)
         }
     };
     let is_same =
@@ -145,14 +156,16 @@ fn key(route: &TableRoute) -> Key {
 }
 
 fn routes_of(desired: &Routes, interface: Option<u32>) -> BTreeMap<Key, TableRoute> {
-    let routes = desired.entries.iter().filter_map(|entry| {
+    let all = desired.entries.iter().map(|entry| (desired.table, entry));
+    let from_pods = desired.from_pods.entries.iter().map(|entry| (desired.pods_table(), entry));
+    let routes = all.chain(from_pods).filter_map(|(table, entry)| {
         let kind = match entry.kind {
             Kind::Throw => RouteKind::Throw,
             Kind::Unicast => RouteKind::Unicast { interface: interface? },
             Kind::Blackhole => RouteKind::Blackhole,
         };
         Some(TableRoute {
-            table: desired.table,
+            table,
             destination: (entry.prefix.addr(), entry.prefix.len()),
             metric: metric_of(entry.kind),
             kind,
@@ -163,18 +176,30 @@ fn routes_of(desired: &Routes, interface: Option<u32>) -> BTreeMap<Key, TableRou
     routes.map(|route| (key(&route), route)).collect()
 }
 
-/// Returns a rule for each family that has routes.
+/// Returns a rule for each family that has routes, and one for each prefix of pods that has routes of its own.
 fn rules_of(desired: &Routes) -> Vec<Rule> {
-    let families = [false, true].into_iter();
-    let used = families.filter(|v6| desired.entries.iter().any(|entry| entry.prefix.addr().is_ipv6() == *v6));
-    used.map(|is_ipv6| Rule {
+    let rule = |is_ipv6, packets, table| Rule {
         is_ipv6,
         priority: desired.rule_priority,
-        mark: desired.fwmark,
-        table: desired.table,
+        packets,
+        table,
         protocol: Some(PROTOCOL),
-    })
-    .collect()
+    };
+    let mut rules = Vec::new();
+    for is_ipv6 in [false, true] {
+        let is_used =
+            |entries: &[Entry]| entries.iter().any(|entry| entry.prefix.addr().is_ipv6() == is_ipv6);
+        if is_used(&desired.from_pods.entries) {
+            let sources =
+                desired.from_pods.sources.iter().filter(|source| source.addr().is_ipv6() == is_ipv6);
+            let from = sources.map(|source| Packets::From(source.addr(), source.len()));
+            rules.extend(from.map(|packets| rule(is_ipv6, packets, desired.pods_table())));
+        }
+        if is_used(&desired.entries) {
+            rules.push(rule(is_ipv6, Packets::Unmarked(desired.fwmark), desired.table));
+        }
+    }
+    rules
 }
 
 /// The steps that failed, and what must wait for them: what is old protects until the new is there.
@@ -259,7 +284,8 @@ impl Router {
         if let Some(failure) = first_failure {
             return Err(failure);
         }
-        let unicast = desired.entries.iter().filter(|entry| entry.kind == Kind::Unicast).count();
+        let entries = desired.entries.iter().chain(&desired.from_pods.entries);
+        let unicast = entries.filter(|entry| entry.kind == Kind::Unicast).count();
         Ok(Outcome { steps: taken, waiting: if self.interface.is_some() { 0 } else { unicast } })
     }
 
@@ -269,7 +295,8 @@ impl Router {
     /// # Errors
     /// Names the first step that failed; all others have been tried.
     pub fn cleanup(&mut self, desired: &Routes) -> Result<(), Failed> {
-        self.sync(&Routes { entries: Vec::new(), ..desired.clone() }).map(drop)
+        self.sync(&Routes { entries: Vec::new(), from_pods: FromPods::default(), ..desired.clone() })
+            .map(drop)
     }
 
     /// Looks at what the kernel has, and returns the steps that [`Self::sync`] would take.

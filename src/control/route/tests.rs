@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::Prefix;
 use crate::control::plan::Entry;
+use crate::sys::netlink::Packets;
 use crate::sys::netns;
 
 const TABLE: u32 = 5000;
@@ -79,9 +80,18 @@ impl Twin {
 
     /// What becomes of a packet to `addr` that carries `mark`.
     fn verdict(&self, addr: IpAddr, mark: u32) -> Verdict {
+        self.verdict_from(None, addr, mark)
+    }
+
+    /// The same of one that has a source.
+    fn verdict_from(&self, from: Option<IpAddr>, addr: IpAddr, mark: u32) -> Verdict {
         let mut rules: Vec<_> = self.rules.iter().filter(|rule| rule.is_ipv6 == addr.is_ipv6()).collect();
         rules.sort_by_key(|rule| rule.priority);
-        for rule in rules.into_iter().filter(|rule| rule.mark != mark) {
+        let is_for = |rule: &&Rule| match rule.packets {
+            Packets::Unmarked(own) => own != mark,
+            Packets::From(net, len) => from.is_some_and(|from| Prefix::new(net, len).unwrap().contains(from)),
+        };
+        for rule in rules.into_iter().filter(is_for) {
             let covering = self.routes.iter().filter(|route| {
                 let (net, len) = route.destination;
                 route.table == rule.table && Prefix::new(net, len).unwrap().contains(addr)
@@ -118,7 +128,14 @@ fn any_entries() -> impl Strategy<Value = Vec<Entry>> {
 }
 
 fn routes(table: u32, entries: Vec<Entry>) -> Routes {
-    Routes { table, fwmark: FWMARK, rule_priority: 99, interface: "adit0".to_owned(), entries }
+    Routes {
+        table,
+        fwmark: FWMARK,
+        rule_priority: 99,
+        interface: "adit0".to_owned(),
+        entries,
+        ..Routes::default()
+    }
 }
 
 /// An address of each range that the prefixes can tell apart.
@@ -152,7 +169,13 @@ fn foreign() -> Twin {
         mtu: None,
         protocol: 4,
     };
-    let rule = Rule { is_ipv6: false, priority: 99, mark: FWMARK, table: 1, protocol: Some(4) };
+    let rule = Rule {
+        is_ipv6: false,
+        priority: 99,
+        packets: Packets::Unmarked(FWMARK),
+        table: 1,
+        protocol: Some(4),
+    };
     Twin { rules: vec![rule], routes: vec![route, TableRoute { table: 254, ..route }] }
 }
 
@@ -259,6 +282,46 @@ fn the_rule_comes_last_and_goes_first() {
         "removing route unicast 10.0.1.0/24 metric 2048 in table 5000",
     ];
     assert_eq!(texts, expected);
+}
+
+#[test]
+fn packets_of_pods_have_routes_of_their_own() {
+    let sources =
+        vec![entry("10.244.1.0", 24, Kind::Throw).prefix, entry("fd00:1::", 64, Kind::Throw).prefix];
+    let mut plan = routes(TABLE, vec![entry("10.244.2.0", 24, Kind::Unicast)]);
+    plan.from_pods.sources = sources;
+    plan.from_pods.entries =
+        vec![entry("192.0.2.2", 32, Kind::Unicast), entry("192.0.2.2", 32, Kind::Blackhole)];
+    let mut twin = foreign();
+    let before = twin.clone();
+    let steps = diff(&twin.actual(), &plan, Some(INTERFACE));
+    let texts: Vec<_> = steps.iter().map(Step::to_string).collect();
+    let expected = [
+        "adding route unicast 192.0.2.2/32 metric 2048 in table 5001",
+        "adding route blackhole 192.0.2.2/32 metric 4096 in table 5001",
+        "adding route unicast 10.244.2.0/24 metric 2048 in table 5000",
+        "adding IPv4 rule 99: from 10.244.1.0/24 lookup 5001",
+        "adding IPv4 rule 99: not fwmark 0xad17 lookup 5000",
+    ];
+    assert_eq!(texts, expected, "IPv6 has no routes, and so no rule");
+    twin.take_all(&steps, |_, _| {});
+    let addr = |text: &str| text.parse::<IpAddr>().unwrap();
+    let (pod, host) = (Some(addr("10.244.1.7")), Some(addr("192.0.2.1")));
+    let tunnel = Verdict::Tunnel(INTERFACE);
+    assert_eq!(twin.verdict_from(pod, addr("192.0.2.2"), 0), tunnel);
+    assert_eq!(twin.verdict_from(host, addr("192.0.2.2"), 0), Verdict::Main);
+    assert_eq!(twin.verdict_from(host, addr("10.244.2.1"), 0), tunnel);
+    assert_eq!(twin.verdict_from(pod, addr("192.0.2.3"), 0), Verdict::Main);
+    // Without the interface, pods' packets to nodes go nowhere.
+    twin.take_all(&diff(&twin.actual(), &plan, None), |_, _| {});
+    assert_eq!(twin.verdict_from(pod, addr("192.0.2.2"), 0), Verdict::Dropped);
+    assert_eq!(twin.verdict_from(host, addr("192.0.2.2"), 0), Verdict::Main);
+    twin.rules.iter_mut().for_each(|rule| rule.protocol = None);
+    assert_eq!(diff(&twin.actual(), &plan, None), [], "known again where the kernel keeps no protocol");
+    twin.rules.iter_mut().filter(|rule| rule.table >= TABLE).for_each(|rule| rule.protocol = Some(PROTOCOL));
+    twin.rules.iter_mut().filter(|rule| rule.table < TABLE).for_each(|rule| rule.protocol = Some(4));
+    twin.take_all(&diff(&twin.actual(), &routes(TABLE, Vec::new()), None), |_, _| {});
+    assert_eq!((twin.rules, twin.routes), (before.rules, before.routes));
 }
 
 #[test]

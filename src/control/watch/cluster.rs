@@ -4,6 +4,9 @@
 //! long; a node is fetched when it is new, and again while it has no pod prefixes, which never change once they are given. Its zone is a
 //! label, and followed.
 //!
+//! Where API servers are is told by the slices of the service `kubernetes`: what a pod is told leads there by way of a translation, which
+//! the routes do not see.
+//!
 //! A watch that fails begins again, with back-off and without end, from where it was or with a new list; until that list is whole, the
 //! last one stays. What this node says of itself is written by server-side apply, and tried until it is there.
 
@@ -19,6 +22,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::PartialObjectMeta;
@@ -66,7 +70,7 @@ struct Shared {
 struct State {
     objects: Objects,
     /// Which lists were read to their end.
-    is_listed: [bool; 3],
+    is_listed: [bool; 4],
     is_changed: bool,
 }
 
@@ -76,6 +80,7 @@ enum Kind {
     Tunnel,
     Config,
     Node,
+    ApiServers,
 }
 
 impl Cluster {
@@ -169,16 +174,37 @@ async fn follow_all(
     wanted: latest::Receiver<Option<Value>>,
     found: latest::Receiver<Option<(String, NodeTunnelStatus)>>,
 ) {
-    let tunnels = follow(client.clone(), ApiResource::erase::<NodeTunnel>(&()), shared, Kind::Tunnel);
-    let configs = follow(client.clone(), ApiResource::erase::<TunnelConfig>(&()), shared, Kind::Config);
+    let all = watcher::Config::default();
+    let resource = ApiResource::erase::<NodeTunnel>(&());
+    let api = Api::all_with(client.clone(), &resource);
+    let tunnels = follow(api, resource, all.clone(), shared, Kind::Tunnel);
+    let resource = ApiResource::erase::<TunnelConfig>(&());
+    let api = Api::all_with(client.clone(), &resource);
+    let configs = follow(api, resource, all.clone(), shared, Kind::Config);
     let nodes = follow_nodes(client.clone(), shared);
-    futures::join!(tunnels, configs, nodes, write(client.clone(), wanted), write_status(client, found));
+    let resource = ApiResource::erase::<EndpointSlice>(&());
+    let api = Api::namespaced_with(client.clone(), "default", &resource);
+    let own = all.labels(&format!("{}={}", read::SERVICE, read::API_SERVICE));
+    let api_servers = follow(api, resource, own, shared, Kind::ApiServers);
+    futures::join!(
+        tunnels,
+        configs,
+        nodes,
+        api_servers,
+        write(client.clone(), wanted),
+        write_status(client, found)
+    );
 }
 
 /// Follows all objects of a kind.
-async fn follow(client: Client, resource: ApiResource, shared: &Shared, kind: Kind) {
-    let api: Api<DynamicObject> = Api::all_with(client, &resource);
-    let mut events = pin!(watch(api, watcher::Config::default()).default_backoff());
+async fn follow(
+    api: Api<DynamicObject>,
+    resource: ApiResource,
+    which: watcher::Config,
+    shared: &Shared,
+    kind: Kind,
+) {
+    let mut events = pin!(watch(api, which).default_backoff());
     let mut listed = Vec::new();
     let mut failures = Failures::new(&resource.plural);
     while let Some(event) = events.next().await {
@@ -372,6 +398,7 @@ impl Shared {
                 Kind::Tunnel => state.objects.tunnels = BTreeMap::new(),
                 Kind::Config => state.objects.configs = BTreeMap::new(),
                 Kind::Node => state.objects.nodes = BTreeMap::new(),
+                Kind::ApiServers => state.objects.api_servers = BTreeMap::new(),
             }
             listed.into_iter().for_each(|object| state.objects.insert(object));
             state.is_listed[kind as usize] = true;
@@ -400,6 +427,7 @@ impl Shared {
             Kind::Tunnel => drop(state.objects.tunnels.remove(name)),
             Kind::Config => drop(state.objects.configs.remove(name)),
             Kind::Node => drop(state.objects.nodes.remove(name)),
+            Kind::ApiServers => drop(state.objects.api_servers.remove(name)),
         });
     }
 }

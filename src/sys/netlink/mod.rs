@@ -33,7 +33,7 @@ mod rule;
 
 pub use monitor::{Event, Groups, Monitor};
 pub use route::{RouteFilter, RouteKind, TableRoute};
-pub use rule::{PolicyRule, Rule};
+pub use rule::{Packets, PolicyRule, Rule};
 
 /// How often a list is asked for that changes while it is read.
 const ATTEMPTS: u32 = 16;

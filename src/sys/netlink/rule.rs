@@ -1,6 +1,7 @@
-//! Rules that choose a routing table (ip-rule(8)), by the mark of a packet.
+//! Rules that choose a routing table (ip-rule(8)), by the mark of a packet or by its source.
 
 use std::io;
+use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
@@ -9,19 +10,28 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::Netlink;
 use super::route::protocol_of;
 
-/// A rule by which packets that carry another mark than `mark` are looked up in `table`: `not fwmark MARK lookup TABLE`.
+/// A rule by which some packets are looked up in `table`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
     /// Whether it is for IPv6 packets; for IPv4 packets otherwise.
     pub is_ipv6: bool,
     /// Where it stands: rules are obeyed in ascending order, 0 is the local table's, 32766 the main table's.
     pub priority: u32,
-    /// The mark of the packets that it does not concern; all 32 bits count.
-    pub mark: u32,
+    /// Which packets it is for.
+    pub packets: Packets,
     /// The routing table.
     pub table: u32,
     /// Who made it: a number below 256 of those in `/etc/iproute2/rt_protos`; `None` before Linux 4.17, which does not keep it.
     pub protocol: Option<u8>,
+}
+
+/// Which packets a rule is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Packets {
+    /// Those that carry another mark, of which all 32 bits count: `not fwmark MARK`.
+    Unmarked(u32),
+    /// Those that come from an address in a prefix, which has its length beside it: `from ADDRESS/LENGTH`.
+    From(IpAddr, u8),
 }
 
 /// A rule of any form, by what tells whether it is in another one's way.
@@ -96,13 +106,17 @@ fn message_of(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = if rule.is_ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     message.header.action = RuleAction::ToTable;
-    message.header.flags = RuleFlags::Invert;
-    message.attributes = vec![
-        RuleAttribute::Priority(rule.priority),
-        RuleAttribute::FwMark(rule.mark),
-        RuleAttribute::FwMask(u32::MAX),
-        RuleAttribute::Table(rule.table),
-    ];
+    message.attributes = vec![RuleAttribute::Priority(rule.priority), RuleAttribute::Table(rule.table)];
+    match rule.packets {
+        Packets::Unmarked(mark) => {
+            message.header.flags = RuleFlags::Invert;
+            message.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(u32::MAX)]);
+        }
+        Packets::From(addr, len) => {
+            message.header.src_len = len;
+            message.attributes.push(RuleAttribute::Source(addr));
+        }
+    }
     message.attributes.extend(rule.protocol.map(|protocol| RuleAttribute::Protocol(protocol.into())));
     message
 }
@@ -112,17 +126,17 @@ fn rule_of(message: &RouteNetlinkMessage) -> Option<Rule> {
     let RouteNetlinkMessage::NewRule(message) = message else { return None };
     let header = &message.header;
     let is_ipv6 = header.family == AddressFamily::Inet6;
-    let mut has_form = header.action == RuleAction::ToTable
-        && header.flags.contains(RuleFlags::Invert)
-        && [header.src_len, header.dst_len, header.tos] == [0; 3];
-    let mut rule = Rule { is_ipv6, priority: 0, mark: 0, table: header.table.into(), protocol: None };
+    let mut has_form = header.action == RuleAction::ToTable && [header.dst_len, header.tos] == [0; 2];
+    let (mut priority, mut table, mut protocol) = (0, header.table.into(), None);
+    let (mut marked, mut source) = (0, None);
     for attribute in &message.attributes {
         match attribute {
-            RuleAttribute::Priority(priority) => rule.priority = *priority,
-            RuleAttribute::FwMark(mark) => rule.mark = *mark,
+            RuleAttribute::Priority(number) => priority = *number,
+            RuleAttribute::FwMark(number) => marked = *number,
             RuleAttribute::FwMask(mask) => has_form &= *mask == u32::MAX,
-            RuleAttribute::Table(table) => rule.table = *table,
-            RuleAttribute::Protocol(protocol) => rule.protocol = Some(protocol_of(*protocol)),
+            RuleAttribute::Source(addr) => source = Some(*addr),
+            RuleAttribute::Table(number) => table = *number,
+            RuleAttribute::Protocol(number) => protocol = Some(protocol_of(*number)),
             RuleAttribute::SuppressPrefixLen(len) => has_form &= *len == u32::MAX,
             RuleAttribute::SuppressIfGroup(group) => has_form &= *group == u32::MAX,
             // What later kernels add they also tell where it is not used.
@@ -130,7 +144,12 @@ fn rule_of(message: &RouteNetlinkMessage) -> Option<Rule> {
             _ => has_form = false,
         }
     }
-    (has_form && rule.mark != 0).then_some(rule)
+    let packets = match (header.flags.contains(RuleFlags::Invert), marked, source) {
+        (true, 1.., None) => Packets::Unmarked(marked),
+        (false, 0, Some(addr)) => Packets::From(addr, header.src_len),
+        _ => return None,
+    };
+    has_form.then_some(Rule { is_ipv6, priority, packets, table, protocol })
 }
 
 fn policy_rule_of(message: &RouteNetlinkMessage) -> Option<PolicyRule> {
@@ -180,8 +199,14 @@ mod tests {
             let mut monitor = Monitor::open_for(Groups::RULES)?;
             let mut netlink = Netlink::open()?;
             assert_eq!(netlink.rules()?, []);
-            for is_ipv6 in [false, true] {
-                let rule = Rule { is_ipv6, priority: 99, mark: 0xad17, table: 70_000, protocol: Some(173) };
+            let rules = [
+                (false, Packets::Unmarked(0xad17)),
+                (true, Packets::Unmarked(0xad17)),
+                (false, Packets::From([10, 244, 1, 0].into(), 24)),
+                (true, Packets::From("fd00:1::".parse().unwrap(), 64)),
+            ];
+            for (is_ipv6, packets) in rules {
+                let rule = Rule { is_ipv6, priority: 99, packets, table: 70_000, protocol: Some(173) };
                 netlink.add_rule(&rule)?;
                 assert_eq!(netlink.add_rule(&rule).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
                 assert_eq!(monitor.take(), [Event::Rule]);
@@ -205,7 +230,13 @@ mod tests {
         };
         netns::run_in(&own, || {
             let mut netlink = Netlink::open()?;
-            let own = Rule { is_ipv6: false, priority: 99, mark: 0xad17, table: 70_000, protocol: Some(173) };
+            let own = Rule {
+                is_ipv6: false,
+                priority: 99,
+                packets: Packets::Unmarked(0xad17),
+                table: 70_000,
+                protocol: Some(173),
+            };
             netlink.add_rule(&own)?;
             let rules = netlink.policy_rules()?;
             let at = |priority| rules.iter().find(|rule| !rule.is_ipv6 && rule.priority == priority).unwrap();
@@ -236,7 +267,13 @@ mod tests {
         netns::run_in(&own, || {
             let mut monitor = Monitor::open_for(Groups::RULES)?;
             let mut netlink = Netlink::open()?;
-            let rule = Rule { is_ipv6: false, priority: 99, mark: 1, table: 7, protocol: Some(173) };
+            let rule = Rule {
+                is_ipv6: false,
+                priority: 99,
+                packets: Packets::Unmarked(1),
+                table: 7,
+                protocol: Some(173),
+            };
             // More than a socket holds by default.
             for _ in 0..1000 {
                 netlink.add_rule(&rule)?;

@@ -3,6 +3,7 @@
 
 mod client;
 mod cluster;
+mod host_traffic;
 mod mesh;
 mod mtu;
 pub(crate) mod nodes;

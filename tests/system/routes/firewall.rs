@@ -70,6 +70,35 @@ fn nft_reads_what_is_meant() {
 }
 
 #[test]
+fn nft_reads_what_is_meant_for_pods_and_hosts() {
+    need!("ip", "wg", "nft");
+    let lab = Lab::new();
+    let mut desired = lab.a.plan(Mode::Strict);
+    let firewall = desired.firewall.as_mut().unwrap();
+    firewall.interface = "adit0".to_owned();
+    firewall.from_pods.sources = vec!["10.244.1.0/24".parse().unwrap()];
+    firewall.from_pods.entries =
+        vec![entry("192.168.2.1/32", Kind::Unicast), entry("fd20:2::1/128", Kind::Throw)];
+    firewall.hosts = vec!["192.168.1.1".parse().unwrap()];
+    lab.a.healer.set(desired.clone()).unwrap();
+    let rules = lab.a.namespace.sh("nft -s list ruleset");
+    for line in [
+        "set pods4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = { 10.244.1.0/24 }",
+        "set nodes4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = { 192.168.2.1 }",
+        "set nodes6 {\n\t\ttype ipv6_addr\n\t\tflags interval\n\t}",
+        "set hosts4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = { 192.168.1.1 }",
+        "iifname != \"adit0\" ip saddr @protected4 ip daddr @hosts4 accept",
+        "oifname != \"adit0\" ip saddr @pods4 ip daddr @nodes4 counter name \"cleartext_egress\" drop",
+    ] {
+        assert!(rules.contains(line), "{line:?} in {rules}");
+    }
+    // Addresses come and go in the table as it is.
+    desired.firewall.as_mut().unwrap().hosts.push("192.168.1.2".parse().unwrap());
+    lab.a.healer.set(desired).unwrap();
+    assert!(lab.a.namespace.sh("nft -s list set inet adit hosts4").contains("192.168.1.1-192.168.1.2"));
+}
+
+#[test]
 fn cleartext_that_claims_to_come_from_another_nodes_pod_is_dropped_and_counted() {
     need!("ip", "ping", "wg");
     for mode in [Mode::Permissive, Mode::Strict] {

@@ -101,7 +101,14 @@ impl Node {
         let addresses = [format!("10.244.{}.1", self.number), format!("fd10:0:0:{}::1", self.number)];
         let addresses = addresses.iter().map(|addr| addr.parse().unwrap()).collect();
         let link = Some(Link { interface: interface.clone(), mtu: Some(1420), addresses });
-        let routes = Routes { table: TABLE, fwmark: FWMARK, rule_priority: PRIORITY, interface, entries };
+        let routes = Routes {
+            table: TABLE,
+            fwmark: FWMARK,
+            rule_priority: PRIORITY,
+            interface,
+            entries,
+            ..Routes::default()
+        };
         let firewall = Some(Firewall::of(&routes, PORT, mode == Mode::Strict));
         Desired { link, routes, firewall }
     }
