@@ -14,10 +14,10 @@ use crate::support::tunnel::Program;
 use crate::support::{Namespace, Process, SOON, need, skip, wait_until};
 
 /// Where the API server is.
-const ADDRESS: &str = "10.9.0.100";
+pub(super) const ADDRESS: &str = "10.9.0.100";
 
 /// What may do everything.
-const TOKEN: &str = "an-administrator-of-this-test";
+pub(super) const TOKEN: &str = "an-administrator-of-this-test";
 
 /// etcd and kube-apiserver in a namespace of their own, on the nodes' fabric.
 pub(super) struct ControlPlane {

@@ -4,6 +4,7 @@
 mod client;
 mod cluster;
 mod host_traffic;
+mod lockout;
 mod mesh;
 mod mtu;
 pub(crate) mod nodes;

@@ -170,7 +170,10 @@ fn metrics_are_what_wg_says_and_nobody_is_kept_from_them() {
     // What comes in clear from a pod of another node is dropped by the firewall, and counted.
     let ingress = "adit_cleartext_dropped_packets_total{direction=\"ingress\"}";
     assert_eq!(samples[ingress], 0.0);
-    second.namespace.try_run("ping", &["-n", "-c", "1", "-W", "1", "-I", "10.244.2.1", "10.9.0.1"]);
+    second.namespace.ip("route add 10.244.1.0/24 via 10.9.0.1");
+    // With the mark of the tunnel's own datagrams.
+    let past_the_tunnel = ["-n", "-c", "1", "-W", "1", "-m", "8365", "-I", "10.244.2.1", "10.244.1.1"];
+    second.namespace.try_run("ping", &past_the_tunnel);
     wait_until("cleartext that was dropped", SOON, || first.scrape()[ingress] > 0.0);
 
     // Clients that connect and say nothing keep nobody out.
