@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::api::{Mode, NodeTunnelStatus};
+use super::api::{Mode, NodeTunnelStatus, PodAddresses};
 use super::firewall::Firewall;
 use super::heal::{self, Healer};
 use super::link::Link;
@@ -378,6 +378,8 @@ impl Agent {
         }
         self.tell(&topology);
         let client = Client::new(&self.parts.sockets, &topology.settings.interface);
+        let wants_pods = topology.settings.pod_addresses == PodAddresses::Pods;
+        self.parts.source.want_pods(&self.own.name, wants_pods);
         metrics::lock(&self.progress).know(&topology, extent == Extent::Complete, client);
         self.known = Some(Known { objects, extent, topology });
     }

@@ -222,6 +222,9 @@ pub struct TunnelConfigSpec {
     #[serde(default, rename = "clusterCIDRs", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "cluster_cidrs")]
     pub cluster_cidrs: Option<Vec<String>>,
+    /// What a node says of its pods' addresses. Blocks by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_addresses: Option<PodAddresses>,
     /// The UDP port of the data plane. 51820 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
@@ -314,6 +317,17 @@ words! {
         Userspace,
         /// The kernel's.
         Kernel,
+    }
+}
+
+words! {
+    /// What a node says of its pods' addresses.
+    PodAddresses {
+        /// The blocks that the cluster gave it (podCIDRs).
+        #[default]
+        Blocks,
+        /// And each address of its pods outside of them: for address plans that do not follow nodes.
+        Pods,
     }
 }
 

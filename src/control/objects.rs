@@ -17,6 +17,8 @@ pub struct Objects {
     pub configs: BTreeMap<String, Config>,
     /// The cluster's own `Node`s by name, where they are known.
     pub nodes: BTreeMap<String, Node>,
+    /// The pods of this node, and perhaps of others, by `NAMESPACE/NAME`; `None` while they are not known.
+    pub pods: Option<BTreeMap<String, Pod>>,
     /// The addresses of API servers, by the `EndpointSlice` that names them.
     pub api_servers: BTreeMap<String, Vec<IpAddr>>,
 }
@@ -28,6 +30,7 @@ impl Objects {
             Object::Tunnel(name, tunnel) => drop(self.tunnels.insert(name, tunnel)),
             Object::Config(name, config) => drop(self.configs.insert(name, config)),
             Object::Node(name, node) => drop(self.nodes.insert(name, node)),
+            Object::Pod(name, pod) => drop(self.pods.get_or_insert_default().insert(name, pod)),
             Object::ApiServers(name, addresses) => drop(self.api_servers.insert(name, addresses)),
         }
     }
@@ -42,6 +45,8 @@ pub enum Object {
     Config(String, Config),
     /// A `Node`.
     Node(String, Node),
+    /// A `Pod`.
+    Pod(String, Pod),
     /// An `EndpointSlice` of the service `kubernetes`: addresses of API servers.
     ApiServers(String, Vec<IpAddr>),
 }
@@ -93,6 +98,15 @@ pub struct Node {
     pub pod_prefixes: Vec<Prefix>,
     /// The zone that it is in.
     pub zone: Option<String>,
+}
+
+/// A pod, as far as it matters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// The node that it runs on.
+    pub node: String,
+    /// Its addresses; none if it has the node's, or has ended.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A field that is not obeyed.

@@ -1,5 +1,6 @@
 //! What this node says of itself: made from what the cluster knows of it, and its key. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use base64::Engine;
@@ -7,27 +8,43 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::api::{Endpoint, Family, KeyState, NodeKey, NodeTunnel, NodeTunnelSpec};
-use super::objects::{Node, Object, Objects, Tunnel};
+use super::api::{Endpoint, Family, KeyState, NodeKey, NodeTunnel, NodeTunnelSpec, PodAddresses};
+use super::objects::{Node, Object, Objects, Pod, Tunnel};
 use super::read;
 use super::settings::Settings;
 use super::topology::Own;
+use crate::config::Prefix;
 
 /// What this version does that another may not.
 const CAPABILITIES: [&str; 1] = ["strict/v1"];
 
+/// The most prefixes that the schema lets a node name.
+const PREFIXES_MAX: usize = 512;
+
 /// Returns the `NodeTunnel` that this node should have and has not, or has otherwise. `None` if there is nothing to say: it is as it
-/// should be, or the cluster does not know the node. `mtu` is that of the tunnel's interface; while that is not known, what was said stays.
+/// should be, or the cluster does not know the node, or its pods are to be told and not known yet. `mtu` is that of the tunnel's interface; while that is not known, what was said stays.
 pub fn published(objects: &Objects, own: &Own, settings: &Settings, mtu: Option<u32>) -> Option<Value> {
     let node = objects.nodes.get(&own.name)?;
     let mtu = mtu.or_else(|| objects.tunnels.get(&own.name)?.mtu);
-    let value = tunnel(node, own, settings, mtu);
+    let mut pod_prefixes = node.pod_prefixes.clone();
+    if settings.pod_addresses == PodAddresses::Pods {
+        pod_prefixes.extend(outside(node, objects.pods.as_ref()?, &own.name));
+    }
+    let value = tunnel(node, own, settings, mtu, &pod_prefixes);
     let Ok(Object::Tunnel(_, wanted)) = read::object(&value) else { return None };
     let is_there = objects.tunnels.get(&own.name).is_some_and(|actual| says_the_same(actual, &wanted));
     (!is_there).then_some(value)
 }
 
-fn tunnel(node: &Node, own: &Own, settings: &Settings, mtu: Option<u32>) -> Value {
+/// Returns the addresses of a node's pods that are outside of its blocks, in order, as far as they can be told.
+fn outside(node: &Node, pods: &BTreeMap<String, Pod>, name: &str) -> Vec<Prefix> {
+    let own = pods.values().filter(|pod| pod.node == name);
+    let hosts: BTreeSet<_> = own.flat_map(|pod| &pod.addresses).map(|addr| Prefix::host(*addr)).collect();
+    let outside = hosts.into_iter().filter(|host| !node.pod_prefixes.iter().any(|block| block.covers(host)));
+    outside.take(PREFIXES_MAX.saturating_sub(node.pod_prefixes.len())).collect()
+}
+
+fn tunnel(node: &Node, own: &Own, settings: &Settings, mtu: Option<u32>, pod_prefixes: &[Prefix]) -> Value {
     let addresses = node.addresses.iter();
     let endpoints =
         addresses.map(|addr| SocketAddr::new(*addr, settings.listen_port)).map(|endpoint| Endpoint {
@@ -45,7 +62,7 @@ fn tunnel(node: &Node, own: &Own, settings: &Settings, mtu: Option<u32>) -> Valu
                 not_before: None,
             }],
             endpoints: endpoints.collect(),
-            pod_prefixes: node.pod_prefixes.iter().map(ToString::to_string).collect(),
+            pod_prefixes: pod_prefixes.iter().map(ToString::to_string).collect(),
             node_addresses: node.addresses.iter().map(ToString::to_string).collect(),
             // The network's own address is no pod's.
             tunnel_addresses: node.pod_prefixes.iter().map(|prefix| prefix.addr().to_string()).collect(),
@@ -123,5 +140,36 @@ mod tests {
         assert_eq!(published(&objects, &own(), &Settings::default(), None), Some(value));
         objects.nodes.clear();
         assert_eq!(published(&objects, &own(), &Settings::default(), None), None);
+    }
+    #[test]
+    fn addresses_of_its_pods_outside_its_blocks_are_said_if_that_is_wanted_and_they_are_known() {
+        let mut objects = objects();
+        let settings = Settings { pod_addresses: PodAddresses::Pods, ..Settings::default() };
+        assert_eq!(published(&objects, &own(), &settings, None), None, "the pods are not known yet");
+        let pod = |node: &str, addresses: &[&str]| Pod {
+            node: node.to_owned(),
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        };
+        let pods = [
+            ("x/inside", pod("a", &["10.244.1.7", "fd00:1::7"])),
+            ("x/outside", pod("a", &["10.7.0.9", "fd00:9::9"])),
+            ("x/again", pod("a", &["10.7.0.9", "10.7.0.3"])),
+            ("x/elsewhere", pod("b", &["10.7.0.4"])),
+        ];
+        objects.pods = Some(pods.map(|(name, pod)| (name.to_owned(), pod)).into());
+        let said = |objects: &Objects, settings: &Settings| {
+            published(objects, &own(), settings, None).unwrap()["spec"]["podPrefixes"].clone()
+        };
+        let blocks = ["10.244.1.0/24", "fd00:1::/64"];
+        assert_eq!(
+            said(&objects, &settings),
+            json!([blocks[0], blocks[1], "10.7.0.3/32", "10.7.0.9/32", "fd00:9::9/128"])
+        );
+        assert_eq!(said(&objects, &Settings::default()), json!(blocks));
+        let many =
+            (0..=u16::MAX).take(600).map(|n| std::net::Ipv4Addr::from(0x0a08_0000 + u32::from(n)).into());
+        let many = Pod { node: "a".to_owned(), addresses: many.collect() };
+        objects.pods = Some([("x/many".to_owned(), many)].into());
+        assert_eq!(said(&objects, &settings).as_array().unwrap().len(), 512);
     }
 }

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::api::{KeyState, Mode, PostQuantum, TunnelConfigSpec};
-use super::objects::{Config, Fault, Node, Object, Objects, Tunnel};
+use super::objects::{Config, Fault, Node, Object, Objects, Pod, Tunnel};
 use crate::config::Prefix;
 use crate::crypto::x25519::PublicKey;
 
@@ -72,6 +72,10 @@ pub fn object(value: &Value) -> Result<Object, NoObject> {
         (GROUP, "NodeTunnel") => Ok(Object::Tunnel(name, tunnel(value))),
         (GROUP, "TunnelConfig") => Ok(Object::Config(name, config(value))),
         ("", "Node") => Ok(Object::Node(name, node(value))),
+        ("", "Pod") => {
+            let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
+            Ok(Object::Pod(format!("{namespace}/{name}"), pod(value)))
+        }
         ("discovery.k8s.io", "EndpointSlice") if is_of_api_server(value) => {
             Ok(Object::ApiServers(name, endpoint_addresses(value)))
         }
@@ -79,7 +83,7 @@ pub fn object(value: &Value) -> Result<Object, NoObject> {
     }
 }
 
-/// Returns objects that are read as these, but for the faults.
+/// Returns objects that are read as these, but for the faults, and but for pods: what matters of them is in the node's own object.
 pub fn values(objects: &Objects) -> Vec<Value> {
     let tunnels = objects.tunnels.iter().map(|(name, tunnel)| tunnel_value(name, tunnel));
     let configs = objects.configs.iter().map(|(name, config)| {
@@ -182,6 +186,7 @@ fn config(value: &Value) -> Config {
         strict_gate: reader.optional("strictGate"),
         backend: reader.optional("backend"),
         cluster_cidrs: reader.optional("clusterCIDRs"),
+        pod_addresses: reader.optional("podAddresses"),
         listen_port: reader.optional("listenPort"),
         interface_name: reader.optional("interfaceName"),
         mtu: reader.optional("mtu"),
@@ -213,6 +218,16 @@ fn node(value: &Value) -> Node {
         pod_prefixes: reader.list("podCIDRs", |_, text| block(text)),
         zone: labels(value).remove(ZONE).filter(|zone| !zone.is_empty()),
     }
+}
+
+fn pod(value: &Value) -> Pod {
+    let text = |path: &str| value.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    // Whose addresses are the node's, or another pod's by now.
+    let has_none = value.pointer("/spec/hostNetwork") == Some(&Value::Bool(true))
+        || matches!(text("/status/phase"), "Succeeded" | "Failed");
+    let addresses = value.pointer("/status/podIPs").and_then(Value::as_array).into_iter().flatten();
+    let addresses = addresses.filter(|_| !has_none).filter_map(|entry| own_address(&entry["ip"]).ok());
+    Pod { node: text("/spec/nodeName").to_owned(), addresses: addresses.collect() }
 }
 
 /// Tells whether an `EndpointSlice` is one of the service by which pods reach the API server.
@@ -509,6 +524,28 @@ mod tests {
         values(&objects).iter().for_each(|value| again.insert(object(value).unwrap()));
         assert_eq!(again, objects);
         assert_eq!(again.tunnels["a"].endpoints.len(), 2);
+    }
+
+    #[test]
+    fn a_pod_has_its_addresses_until_it_ends() {
+        let read = |spec: Value, status: Value| {
+            let metadata = json!({ "name": "p", "namespace": "shop" });
+            let value = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status });
+            let Ok(Object::Pod(name, pod)) = object(&value) else { panic!("no pod") };
+            assert_eq!((name.as_str(), pod.node.as_str()), ("shop/p", "a"));
+            pod.addresses
+        };
+        let ips = json!([{ "ip": "10.1.0.7" }, { "ip": "fd00::7" }, { "ip": "127.0.0.1" }, {}, 7]);
+        let status = |phase: &str| json!({ "phase": phase, "podIPs": ips });
+        let own = json!({ "nodeName": "a" });
+        let both: Vec<IpAddr> = ["10.1.0.7", "fd00::7"].map(|text| text.parse().unwrap()).into();
+        assert_eq!(read(own.clone(), status("Running")), both);
+        assert_eq!(read(own.clone(), status("Pending")), both);
+        for phase in ["Succeeded", "Failed"] {
+            assert!(read(own.clone(), status(phase)).is_empty());
+        }
+        assert!(read(json!({ "nodeName": "a", "hostNetwork": true }), status("Running")).is_empty());
+        assert!(read(own, json!({})).is_empty());
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::api::{Backend, HostTraffic, Mode, PostQuantum, Scope, StrictGate, TunnelConfigSpec};
+use super::api::{
+    Backend, HostTraffic, Mode, PodAddresses, PostQuantum, Scope, StrictGate, TunnelConfigSpec,
+};
 use super::metrics::server::places;
 use super::objects::{Config, Fault, Objects};
 use crate::config::Prefix;
@@ -21,6 +23,8 @@ pub struct Settings {
     pub mode: Mode,
     /// The prefixes of all pods; `None` for those that nodes name.
     pub cluster_prefixes: Option<Vec<Prefix>>,
+    /// What a node says of its pods' addresses.
+    pub pod_addresses: PodAddresses,
     /// The UDP port of the data plane.
     pub listen_port: u16,
     /// The tunnel's interface.
@@ -56,6 +60,7 @@ impl Default for Settings {
         Self {
             mode: Mode::default(),
             cluster_prefixes: None,
+            pod_addresses: PodAddresses::default(),
             listen_port: 51820,
             interface: "adit0".to_owned(),
             mtu: None,
@@ -110,6 +115,7 @@ impl Settings {
         self.mode = spec.mode.unwrap_or(self.mode);
         self.scope = spec.scope.unwrap_or(self.scope);
         self.host_traffic = spec.host_traffic.unwrap_or(self.host_traffic);
+        self.pod_addresses = spec.pod_addresses.unwrap_or(self.pod_addresses);
         if let Some(words) = &spec.cluster_cidrs {
             match prefixes(words, "Auto") {
                 Ok((prefixes, auto)) => self.cluster_prefixes = (!auto).then_some(prefixes),
@@ -308,6 +314,7 @@ mod tests {
         let (settings, faults) = faults_of(TunnelConfigSpec {
             mode: Some(Mode::Strict),
             cluster_cidrs: words(&["10.244.0.0/16"]),
+            pod_addresses: Some(PodAddresses::Pods),
             exempt: words(&["apiserver", "10.0.0.1/32"]),
             listen_port: Some(1),
             interface_name: Some("wg0".to_owned()),
@@ -331,6 +338,7 @@ mod tests {
         let expected = Settings {
             mode: Mode::Strict,
             cluster_prefixes: Some(vec!["10.244.0.0/16".parse().unwrap()]),
+            pod_addresses: PodAddresses::Pods,
             exempt: vec!["10.0.0.1/32".parse().unwrap()],
             exempt_api_server: true,
             listen_port: 1,

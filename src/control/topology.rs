@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::api::{HostTraffic, Mode, Scope};
+use super::api::{HostTraffic, Mode, PodAddresses, Scope};
 use super::objects::{Fault, Objects, Tunnel};
 use super::plan::{Entry, FromPods, Kind, Routes};
 use super::settings::Settings;
@@ -335,11 +335,16 @@ impl<'a> Claims<'a> {
     }
 
     fn pod_refusal(&self, name: &str, prefix: &Prefix, is_given: bool) -> Option<String> {
-        match holder(&self.given, prefix) {
+        // A single pod's address may be anywhere, if that is the plan.
+        let is_pod =
+            self.settings.pod_addresses == PodAddresses::Pods && *prefix == Prefix::host(prefix.addr());
+        match holder(&self.given, prefix).filter(|_| !is_pod) {
             Some(other) if other != name => {
                 return Some(format!("the cluster gave {prefix} to the node {other}"));
             }
-            None if is_given => return Some(format!("{prefix} is not among the podCIDRs of the node")),
+            None if is_given && !is_pod => {
+                return Some(format!("{prefix} is not among the podCIDRs of the node"));
+            }
             Some(_) | None => {}
         }
         let cluster = self.settings.cluster_prefixes.as_deref();
@@ -871,6 +876,34 @@ mod tests {
             }
             assert!(!entries(&topology).iter().any(|entry| entry.contains(" 192.")), "hosts are left alone");
         }
+    }
+
+    #[test]
+    fn a_single_pod_may_be_outside_the_blocks_of_its_node_if_that_is_the_plan() {
+        let mut objects = objects(Mode::Strict);
+        for (name, block) in [("a", "10.244.1.0/24"), ("b", "10.244.2.0/24"), ("c", "10.244.3.0/24")] {
+            let node = Node { pod_prefixes: vec![prefix(block)], ..Node::default() };
+            objects.nodes.insert(name.to_owned(), node);
+            change(&mut objects, name, |tunnel| tunnel.pod_prefixes = vec![prefix(block)]);
+        }
+        // One is outside of all, one inside another's block, one inside ours; and a block is no pod.
+        let claims = ["10.7.0.9/32", "10.244.2.9/32", "10.244.1.9/32", "10.8.0.0/24"].map(prefix);
+        change(&mut objects, "c", |tunnel| tunnel.pod_prefixes.extend(claims));
+        change(&mut objects, "a", |tunnel| tunnel.pod_prefixes.push(prefix("10.244.3.9/32")));
+        assert_eq!(faults(&of(&objects)).len(), 5);
+        set(&mut objects, |spec| spec.pod_addresses = Some(PodAddresses::Pods));
+        let topology = of(&objects);
+        assert_eq!(
+            faults(&topology),
+            ["NodeTunnel/c spec.podPrefixes[4]: 10.8.0.0/24 is not among the podCIDRs of the node"]
+        );
+        let entries = entries(&topology);
+        for entry in
+            ["unicast 10.7.0.9/32", "unicast 10.244.2.9/32", "unicast 10.244.1.9/32", "throw 10.244.3.9/32"]
+        {
+            assert!(entries.contains(&entry.to_owned()), "{entry}");
+        }
+        assert!(allowed(&topology, 3).contains(&"10.244.2.9/32".to_owned()));
     }
 
     #[test]

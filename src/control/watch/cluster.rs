@@ -56,6 +56,8 @@ pub struct Cluster {
     api_servers: Vec<IpAddr>,
     published: latest::Sender<Option<Value>>,
     reported: latest::Sender<Option<(String, NodeTunnelStatus)>>,
+    /// The node whose pods are wanted.
+    pods_of: latest::Sender<Option<String>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -81,6 +83,8 @@ enum Kind {
     Config,
     Node,
     ApiServers,
+    /// None is waited for: they are not always wanted.
+    Pod,
 }
 
 impl Cluster {
@@ -100,6 +104,7 @@ impl Cluster {
         let (stop, stopped) = oneshot::channel();
         let (published, wanted) = latest::channel(None);
         let (reported, found) = latest::channel(None);
+        let (pods_of, node) = latest::channel(None);
         let theirs = Arc::clone(&shared);
         let client = {
             let _inside = runtime.enter();
@@ -108,13 +113,14 @@ impl Cluster {
         let thread = std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = follow_all(client, &theirs, wanted, found) => {}
+                    () = follow_all(client.clone(), &theirs, wanted, found) => {}
+                    () = follow_pods(client, &theirs, node) => {}
                     _ = stopped => {}
                 }
             });
         })?;
         let api_servers = api_servers.into_iter().collect();
-        Ok(Self { shared, api_servers, published, reported, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { shared, api_servers, published, reported, pods_of, stop: Some(stop), thread: Some(thread) })
     }
 }
 
@@ -151,6 +157,15 @@ impl Source for Cluster {
 
     fn api_servers(&self) -> &[IpAddr] {
         &self.api_servers
+    }
+
+    fn want_pods(&mut self, node: &str, is_wanted: bool) {
+        let wanted = is_wanted.then(|| node.to_owned());
+        self.pods_of.send_if_modified(|before| {
+            let is_new = *before != wanted;
+            *before = wanted;
+            is_new
+        });
     }
 
     fn publish(&mut self, tunnel: Value) {
@@ -218,7 +233,34 @@ async fn follow(
                     shared.insert(object);
                 }
             }
-            Some(Event::Delete(object)) => shared.remove(kind, &object.name_any()),
+            Some(Event::Delete(object)) => match object.namespace().filter(|_| kind == Kind::Pod) {
+                Some(namespace) => shared.remove(kind, &format!("{namespace}/{}", object.name_any())),
+                None => shared.remove(kind, &object.name_any()),
+            },
+        }
+    }
+}
+
+/// Follows the pods of a node while they are wanted. What is not needed of them is forgotten as they come.
+async fn follow_pods(client: Client, shared: &Shared, mut node: latest::Receiver<Option<String>>) {
+    let resource = ApiResource::erase::<v1::Pod>(&());
+    loop {
+        let wanted = node.borrow_and_update().clone();
+        let changed = async { node.changed().await.is_err() };
+        let is_over = match wanted {
+            None => changed.await,
+            Some(name) => {
+                let api = Api::all_with(client.clone(), &resource);
+                let own = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
+                tokio::select! {
+                    () = follow(api, resource.clone(), own, shared, Kind::Pod) => true,
+                    is_over = changed => is_over,
+                }
+            }
+        };
+        shared.change(|state| state.objects.pods = None);
+        if is_over {
+            return std::future::pending().await;
         }
     }
 }
@@ -399,9 +441,12 @@ impl Shared {
                 Kind::Config => state.objects.configs = BTreeMap::new(),
                 Kind::Node => state.objects.nodes = BTreeMap::new(),
                 Kind::ApiServers => state.objects.api_servers = BTreeMap::new(),
+                Kind::Pod => state.objects.pods = Some(BTreeMap::new()),
             }
             listed.into_iter().for_each(|object| state.objects.insert(object));
-            state.is_listed[kind as usize] = true;
+            if let Some(is_listed) = state.is_listed.get_mut(kind as usize) {
+                *is_listed = true;
+            }
         });
     }
 
@@ -428,6 +473,7 @@ impl Shared {
             Kind::Config => drop(state.objects.configs.remove(name)),
             Kind::Node => drop(state.objects.nodes.remove(name)),
             Kind::ApiServers => drop(state.objects.api_servers.remove(name)),
+            Kind::Pod => drop(state.objects.pods.as_mut().and_then(|pods| pods.remove(name))),
         });
     }
 }

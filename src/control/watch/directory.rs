@@ -153,6 +153,8 @@ impl Source for Directory {
         for object in self.files.values().rev().flat_map(|contents| contents.objects.iter().rev()) {
             objects.insert(object.clone());
         }
+        // Where there are no files of pods, there are no pods.
+        objects.pods.get_or_insert_default();
         self.is_read.then_some(objects)
     }
 }

@@ -33,6 +33,9 @@ pub trait Source {
         &[]
     }
 
+    /// Says whether the pods of this node are to be among the objects. A source that has them at hand gives them in any case.
+    fn want_pods(&mut self, _node: &str, _is_wanted: bool) {}
+
     /// Has what this node says of itself written, sooner or later. A source that cannot be written to leaves that to whoever made it.
     fn publish(&mut self, _tunnel: Value) {}
 
