@@ -141,6 +141,7 @@ impl Agent {
         let own = Own {
             api_servers: parts.source.api_servers().to_vec(),
             links: ways.addresses()?,
+            mode: parts.store.mode().as_deref().and_then(Mode::named),
             ..Own::new(&parts.node, parts.private_key.public())
         };
         let mut this = Self {
@@ -338,7 +339,10 @@ impl Agent {
         let found = found.filter_map(|peer| peer.endpoint.as_ref());
         let peers = said.chain(found).map(|endpoint| endpoint.ip().to_canonical()).collect();
         let own = known.objects.tunnels.get(&self.own.name);
-        let own: Vec<_> = own.iter().flat_map(|own| &own.endpoints).map(SocketAddr::ip).collect();
+        let own = own.into_iter().flat_map(|own| &own.endpoints).map(SocketAddr::ip);
+        let node = known.objects.nodes.get(&self.own.name);
+        let own: Vec<_> =
+            own.chain(node.into_iter().flat_map(|node| node.addresses.iter().copied())).collect();
         let mut inside = topology.routes.entries.iter().map(|entry| entry.prefix.addr());
         let has_ipv6 = inside.any(|addr| addr.is_ipv6()) || topology.addresses.iter().any(IpAddr::is_ipv6);
         let mtu = self.ways.mtu(&peers, &own, topology.settings.fwmark, has_ipv6);
@@ -378,10 +382,22 @@ impl Agent {
         }
         self.tell(&topology);
         let client = Client::new(&self.parts.sockets, &topology.settings.interface);
+        self.remember_mode(topology.settings.mode, extent);
         let wants_pods = topology.settings.pod_addresses == PodAddresses::Pods;
         self.parts.source.want_pods(&self.own.name, wants_pods);
         metrics::lock(&self.progress).know(&topology, extent == Extent::Complete, client);
         self.known = Some(Known { objects, extent, topology });
+    }
+
+    /// Keeps the mode that this node is in from here on: it decides whether Strict has to wait.
+    fn remember_mode(&mut self, mode: Mode, extent: Extent) {
+        if extent != Extent::Complete || self.own.mode == Some(mode) {
+            return;
+        }
+        self.own.mode = Some(mode);
+        if let Err(error) = self.parts.store.keep_mode(mode.name()) {
+            tracing::error!(%error, "the mode cannot be kept");
+        }
     }
 
     /// Logs what is otherwise than it was.
@@ -395,6 +411,14 @@ impl Agent {
             && let Some(degraded) = &topology.degraded
         {
             tracing::error!(%degraded, "this node is not what it should be");
+        }
+        if before.is_none_or(|before| before.waits_for != topology.waits_for)
+            && !topology.waits_for.is_empty()
+        {
+            tracing::info!(
+                nodes = status::named(&topology.waits_for),
+                "Strict waits for nodes that are not ready"
+            );
         }
         for (node, how) in &topology.not_encrypted {
             if before.is_none_or(|before| before.not_encrypted.get(node) != Some(how)) {
@@ -476,7 +500,9 @@ impl Agent {
         if !known.objects.tunnels.contains_key(&self.own.name) {
             return;
         }
-        let outcome = Outcome { up: self.up, failure: failure.cloned() };
+        let healer = self.parts.healer.report();
+        let is_programmed = healer.looks > 0 && healer.failure.is_none();
+        let outcome = Outcome { up: self.up, failure: failure.cloned(), is_programmed };
         let status = status::status(&known.topology, &outcome, clock::realtime());
         if self.reported.as_ref().is_none_or(|reported| !status::is_same(reported, &status)) {
             self.parts.source.report(&self.own.name, status.clone());

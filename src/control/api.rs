@@ -212,7 +212,7 @@ pub struct TunnelConfigSpec {
     /// Off: nothing enters the tunnel. Permissive: what can be encrypted is. Strict: what cannot be encrypted is dropped. Off by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
-    /// When Strict takes effect after Permissive. WhenAllReady by default.
+    /// When Strict takes effect on a node that was Off or Permissive. WhenAllReady by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strict_gate: Option<StrictGate>,
     /// Whose data plane is used. Auto by default.
@@ -296,10 +296,26 @@ words! {
     }
 }
 
+impl Mode {
+    /// Returns the mode of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Off, Self::Permissive, Self::Strict].into_iter().find(|mode| mode.name() == name)
+    }
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "Off",
+            Self::Permissive => "Permissive",
+            Self::Strict => "Strict",
+        }
+    }
+}
+
 words! {
     /// When Strict takes effect.
     StrictGate {
-        /// Once every node is ready.
+        /// Once every other node has a key and says that it is ready. Until then the node is Permissive.
         #[default]
         WhenAllReady,
         /// At once.

@@ -74,6 +74,8 @@ pub struct Tunnel {
     pub tunnel_addresses: Vec<IpAddr>,
     /// The MTU of that interface in bytes.
     pub mtu: Option<u32>,
+    /// Whether its agent found everything in order; `None` if it has not said so far.
+    pub is_ready: Option<bool>,
     /// What could not be read.
     pub faults: Vec<Fault>,
 }

@@ -80,7 +80,12 @@ fn tunnel(node: &Node, own: &Own, settings: &Settings, mtu: Option<u32>, pod_pre
 }
 
 fn says_the_same(actual: &Tunnel, wanted: &Tunnel) -> bool {
-    let said = |tunnel: &Tunnel| Tunnel { created: String::new(), labels: [].into(), ..tunnel.clone() };
+    let said = |tunnel: &Tunnel| Tunnel {
+        created: String::new(),
+        labels: [].into(),
+        is_ready: None,
+        ..tunnel.clone()
+    };
     said(actual) == said(wanted)
 }
 

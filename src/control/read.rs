@@ -83,7 +83,8 @@ pub fn object(value: &Value) -> Result<Object, NoObject> {
     }
 }
 
-/// Returns objects that are read as these, but for the faults, and but for pods: what matters of them is in the node's own object.
+/// Returns objects that are read as these, but for the faults, but for what agents found, and but
+/// for pods: what matters of them is in the node's own object.
 pub fn values(objects: &Objects) -> Vec<Value> {
     let tunnels = objects.tunnels.iter().map(|(name, tunnel)| tunnel_value(name, tunnel));
     let configs = objects.configs.iter().map(|(name, config)| {
@@ -174,8 +175,16 @@ fn tunnel(value: &Value) -> Tunnel {
         node_addresses: reader.list("nodeAddresses", |_, text| own_address(text)),
         tunnel_addresses: reader.list("tunnelAddresses", |_, text| own_address(text)),
         mtu: reader.optional("mtu"),
+        is_ready: is_ready(value),
         faults: reader.faults,
     }
+}
+
+/// Tells from its status whether a node does what it should.
+fn is_ready(value: &Value) -> Option<bool> {
+    let conditions = value.pointer("/status/conditions")?.as_array()?;
+    let holds = |kind: &str| conditions.iter().any(|it| it["type"] == kind && it["status"] == "True");
+    Some(holds("DataplaneReady") && holds("PeersInSync") && !holds("Degraded"))
 }
 
 fn config(value: &Value) -> Config {
@@ -524,6 +533,28 @@ mod tests {
         values(&objects).iter().for_each(|value| again.insert(object(value).unwrap()));
         assert_eq!(again, objects);
         assert_eq!(again.tunnels["a"].endpoints.len(), 2);
+    }
+
+    #[test]
+    fn a_node_is_ready_when_its_agent_finds_nothing_wrong() {
+        let of = |status: Value| {
+            let metadata = json!({ "name": "a" });
+            let value = json!({ "apiVersion": "adit.dev/v1alpha1", "kind": "NodeTunnel", "metadata": metadata, "status": status });
+            let Ok(Object::Tunnel(_, tunnel)) = object(&value) else { panic!("no tunnel") };
+            tunnel.is_ready
+        };
+        let conditions = |list: &[(&str, &str)]| {
+            let list = list.iter().map(|(kind, status)| json!({ "type": kind, "status": status }));
+            json!({ "conditions": list.collect::<Vec<_>>() })
+        };
+        let good = [("DataplaneReady", "True"), ("PeersInSync", "True"), ("Degraded", "False")];
+        assert_eq!(of(conditions(&good)), Some(true));
+        for (at, status) in [(0, "False"), (1, "Unknown"), (2, "True")] {
+            let mut bad = good;
+            bad[at].1 = status;
+            assert_eq!(of(conditions(&bad)), Some(false), "{bad:?}");
+        }
+        assert_eq!((of(conditions(&[])), of(json!({})), of(json!(7))), (Some(false), None, None));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub const MARK: u32 = 0x20ad;
 pub struct Settings {
     /// How much is encrypted.
     pub mode: Mode,
+    /// When Strict takes effect.
+    pub strict_gate: StrictGate,
     /// The prefixes of all pods; `None` for those that nodes name.
     pub cluster_prefixes: Option<Vec<Prefix>>,
     /// What a node says of its pods' addresses.
@@ -59,6 +61,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             mode: Mode::default(),
+            strict_gate: StrictGate::default(),
             cluster_prefixes: None,
             pod_addresses: PodAddresses::default(),
             listen_port: 51820,
@@ -113,6 +116,7 @@ impl Settings {
         };
         let spec = &config.spec;
         self.mode = spec.mode.unwrap_or(self.mode);
+        self.strict_gate = spec.strict_gate.unwrap_or(self.strict_gate);
         self.scope = spec.scope.unwrap_or(self.scope);
         self.host_traffic = spec.host_traffic.unwrap_or(self.host_traffic);
         self.pod_addresses = spec.pod_addresses.unwrap_or(self.pod_addresses);
@@ -184,9 +188,6 @@ impl Settings {
         }
         if spec.backend == Some(Backend::Kernel) {
             fault("backend", ABSENT);
-        }
-        if spec.strict_gate == Some(StrictGate::WhenAllReady) {
-            fault("strictGate", "Strict takes effect at once");
         }
         if spec.key_rotation.is_some() {
             fault("keyRotation", ABSENT);
@@ -313,6 +314,7 @@ mod tests {
         let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
         let (settings, faults) = faults_of(TunnelConfigSpec {
             mode: Some(Mode::Strict),
+            strict_gate: Some(StrictGate::Immediate),
             cluster_cidrs: words(&["10.244.0.0/16"]),
             pod_addresses: Some(PodAddresses::Pods),
             exempt: words(&["apiserver", "10.0.0.1/32"]),
@@ -337,6 +339,7 @@ mod tests {
         assert!(faults.is_empty(), "{faults:?}");
         let expected = Settings {
             mode: Mode::Strict,
+            strict_gate: StrictGate::Immediate,
             cluster_prefixes: Some(vec!["10.244.0.0/16".parse().unwrap()]),
             pod_addresses: PodAddresses::Pods,
             exempt: vec!["10.0.0.1/32".parse().unwrap()],

@@ -3,21 +3,25 @@
 //! Every agent watches every node's object, so that each write costs as many reads as there are nodes. What is told is therefore written
 //! when a condition, the nodes named or the number of peers changes; how many of them have a session is told along with that.
 //!
-//! There is deliberately no `StrictEnforced` and no `RotationInProgress`: a condition that is absent is not known (Kubernetes API
-//! conventions), and nobody here knows.
+//! There is deliberately no `RotationInProgress`: a condition that is absent is not known (Kubernetes API conventions), and nobody here
+//! knows.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use super::api::{NodeTunnelStatus, NotEncrypted, PeerCounts};
+use super::api::{Mode, NodeTunnelStatus, NotEncrypted, PeerCounts};
 use super::session::Session;
-use super::topology::{Degraded, Topology};
+use super::topology::{Degraded, Topology, Unready};
 use crate::config::Snapshot;
 
 /// The most nodes that are named.
 const NOT_ENCRYPTED_MAX: usize = 16;
+
+/// The most nodes that are named in a message.
+const NAMED_MAX: usize = 8;
 
 /// How the last look at everything went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub struct Outcome {
     pub up: Option<usize>,
     /// Why not everything is as it should be, if it is not.
     pub failure: Option<String>,
+    /// Whether routes and firewall are what they should be.
+    pub is_programmed: bool,
 }
 
 /// Returns how many peers have a session.
@@ -60,6 +66,7 @@ pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunn
     };
     let is_in_sync = outcome.failure.is_none();
     let sync = if is_in_sync { "InSync" } else { "Failed" };
+    let (is_strict, strict, why_not_strict) = strict(topology, outcome.is_programmed);
     let total = u32::try_from(topology.peers.len()).unwrap_or(u32::MAX);
     let up = u32::try_from(outcome.up.unwrap_or_default()).unwrap_or(u32::MAX).min(total);
     let not_encrypted = topology.not_encrypted.iter().take(NOT_ENCRYPTED_MAX);
@@ -73,6 +80,7 @@ pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunn
             ),
             condition("KeyPublished", is_published, publication, String::new()),
             condition("PeersInSync", is_in_sync, sync, failure),
+            condition("StrictEnforced", is_strict, strict, why_not_strict),
             condition("Degraded", topology.degraded.is_some(), degradation, why),
         ],
         peers: Some(PeerCounts { total, up, down: total - up }),
@@ -84,6 +92,28 @@ pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunn
             })
             .collect(),
     }
+}
+
+/// Tells whether what cannot be encrypted is dropped, with a word for it and, if not, what stands in the way.
+fn strict(topology: &Topology, is_programmed: bool) -> (bool, &'static str, String) {
+    if !topology.waits_for.is_empty() {
+        return (false, "NotReady", format!("not ready: {}", named(&topology.waits_for)));
+    }
+    match topology.settings.mode {
+        Mode::Strict if is_programmed => (true, "Enforced", String::new()),
+        Mode::Strict => (false, "NotProgrammed", "routes or firewall are not what they should be".to_owned()),
+        Mode::Permissive | Mode::Off => (false, "NotWanted", String::new()),
+    }
+}
+
+/// Names nodes that Strict waits for, a handful of them.
+pub fn named(waits_for: &BTreeMap<String, Unready>) -> String {
+    let named = waits_for.iter().take(NAMED_MAX).map(|(node, why)| format!("{node} ({why})"));
+    let mut text = named.collect::<Vec<_>>().join(", ");
+    if let Some(more @ 1..) = waits_for.len().checked_sub(NAMED_MAX) {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
 }
 
 /// Tells whether both tell the same, but for times and for how many peers have a session.
@@ -119,7 +149,8 @@ pub fn carry_over(before: &NodeTunnelStatus, status: &mut NodeTunnelStatus) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::objects::{Node, Objects};
+    use crate::control::api::TunnelConfigSpec;
+    use crate::control::objects::{Config, Node, Objects};
     use crate::control::topology::{Own, topology};
     use crate::crypto::x25519::PublicKey;
 
@@ -141,7 +172,7 @@ mod tests {
         for n in 0..20 {
             objects.nodes.insert(format!("n{n:02}"), Node::default());
         }
-        let fine = Outcome { up: Some(0), failure: None };
+        let fine = Outcome { up: Some(0), failure: None, is_programmed: true };
         let first = told(&objects, &fine, 0);
         assert_eq!(
             conditions(&first),
@@ -149,13 +180,14 @@ mod tests {
                 "DataplaneReady True Answers 1970-01-01T00:00:00Z",
                 "KeyPublished False NotPublished 1970-01-01T00:00:00Z",
                 "PeersInSync True InSync 1970-01-01T00:00:00Z",
+                "StrictEnforced False NotWanted 1970-01-01T00:00:00Z",
                 "Degraded True NotPublished 1970-01-01T00:00:00Z",
             ]
         );
         assert_eq!(first.not_encrypted.len(), 16);
         assert!(is_same(&first, &told(&objects, &fine, 60)));
         objects.nodes.remove("n00");
-        let gone = Outcome { up: None, failure: Some("nobody is there".to_owned()) };
+        let gone = Outcome { up: None, failure: Some("nobody is there".to_owned()), is_programmed: true };
         let mut second = told(&objects, &gone, 60);
         assert!(!is_same(&first, &second));
         carry_over(&first, &mut second);
@@ -165,6 +197,7 @@ mod tests {
                 "DataplaneReady False NotAnswering 1970-01-01T00:01:00Z",
                 "KeyPublished False NotPublished 1970-01-01T00:00:00Z",
                 "PeersInSync False Failed 1970-01-01T00:01:00Z",
+                "StrictEnforced False NotWanted 1970-01-01T00:00:00Z",
                 "Degraded True NotPublished 1970-01-01T00:00:00Z",
             ]
         );
@@ -176,5 +209,27 @@ mod tests {
             (since("n01").as_str(), since("n16").as_str()),
             ("1970-01-01T00:00:00Z", "1970-01-01T00:01:00Z")
         );
+    }
+    #[test]
+    fn strict_is_enforced_once_nobody_is_waited_for_and_everything_is_programmed() {
+        let mut objects = Objects::default();
+        let spec = TunnelConfigSpec { mode: Some(Mode::Strict), ..TunnelConfigSpec::default() };
+        objects.configs.insert("default".to_owned(), Config { spec, faults: Vec::new() });
+        let told = |objects: &Objects, mode, is_programmed| {
+            let own = Own { mode, ..Own::new("a", PublicKey::new([1; 32])) };
+            let outcome = Outcome { up: Some(0), failure: None, is_programmed };
+            let status = status(&topology(objects, &own), &outcome, Duration::ZERO);
+            let found = status.conditions.into_iter().find(|it| it.type_ == "StrictEnforced").unwrap();
+            format!("{} {} {}", found.status, found.reason, found.message)
+        };
+        assert_eq!(told(&objects, None, true), "True Enforced ");
+        assert!(told(&objects, None, false).starts_with("False NotProgrammed routes"));
+        for n in 0..10 {
+            objects.nodes.insert(format!("n{n}"), Node::default());
+        }
+        let waiting = told(&objects, Some(Mode::Permissive), true);
+        assert!(waiting.starts_with("False NotReady not ready: n0 (NotPublished), n1 (NotPublished), "));
+        assert!(waiting.ends_with("n7 (NotPublished) and 2 more"), "{waiting}");
+        assert_eq!(told(&objects, Some(Mode::Strict), true), "True Enforced ");
     }
 }

@@ -188,6 +188,24 @@ impl Store {
         self.write("snapshot.json", text.as_bytes())
     }
 
+    /// Returns the mode that the node was in, in the words of the API; `None` if that is not known.
+    pub fn mode(&self) -> Option<String> {
+        Self::mode_in(&self.directory)
+    }
+
+    /// The same of a directory that may be another process's.
+    pub fn mode_in(directory: &Path) -> Option<String> {
+        Some(fs::read_to_string(directory.join("mode")).ok()?.trim_end().to_owned())
+    }
+
+    /// Keeps the mode that the node is in.
+    ///
+    /// # Errors
+    /// If the file cannot be written; the last one is there then.
+    pub fn keep_mode(&self, mode: &str) -> Result<(), Unusable> {
+        self.write("mode", format!("{mode}\n").as_bytes())
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::api::{HostTraffic, Mode, PodAddresses, Scope};
+use super::api::{HostTraffic, Mode, PodAddresses, Scope, StrictGate};
 use super::objects::{Fault, Objects, Tunnel};
 use super::plan::{Entry, FromPods, Kind, Routes};
 use super::settings::Settings;
@@ -34,20 +34,24 @@ pub struct Own {
     pub api_servers: Vec<IpAddr>,
     /// The addresses of its links, each with the length of its prefix, in order.
     pub links: Vec<(IpAddr, u8)>,
+    /// The mode that it was in, if that is known: Strict may have to wait where it was another one.
+    pub mode: Option<Mode>,
 }
 
 impl Own {
     /// Returns a node of which nothing else is known.
     pub fn new(name: &str, public_key: PublicKey) -> Self {
-        Self { name: name.to_owned(), public_key, api_servers: Vec::new(), links: Vec::new() }
+        Self { name: name.to_owned(), public_key, api_servers: Vec::new(), links: Vec::new(), mode: None }
     }
 }
 
 /// What this node should do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Topology {
-    /// What is wanted of it.
+    /// What is wanted of it, with the mode that it should be in for the time being.
     pub settings: Settings,
+    /// The nodes that Strict waits for, by name, and why; empty if it does not.
+    pub waits_for: BTreeMap<String, Unready>,
     /// Its peers.
     pub peers: BTreeMap<PublicKey, Peer>,
     /// Its routes.
@@ -121,6 +125,33 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Why a node is not ready for Strict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unready {
+    /// It has not said anything of itself.
+    NotPublished,
+    /// It has no key that is Active.
+    NoKey,
+    /// An older node has its key.
+    DuplicateKey,
+    /// Its agent has not said what it found.
+    NoStatus,
+    /// Its agent found something wrong.
+    NotReady,
+}
+
+impl fmt::Display for Unready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotPublished => "NotPublished",
+            Self::NoKey => "NoKey",
+            Self::DuplicateKey => "DuplicateKey",
+            Self::NoStatus => "NoStatus",
+            Self::NotReady => "NotReady",
+        })
+    }
+}
+
 /// Why this node is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Degraded {
@@ -164,7 +195,7 @@ impl fmt::Display for Degraded {
 pub fn topology(objects: &Objects, own: &Own) -> Topology {
     let mut faults = BTreeSet::new();
     let own_tunnel = objects.tunnels.get(&own.name);
-    let settings = {
+    let mut settings = {
         let nothing = BTreeMap::new();
         let labels = own_tunnel.map_or(&nothing, |tunnel| &tunnel.labels);
         let mut found = Vec::new();
@@ -177,6 +208,10 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     }
     let by_age = by_age(objects);
     let keys = key_owners(&by_age);
+    let waits_for = waits_for(&settings, objects, own, &keys);
+    if !waits_for.is_empty() {
+        settings.mode = Mode::Permissive;
+    }
     let mut claims = Claims::new(&settings, objects);
     for (name, tunnel) in &by_age {
         claims.add(name, tunnel);
@@ -216,6 +251,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     let own_addresses = own_tunnel.filter(|_| is_open).map(|tunnel| tunnel.node_addresses.clone());
     Topology {
         peers,
+        waits_for,
         open_addresses: own_addresses.unwrap_or_default(),
         routes: routing.finish(),
         addresses: own_tunnel.map(|tunnel| tunnel.tunnel_addresses.clone()).unwrap_or_default(),
@@ -224,6 +260,38 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         degraded: degraded(own, own_tunnel, &keys),
         settings,
     }
+}
+
+/// Returns the nodes that Strict waits for. It waits once: a node that comes later is dropped until it is ready, and lets nothing out.
+fn waits_for(
+    settings: &Settings,
+    objects: &Objects,
+    own: &Own,
+    keys: &BTreeMap<PublicKey, &str>,
+) -> BTreeMap<String, Unready> {
+    let may_wait = settings.mode == Mode::Strict
+        && settings.strict_gate == StrictGate::WhenAllReady
+        && matches!(own.mode, Some(Mode::Off | Mode::Permissive));
+    if !may_wait {
+        return BTreeMap::new();
+    }
+    let is_cluster = !objects.nodes.is_empty();
+    let unready = |name: &String| {
+        let Some(tunnel) = objects.tunnels.get(name) else { return Some(Unready::NotPublished) };
+        let Some(key) = tunnel.active else { return Some(Unready::NoKey) };
+        if keys.get(&key) != Some(&name.as_str()) {
+            return Some(Unready::DuplicateKey);
+        }
+        match tunnel.is_ready {
+            Some(true) => None,
+            Some(false) => Some(Unready::NotReady),
+            // Where there is nobody to tell, nobody tells.
+            None => is_cluster.then_some(Unready::NoStatus),
+        }
+    };
+    let names: BTreeSet<_> = objects.tunnels.keys().chain(objects.nodes.keys()).collect();
+    let others = names.into_iter().filter(|name| **name != own.name);
+    others.filter_map(|name| Some((name.clone(), unready(name)?))).collect()
 }
 
 fn degraded(own: &Own, tunnel: Option<&Tunnel>, keys: &BTreeMap<PublicKey, &str>) -> Option<Degraded> {
@@ -904,6 +972,44 @@ mod tests {
             assert!(entries.contains(&entry.to_owned()), "{entry}");
         }
         assert!(allowed(&topology, 3).contains(&"10.244.2.9/32".to_owned()));
+    }
+
+    #[test]
+    fn strict_waits_until_all_are_ready_where_it_was_not_so_before() {
+        let mut objects = objects(Mode::Strict);
+        let in_mode = |objects: &Objects, mode| {
+            let topology = topology(objects, &Own { mode, ..Own::new("a", key(1)) });
+            let waits_for = topology.waits_for.iter().map(|(name, why)| format!("{name} {why}"));
+            (topology.settings.mode, waits_for.collect::<Vec<_>>().join(", "))
+        };
+        let strict = (Mode::Strict, String::new());
+        let waiting = |text: &str| (Mode::Permissive, text.to_owned());
+        // Without a cluster nobody says that he is ready.
+        assert_eq!(in_mode(&objects, Some(Mode::Permissive)), strict);
+        change(&mut objects, "b", |tunnel| (tunnel.active, tunnel.keys) = (None, Vec::new()));
+        for mode in [Some(Mode::Off), Some(Mode::Permissive)] {
+            assert_eq!(in_mode(&objects, mode), waiting("b NoKey"));
+        }
+        // Who was Strict stays so, and who comes new begins so.
+        for mode in [Some(Mode::Strict), None] {
+            assert_eq!(in_mode(&objects, mode), strict);
+        }
+        objects.nodes.insert("a".to_owned(), Node::default());
+        objects.nodes.insert("d".to_owned(), Node::default());
+        change(&mut objects, "c", |tunnel| tunnel.is_ready = Some(false));
+        assert_eq!(in_mode(&objects, Some(Mode::Off)), waiting("b NoKey, c NotReady, d NotPublished"));
+        change(&mut objects, "c", |tunnel| (tunnel.active, tunnel.keys) = (Some(key(1)), vec![key(1)]));
+        change(&mut objects, "b", |tunnel| *tunnel = node(2));
+        assert_eq!(in_mode(&objects, Some(Mode::Off)), waiting("b NoStatus, c DuplicateKey, d NotPublished"));
+        set(&mut objects, |spec| spec.strict_gate = Some(StrictGate::Immediate));
+        assert_eq!(in_mode(&objects, Some(Mode::Off)), strict);
+        set(&mut objects, |spec| spec.strict_gate = Some(StrictGate::WhenAllReady));
+        objects.nodes.remove("d");
+        change(&mut objects, "c", |tunnel| *tunnel = node(3));
+        for name in ["b", "c"] {
+            change(&mut objects, name, |tunnel| tunnel.is_ready = Some(true));
+        }
+        assert_eq!(in_mode(&objects, Some(Mode::Off)), strict);
     }
 
     #[test]

@@ -56,7 +56,9 @@ pub fn look(places: &Places) -> Result<Report, String> {
         Ok(objects) => (objects, None),
         Err(error) => (None, Some(error)),
     };
-    let found = interfaces.into_iter().map(|name| find(&places.sockets, name, objects.as_ref()));
+    let mode = Store::mode_in(&places.state).as_deref().and_then(Mode::named);
+    let known = objects.as_ref().map(|objects| (objects, mode));
+    let found = interfaces.into_iter().map(|name| find(&places.sockets, name, known));
     let mut report = Report::of(found.collect(), clock::realtime());
     report.fault = fault;
     Ok(report)
@@ -86,22 +88,22 @@ fn kept(state: &Path) -> Result<Option<Objects>, String> {
     Ok(Some(objects))
 }
 
-fn find(sockets: &Path, name: String, objects: Option<&Objects>) -> Found {
+fn find(sockets: &Path, name: String, known: Option<(&Objects, Option<Mode>)>) -> Found {
     let client = Client::new(sockets, &name);
     let told = client.snapshot().and_then(|snapshot| Ok((snapshot, client.statistics()?)));
     let node = match &told {
-        Ok((snapshot, _)) => objects.and_then(|objects| node_of(&name, snapshot, objects)),
+        Ok((snapshot, _)) => known.and_then(|(objects, mode)| node_of(&name, snapshot, objects, mode)),
         Err(_) => None,
     };
     Found { interface: name, told: told.map_err(|error: Failed| error.to_string()), node }
 }
 
 /// Finds the node whose interface this is.
-fn node_of(interface: &str, snapshot: &Snapshot, objects: &Objects) -> Option<Node> {
+fn node_of(interface: &str, snapshot: &Snapshot, objects: &Objects, mode: Option<Mode>) -> Option<Node> {
     let public_key = snapshot.private_key.as_ref()?.public();
     let (name, _) = objects.tunnels.iter().find(|(_, tunnel)| tunnel.active == Some(public_key))?;
     let links = Ways::open().and_then(|mut ways| ways.addresses()).unwrap_or_default();
-    let own = Own { links, ..Own::new(name, public_key) };
+    let own = Own { links, mode, ..Own::new(name, public_key) };
     let mut topology = topology(objects, &own);
     interface.clone_into(&mut topology.routes.interface);
     let kernel = kernel(&topology).map_err(|error| error.to_string());

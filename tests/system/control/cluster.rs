@@ -200,7 +200,7 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     let path = "jsonpath={.status.peers.total} {.status.conditions[?(@.status==\"True\")].type}";
     wait_until("a status without fault", SOON, || {
         let found = plane.kubectl(&["get", "nodetunnel", "node1", "-o", path]);
-        found.trim() == "2 DataplaneReady KeyPublished PeersInSync"
+        found.trim() == "2 DataplaneReady KeyPublished PeersInSync StrictEnforced"
     });
     // What its links leave for a packet is told as well.
     assert_eq!(plane.kubectl(&["get", "nodetunnel", "node1", "-o", "jsonpath={.spec.mtu}"]), "1440");

@@ -8,6 +8,7 @@ mod lockout;
 mod mesh;
 mod mtu;
 pub(crate) mod nodes;
+mod plans;
 mod scope;
 mod security;
 mod seeing;
