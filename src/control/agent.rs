@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::api::{Mode, NodeTunnelStatus, PodAddresses};
 use super::firewall::Firewall;
+use super::happening::{Findings, Silence};
 use super::heal::{self, Healer};
 use super::link::Link;
 use super::metrics::server::{Server, places};
@@ -103,6 +104,10 @@ pub struct Agent {
     note: Note,
     /// Peers with a session, if the data plane answered the last time.
     up: Option<usize>,
+    /// What was found at the last look, and which peers were silent.
+    findings: Findings,
+    silence: Silence,
+    lost: BTreeSet<String>,
     /// What the cluster was told last.
     reported: Option<NodeTunnelStatus>,
     /// The moment at which the objects are to be kept on disk.
@@ -162,6 +167,9 @@ impl Agent {
             next: Duration::ZERO,
             is_periodic: false,
             up: None,
+            findings: Findings::default(),
+            silence: Silence::default(),
+            lost: BTreeSet::new(),
             reported: None,
             keep: None,
             progress: metrics::Shared::default(),
@@ -504,6 +512,16 @@ impl Agent {
         let is_programmed = healer.looks > 0 && healer.failure.is_none();
         let outcome = Outcome { up: self.up, failure: failure.cloned(), is_programmed };
         let status = status::status(&known.topology, &outcome, clock::realtime());
+        let findings = Findings {
+            is_down: self.up.is_none(),
+            is_strict: known.topology.settings.mode == Mode::Strict && is_programmed,
+            lost: self.lost.clone(),
+            ..Findings::of(&known.topology)
+        };
+        for happening in findings.since(&self.findings) {
+            self.parts.source.tell(&self.own.name, happening);
+        }
+        self.findings = findings;
         if self.reported.as_ref().is_none_or(|reported| !status::is_same(reported, &status)) {
             self.parts.source.report(&self.own.name, status.clone());
             self.reported = Some(status);
@@ -524,6 +542,9 @@ impl Agent {
             tracing::info!(socket = %client.path().display(), peers = snapshot.peers.len(), "the data plane answers");
         }
         self.up = Some(status::up(&snapshot, clock::realtime()));
+        let peers = &known.topology.peers;
+        let lost = self.silence.look(&snapshot, clock::realtime()).iter();
+        self.lost = lost.filter_map(|key| Some(peers.get(key)?.node.clone())).collect();
         let (is_complete, is_periodic) = (known.extent == Extent::Complete, self.is_periodic);
         let occasion = Occasion { is_complete, is_periodic, now: clock::realtime(), mtu: self.mtu };
         let plan = reconcile(&snapshot, &known.topology, &self.parts.private_key, &self.endpoints, occasion);

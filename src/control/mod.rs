@@ -22,6 +22,7 @@
 //! - [`inspect`]: what `adit status` and `adit peers` show.
 //! - [`publish`]: what this node says of itself. Pure.
 //! - [`status`]: what its agent tells the cluster. Pure.
+//! - [`happening`]: what people are told of that has happened. Pure.
 //! - [`store`]: the private key, and the objects as last known, on disk.
 //! - [`uapi_client`]: any data plane, by its configuration socket.
 //! - [`watch`]: where objects come from.
@@ -31,6 +32,7 @@ pub mod agent;
 pub mod api;
 pub mod failed;
 pub mod firewall;
+pub mod happening;
 pub mod heal;
 #[cfg(test)]
 mod history;

@@ -21,20 +21,22 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1;
+use k8s_openapi::api::core::v1::{self, ObjectReference};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::PartialObjectMeta;
+use kube::runtime::events::{EventType, Recorder, Reporter};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Config, ResourceExt};
 use rustix::event::{EventfdFlags, eventfd};
 use serde_json::{Value, json};
-use tokio::sync::{oneshot, watch as latest};
+use tokio::sync::{mpsc, oneshot, watch as latest};
 
 use super::Source;
 use crate::control::api::{NodeTunnel, NodeTunnelStatus, TunnelConfig};
+use crate::control::happening::Happening;
 use crate::control::objects::{Node, Object, Objects};
 use crate::control::{read, status};
 
@@ -43,6 +45,12 @@ const FIELD_MANAGER: &str = "adit-agent";
 
 /// Who we are when we write what we found.
 const STATUS_MANAGER: &str = "adit-agent-status";
+
+/// Who we are in Events.
+const REPORTER: &str = "adit.dev/agent";
+
+/// The most happenings that wait to be written.
+const HAPPENINGS_MAX: usize = 64;
 
 /// Nodes that are listed at a time.
 const PAGE: u32 = 500;
@@ -56,6 +64,7 @@ pub struct Cluster {
     api_servers: Vec<IpAddr>,
     published: latest::Sender<Option<Value>>,
     reported: latest::Sender<Option<(String, NodeTunnelStatus)>>,
+    happenings: mpsc::Sender<(String, Happening)>,
     /// The node whose pods are wanted.
     pods_of: latest::Sender<Option<String>>,
     stop: Option<oneshot::Sender<()>>,
@@ -105,6 +114,7 @@ impl Cluster {
         let (published, wanted) = latest::channel(None);
         let (reported, found) = latest::channel(None);
         let (pods_of, node) = latest::channel(None);
+        let (happenings, to_tell) = mpsc::channel(HAPPENINGS_MAX);
         let theirs = Arc::clone(&shared);
         let client = {
             let _inside = runtime.enter();
@@ -114,13 +124,23 @@ impl Cluster {
             runtime.block_on(async {
                 tokio::select! {
                     () = follow_all(client.clone(), &theirs, wanted, found) => {}
-                    () = follow_pods(client, &theirs, node) => {}
+                    () = follow_pods(client.clone(), &theirs, node) => {}
+                    () = tell(client, to_tell) => {}
                     _ = stopped => {}
                 }
             });
         })?;
         let api_servers = api_servers.into_iter().collect();
-        Ok(Self { shared, api_servers, published, reported, pods_of, stop: Some(stop), thread: Some(thread) })
+        Ok(Self {
+            shared,
+            api_servers,
+            published,
+            reported,
+            happenings,
+            pods_of,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -170,6 +190,11 @@ impl Source for Cluster {
 
     fn publish(&mut self, tunnel: Value) {
         self.published.send_replace(Some(tunnel));
+    }
+
+    fn tell(&mut self, node: &str, happening: Happening) {
+        // Too many at once, or an API server that is away: what is true is in the status.
+        let _ = self.happenings.try_send((node.to_owned(), happening));
     }
 
     fn report(&mut self, node: &str, status: NodeTunnelStatus) {
@@ -383,6 +408,42 @@ async fn write_status(client: Client, mut found: latest::Receiver<Option<(String
             tokio::time::sleep(Duration::from_millis(wait)).await;
             wait = (wait * 2).min(WRITE_RETRY.1);
         }
+    }
+}
+
+/// Writes Events (events.k8s.io/v1) about this node's object. Those that repeat become a series of one.
+async fn tell(client: Client, mut happenings: mpsc::Receiver<(String, Happening)>) {
+    let api = tunnels(client.clone());
+    let mut recorder: Option<Recorder> = None;
+    while let Some((node, happening)) = happenings.recv().await {
+        let recorder = recorder.get_or_insert_with(|| {
+            let reporter = Reporter { controller: REPORTER.to_owned(), instance: Some(node.clone()) };
+            Recorder::new(client.clone(), reporter)
+        });
+        let event = kube::runtime::events::Event {
+            type_: if happening.is_warning { EventType::Warning } else { EventType::Normal },
+            reason: happening.reason.to_owned(),
+            note: Some(happening.note),
+            action: "Look".to_owned(),
+            secondary: happening.node.map(|other| reference(&other, None)),
+        };
+        // kubectl finds an object's events by its uid.
+        let uid = api.get_metadata_opt(&node).await.ok().flatten().and_then(|object| object.metadata.uid);
+        if let Err(error) = recorder.publish(&event, &reference(&node, uid)).await {
+            tracing::warn!(node, reason = event.reason, %error, "an event cannot be written");
+        }
+    }
+    std::future::pending().await
+}
+
+fn reference(node: &str, uid: Option<String>) -> ObjectReference {
+    let resource = ApiResource::erase::<NodeTunnel>(&());
+    ObjectReference {
+        api_version: Some(resource.api_version),
+        kind: Some(resource.kind),
+        name: Some(node.to_owned()),
+        uid,
+        ..ObjectReference::default()
     }
 }
 

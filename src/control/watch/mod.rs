@@ -12,6 +12,7 @@ use std::os::fd::BorrowedFd;
 use serde_json::Value;
 
 use super::api::NodeTunnelStatus;
+use super::happening::Happening;
 use super::objects::Objects;
 
 /// A place that objects come from.
@@ -38,6 +39,9 @@ pub trait Source {
 
     /// Has what this node says of itself written, sooner or later. A source that cannot be written to leaves that to whoever made it.
     fn publish(&mut self, _tunnel: Value) {}
+
+    /// Has people told of what has happened to this node, if there is a place for it.
+    fn tell(&mut self, _node: &str, _happening: Happening) {}
 
     /// Has what this node's agent found written beside it, sooner or later; likewise.
     fn report(&mut self, _node: &str, _status: NodeTunnelStatus) {}

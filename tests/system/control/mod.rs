@@ -3,6 +3,7 @@
 
 mod client;
 mod cluster;
+mod events;
 mod host_traffic;
 mod lockout;
 mod mesh;

@@ -13,7 +13,7 @@ fn manifest(name: &str) -> String {
 
 /// Makes the pod of a node's agent and a token that is bound to it; returns how the API server is reached with that.
 #[track_caller]
-fn token_of(plane: &ControlPlane, node: usize) -> PathBuf {
+pub(super) fn token_of(plane: &ControlPlane, node: usize) -> PathBuf {
     let pod = format!("agent{node}");
     plane.apply(
         "pod.yaml",
@@ -125,6 +125,7 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
         &["-n", "kube-system", "get", "pod", "agent1"],
         &["-n", "kube-system", "delete", "pod", "agent1"],
         &["-n", "kube-system", "get", "secrets"],
+        &["get", "events"],
         &["-n", "kube-system", "create", "token", "adit-agent"],
         &["delete", "validatingadmissionpolicybinding", "adit-own-nodetunnel"],
     ] {
