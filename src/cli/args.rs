@@ -79,6 +79,10 @@ pub(super) struct InterfaceArgs {
     #[arg(short, long, env = "WG_LOG_FILE", value_name = "FILE")]
     pub(super) log: Option<PathBuf>,
 
+    /// Waits while another process has the interface or its configuration socket, and takes over when it has left.
+    #[arg(long, env = "ADIT_WAIT", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub(super) wait: bool,
+
     /// A TUN device that is open already; -1 for none.
     #[arg(long, env = "WG_TUN_FD", value_name = "FD", allow_negative_numbers = true, value_parser = descriptor)]
     pub(super) tun_fd: Option<Descriptor>,

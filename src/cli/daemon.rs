@@ -21,7 +21,7 @@ const READY_FD: &str = "ADIT_READY_FD";
 /// # Errors
 /// Names what cannot be set up, and why.
 pub(super) fn start(args: &InterfaceArgs) -> Result<(), String> {
-    let (tun, socket) = run::open(args)?;
+    let Some((tun, socket)) = run::open(args, None)? else { return Ok(()) };
     let name = tun.name().to_owned();
     let fail = |error: io::Error| format!("{name}: cannot go to the background: {error}");
     let (ready, child_ready) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| fail(errno.into()))?;

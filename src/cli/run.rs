@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 
 use super::args::InterfaceArgs;
 use super::{daemon, log};
@@ -20,6 +21,9 @@ use crate::uapi::socket::Socket;
 
 /// Ethernet's 1500 bytes without IPv6 and UDP headers and those of a data message (kernel `device.c`, `wg_setup`).
 const DEFAULT_MTU: u32 = 1420;
+
+/// The time between two looks whether another process has left.
+const TURN: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Has everything encrypted by what was asked for. To be called before anything is.
 ///
@@ -40,7 +44,7 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     log::start(args.level(), args.log.as_deref()).map_err(|error| format!("the log file: {error}"))?;
     // Before the first thread, so that all of them block these signals.
     let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
-    let (tun, socket) = open(args)?;
+    let Some((tun, socket)) = open(args, Some(&signals))? else { return Ok(()) };
     let name = tun.name().to_owned();
     let closed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map(Arc::new)
@@ -71,21 +75,58 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     Ok(())
 }
 
-/// Opens device and socket, or takes over those of the parent.
-pub(super) fn open(args: &InterfaceArgs) -> Result<(Tun, Socket), String> {
+/// Opens device and socket, or takes over those of the parent. While another process has them, it waits for its turn if asked to; `None` if
+/// one of `signals` comes first.
+///
+/// # Errors
+/// Names what cannot be set up, and why.
+pub(super) fn open(args: &InterfaceArgs, signals: Option<&Signals>) -> Result<Option<(Tun, Socket)>, String> {
+    let mut is_told = false;
+    loop {
+        let (error, text) = match open_once(args) {
+            Ok(opened) => return Ok(Some(opened)),
+            Err(refused) => refused,
+        };
+        let is_taken = error.raw_os_error() == Some(libc::EBUSY) || error.kind() == io::ErrorKind::AddrInUse;
+        if !(args.wait && is_taken) {
+            return Err(text);
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::info!(reason = text, "waiting for another process to leave");
+        }
+        let mut fds: Vec<_> =
+            signals.into_iter().map(|signals| PollFd::new(signals, PollFlags::IN)).collect();
+        match poll(&mut fds, Some(&TURN)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(format!("poll: {errno}")),
+        }
+        if signals.is_some_and(Signals::take) {
+            return Ok(None);
+        }
+    }
+}
+
+/// Opens device and socket, or takes over those of the parent. Of an error there is also the text for people.
+fn open_once(args: &InterfaceArgs) -> Result<(Tun, Socket), (io::Error, String)> {
     let given = args.name.as_deref().unwrap_or_default();
     let tun = match args.tun_fd.and_then(|fd| fd.0) {
-        Some(fd) => Tun::from_fd(inherited(fd)?, args.workers(), &args.offload()),
+        Some(fd) => inherited(fd).and_then(|fd| Tun::from_fd(fd, args.workers(), &args.offload())),
         None => {
             Tun::create(given, args.workers(), &args.offload()).and_then(|tun| set_mtu(&tun).map(|()| tun))
         }
     };
-    let tun = tun.map_err(|error| format!("{given}: cannot open the TUN device: {}", explained(&error)))?;
+    let tun = tun.map_err(|error| {
+        let text = format!("{given}: cannot open the TUN device: {}", explained(&error));
+        (error, text)
+    })?;
     let socket = match args.uapi_fd.and_then(|fd| fd.0) {
-        Some(fd) => Socket::from_fd(inherited(fd)?, tun.name()),
+        Some(fd) => inherited(fd).and_then(|fd| Socket::from_fd(fd, tun.name())),
         None => Socket::open(tun.name()),
     };
-    let socket = socket.map_err(|error| format!("{}: the configuration socket: {error}", tun.name()))?;
+    let socket = socket.map_err(|error| {
+        let text = format!("{}: the configuration socket: {error}", tun.name());
+        (error, text)
+    })?;
     Ok((tun, socket))
 }
 
@@ -96,8 +137,9 @@ fn set_mtu(tun: &Tun) -> io::Result<()> {
 }
 
 /// Takes over a descriptor that the parent has left open for us.
-fn inherited(fd: RawFd) -> Result<OwnedFd, String> {
-    process::inherited(fd).map_err(|error| format!("descriptor {fd}: {error}"))
+fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    let explained = |error: io::Error| io::Error::new(error.kind(), format!("descriptor {fd}: {error}"));
+    process::inherited(fd).map_err(explained)
 }
 
 fn explained(error: &io::Error) -> String {
@@ -126,7 +168,7 @@ fn wait(
         let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
         fds.extend(watch.map(|watch| PollFd::new(watch, PollFlags::IN)));
         match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         let [signalled, deleted] = [0, 1].map(|at| !fds[at].revents().is_empty());

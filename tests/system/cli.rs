@@ -253,6 +253,35 @@ fn a_name_that_cannot_be_had_is_refused_with_the_reason() {
 }
 
 #[test]
+fn who_waits_takes_over_when_the_other_has_left_or_was_killed_and_leaves_at_a_signal() {
+    need!("ip", "wg");
+    let namespace = Namespace::new();
+    let name = ifname();
+    let mut holder = namespace.spawn(ADIT, &["-f", &name]);
+    wait_until("the first one", SOON, || namespace.succeeds(&format!("wg show {name}")));
+    for signal in [Signal::TERM, rustix::process::Signal::KILL] {
+        let args = ["-f", "--wait", "-v", "info", &name];
+        let next = namespace.spawn(ADIT, &args);
+        let mut other = namespace.spawn(ADIT, &args);
+        for waiting in [&next, &other] {
+            wait_until("word of waiting", SOON, || waiting.output().contains("waiting for another process"));
+        }
+        // It may wait for ever, and still be told to leave.
+        other.signal(Signal::TERM);
+        assert!(other.wait(SOON).success());
+        assert!(holder.ended().is_none());
+        holder.signal(signal);
+        holder.wait(SOON);
+        wait_until("the next one", SOON, || next.output().contains("ready"));
+        namespace.run("wg", &["show", &name]);
+        holder = next;
+    }
+    // It takes its socket along.
+    holder.signal(Signal::TERM);
+    assert!(holder.wait(SOON).success());
+}
+
+#[test]
 fn a_device_that_waits_for_a_process_is_used() {
     need!("ip", "wg");
     let namespace = Namespace::new();
