@@ -45,7 +45,8 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
             Box::new(Directory::open(objects).map_err(|error| format!("{}: {error}", objects.display()))?)
         }
         None => Box::new(
-            Cluster::start(args.kubeconfig.as_deref()).map_err(|error| format!("the cluster: {error}"))?,
+            Cluster::start(args.kubeconfig.as_deref(), args.default_mode)
+                .map_err(|error| format!("the cluster: {error}"))?,
         ),
     };
     let parts = Parts {

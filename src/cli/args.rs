@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 #[cfg(feature = "control")]
 use crate::config::Prefix;
+#[cfg(feature = "control")]
+use crate::control::api::Mode;
 use crate::crypto::aead::Tier;
 use crate::device::Spill;
 use crate::sys::offload::Wanted;
@@ -187,6 +189,10 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
     pub(super) kubeconfig: Option<PathBuf>,
 
+    /// The mode of the TunnelConfig for all nodes that is made where the cluster has none: Off, Permissive or Strict [default: none is made].
+    #[arg(long, env = "ADIT_DEFAULT_MODE", value_name = "MODE", value_parser = mode)]
+    pub(super) default_mode: Option<Mode>,
+
     /// A directory of objects as YAML files, in place of a cluster; changes are followed.
     #[arg(long, env = "ADIT_OBJECTS", value_name = "DIR")]
     pub(super) objects: Option<PathBuf>,
@@ -304,6 +310,11 @@ pub(super) enum SpillWhen {
     Auto,
     On,
     Off,
+}
+
+#[cfg(feature = "control")]
+fn mode(text: &str) -> Result<Mode, &'static str> {
+    serde_json::from_value(text.into()).map_err(|_| "a mode is Off, Permissive or Strict")
 }
 
 #[cfg(feature = "control")]

@@ -51,6 +51,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 const KEEP_AFTER: Duration = Duration::from_secs(1);
 /// How long changes of links and routes are gathered before the ways to the peers are looked at.
 const WAYS_AFTER: Duration = Duration::from_millis(200);
+/// The longest time between two attempts to serve metrics where they cannot be served.
+const SERVE_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait after a failure.
 const RETRY_MOST: Duration = Duration::from_secs(15);
 
@@ -468,11 +470,13 @@ impl Agent {
                 wait
             }
         };
+        let is_unserved = self.served.as_ref().is_some_and(|(_, server)| server.is_none());
+        let wait = if is_unserved { wait.min(SERVE_RETRY) } else { wait };
         self.next = clock::boottime() + wait;
     }
 
-    /// Has metrics served where they are wanted. That they cannot be is no reason to leave anything else undone; it is tried again at the
-    /// next look.
+    /// Has metrics served where they are wanted. That they cannot be is no reason to leave anything else undone; it is tried again
+    /// soon: in an update of the cluster's pods the one that leaves has the port until it is gone.
     fn serve_metrics(&mut self) {
         let settings = self.known.as_ref().map(|known| &known.topology.settings);
         let wanted = self.parts.metrics.as_ref().or_else(|| settings?.metrics_address.as_ref());

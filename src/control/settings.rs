@@ -12,6 +12,9 @@ use super::metrics::server::places;
 use super::objects::{Config, Fault, Objects};
 use crate::config::Prefix;
 
+/// The name of the `TunnelConfig` that is for all nodes.
+pub const FOR_ALL: &str = "default";
+
 /// Routing table and mark, unless others are asked for. The mark has no bit of those that kube-proxy (0xc000), Calico (0xffff0000) and
 /// Cilium (0x0f00) use.
 pub const MARK: u32 = 0x20ad;
@@ -93,7 +96,7 @@ impl Settings {
         faults: &mut Vec<(String, Fault)>,
     ) -> Self {
         let own = format!("node.{name}");
-        let general = objects.configs.get_key_value("default");
+        let general = objects.configs.get_key_value(FOR_ALL);
         let selected = objects
             .configs
             .iter()

@@ -23,7 +23,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{self, ObjectReference};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::PartialObjectMeta;
 use kube::runtime::events::{EventType, Recorder, Reporter};
@@ -35,9 +35,10 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch as latest};
 
 use super::Source;
-use crate::control::api::{NodeTunnel, NodeTunnelStatus, TunnelConfig};
+use crate::control::api::{Mode, NodeTunnel, NodeTunnelStatus, TunnelConfig, TunnelConfigSpec};
 use crate::control::happening::Happening;
 use crate::control::objects::{Node, Object, Objects};
+use crate::control::settings::FOR_ALL;
 use crate::control::{read, status};
 
 /// Who we are to the API server: the fields that we apply are ours.
@@ -97,11 +98,12 @@ enum Kind {
 }
 
 impl Cluster {
-    /// Begins to watch, by the kubeconfig file given, or as a pod of the cluster. That the API server answers is not awaited.
+    /// Begins to watch, by the kubeconfig file given, or as a pod of the cluster. That the API server answers is not awaited. Where there is
+    /// no `TunnelConfig` for all nodes, one with `default_mode` is made.
     ///
     /// # Errors
     /// If the configuration cannot be used, or no thread or descriptor is left.
-    pub fn start(kubeconfig: Option<&Path>) -> io::Result<Self> {
+    pub fn start(kubeconfig: Option<&Path>, default_mode: Option<Mode>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let config = runtime.block_on(configuration(kubeconfig))?;
         let api_servers = config
@@ -123,7 +125,7 @@ impl Cluster {
         let thread = std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = follow_all(client.clone(), &theirs, wanted, found) => {}
+                    () = follow_all(client.clone(), &theirs, default_mode, wanted, found) => {}
                     () = follow_pods(client.clone(), &theirs, node) => {}
                     () = tell(client, to_tell) => {}
                     _ = stopped => {}
@@ -211,6 +213,7 @@ async fn configuration(kubeconfig: Option<&Path>) -> io::Result<Config> {
 async fn follow_all(
     client: Client,
     shared: &Shared,
+    default_mode: Option<Mode>,
     wanted: latest::Receiver<Option<Value>>,
     found: latest::Receiver<Option<(String, NodeTunnelStatus)>>,
 ) {
@@ -226,11 +229,13 @@ async fn follow_all(
     let api = Api::namespaced_with(client.clone(), "default", &resource);
     let own = all.labels(&format!("{}={}", read::SERVICE, read::API_SERVICE));
     let api_servers = follow(api, resource, own, shared, Kind::ApiServers);
+    let configured = configure(client.clone(), default_mode);
     futures::join!(
         tunnels,
         configs,
         nodes,
         api_servers,
+        configured,
         write(client.clone(), wanted),
         write_status(client, found)
     );
@@ -287,6 +292,32 @@ async fn follow_pods(client: Client, shared: &Shared, mut node: latest::Receiver
         if is_over {
             return std::future::pending().await;
         }
+    }
+}
+
+/// Makes the `TunnelConfig` for all nodes, if there is none. One that is there is nobody's but the operator's.
+async fn configure(client: Client, mode: Option<Mode>) {
+    let Some(mode) = mode else { return };
+    let api: Api<TunnelConfig> = Api::all(client);
+    let spec = TunnelConfigSpec { mode: Some(mode), ..TunnelConfigSpec::default() };
+    let config = TunnelConfig::new(FOR_ALL, spec);
+    let mut wait = WRITE_RETRY.0;
+    loop {
+        let made = match api.get_opt(FOR_ALL).await {
+            Ok(Some(_)) => return,
+            Ok(None) => api.create(&PostParams::default(), &config).await,
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok(_) => {
+                tracing::info!(?mode, "there was no TunnelConfig for all nodes, and one was made");
+                return;
+            }
+            // Another node's agent was first: the next look finds it.
+            Err(error) => tracing::debug!(%error, "no TunnelConfig can be made yet"),
+        }
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        wait = (wait * 2).min(WRITE_RETRY.1);
     }
 }
 

@@ -18,15 +18,15 @@ pub(super) fn token_of(plane: &ControlPlane, node: usize) -> PathBuf {
     plane.apply(
         "pod.yaml",
         &format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: kube-system}}\nspec: {{nodeName: node{node}, \
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: adit-system}}\nspec: {{nodeName: node{node}, \
             serviceAccountName: adit-agent, containers: [{{name: agent, image: adit}}]}}\n"
         ),
     );
-    let uid = plane.kubectl(&["-n", "kube-system", "get", "pod", &pod, "-o", "jsonpath={.metadata.uid}"]);
+    let uid = plane.kubectl(&["-n", "adit-system", "get", "pod", &pod, "-o", "jsonpath={.metadata.uid}"]);
     let [name, uid] =
         [("name", &pod), ("uid", &uid)].map(|(what, value)| format!("--bound-object-{what}={value}"));
     let bound =
-        ["-n", "kube-system", "create", "token", "adit-agent", "--bound-object-kind=Pod", &name, &uid];
+        ["-n", "adit-system", "create", "token", "adit-agent", "--bound-object-kind=Pod", &name, &uid];
     plane.write_kubeconfig(&pod, plane.kubectl(&bound).trim())
 }
 
@@ -46,7 +46,8 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
     need!("ip", "wg", "ping", "setpriv");
     let mut mesh = Mesh::new(2);
     let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
-    for name in ["crds", "rbac", "policy"] {
+    plane.kubectl(&["apply", "-f", &manifest("namespace")]);
+    for name in ["crds", "rbac", "policy", "daemonset"] {
         plane.kubectl(&["apply", "--dry-run=server", "-f", &manifest(name)]);
     }
     plane.kubectl(&["apply", "-f", &manifest("crds"), "-f", &manifest("rbac")]);
@@ -56,10 +57,6 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
         "crd/nodetunnels.adit.dev",
         "crd/tunnelconfigs.adit.dev",
     ]);
-    plane.apply(
-        "config.yaml",
-        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict}\n",
-    );
     mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
     let tokens: Vec<_> = mesh.nodes.iter().map(|node| token_of(&plane, node.number)).collect();
     let own = &tokens[0];
@@ -67,11 +64,14 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
     // Agents with no more than that are able to do all that they do.
     for (node, token) in mesh.nodes.iter_mut().zip(&tokens) {
         node.start_data_plane(Program::Adit);
-        node.start_agent_with("KUBECONFIG", token);
+        // Nobody has said what is wanted of all nodes.
+        node.start_agent_in(&[("KUBECONFIG", token.to_str().unwrap()), ("ADIT_DEFAULT_MODE", "Strict")]);
     }
     let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
     first.wait_until_peers_are(&[as_peer(second)]);
     first.wait_for_pod_of(second);
+    let mode = ["get", "tunnelconfig", "default", "-o", "jsonpath={.spec}"];
+    assert_eq!(plane.kubectl(&mode), r#"{"mode":"Strict"}"#);
     let status = "jsonpath={.status.conditions[?(@.type==\"PeersInSync\")].status}";
     wait_until("a status", SOON, || plane.kubectl(&["get", "nodetunnel", "node2", "-o", status]) == "True");
 
@@ -111,9 +111,21 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
         "may not write the NodeTunnel of node9",
     );
     // A token that anybody with the right to make one has made, bound to no node.
-    let unbound = plane.kubectl(&["-n", "kube-system", "create", "token", "adit-agent"]);
+    let unbound = plane.kubectl(&["-n", "adit-system", "create", "token", "adit-agent"]);
     let unbound = plane.write_kubeconfig("unbound", unbound.trim());
     assert_forbidden(&plane, &unbound, &patch("node1")[..6], "bound to a node, and this one is not");
+
+    // For other nodes it may not speak by a TunnelConfig either.
+    for (name, spec) in
+        [("node.node2", "{mode: \"Off\"}"), ("default", "{mode: \"Off\", listenPort: 1}"), ("default", "{}")]
+    {
+        let text = format!(
+            "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+        );
+        let path = plane.write("tunnelconfig.yaml", &text);
+        let line = ["create", "-f", path.to_str().unwrap()];
+        assert_forbidden(&plane, own, &line, "an agent makes the TunnelConfig called default");
+    }
 
     // What an agent does not do it may not do.
     for line in [
@@ -122,11 +134,11 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
         &["patch", "tunnelconfig", "default", "--type=merge", "-p", r#"{"spec":{"mode":"Off"}}"#],
         &["create", "-f", &manifest("crds")],
         &["label", "node", "node1", "a=b"],
-        &["-n", "kube-system", "get", "pod", "agent1"],
-        &["-n", "kube-system", "delete", "pod", "agent1"],
-        &["-n", "kube-system", "get", "secrets"],
+        &["-n", "adit-system", "get", "pod", "agent1"],
+        &["-n", "adit-system", "delete", "pod", "agent1"],
+        &["-n", "adit-system", "get", "secrets"],
         &["get", "events"],
-        &["-n", "kube-system", "create", "token", "adit-agent"],
+        &["-n", "adit-system", "create", "token", "adit-agent"],
         &["delete", "validatingadmissionpolicybinding", "adit-own-nodetunnel"],
     ] {
         assert_forbidden(&plane, own, line, "cannot");
