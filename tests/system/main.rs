@@ -7,6 +7,8 @@
 
 mod cli;
 #[cfg(feature = "control")]
+mod cluster;
+#[cfg(feature = "control")]
 mod control;
 mod hostile;
 mod interop;

@@ -20,18 +20,26 @@ pub(super) const ADDRESS: &str = "10.9.0.100";
 pub(super) const TOKEN: &str = "an-administrator-of-this-test";
 
 /// etcd and kube-apiserver in a namespace of their own, on the nodes' fabric.
-pub(super) struct ControlPlane {
+pub(crate) struct ControlPlane {
     namespace: Namespace,
     assets: PathBuf,
     files: Directory,
     api_server: Option<Process>,
+    /// Whether it runs workloads: pods have service accounts then.
+    has_kubelets: bool,
     _etcd: Process,
 }
 
 impl ControlPlane {
     /// Starts both; `None` if they are not here.
     #[track_caller]
-    pub(super) fn start(fabric: &Namespace) -> Option<Self> {
+    pub(crate) fn start(fabric: &Namespace) -> Option<Self> {
+        Self::start_for(fabric, &[])
+    }
+
+    /// Starts both for a cluster that runs workloads, with these users and the groups that they are of; a user's name is its token.
+    #[track_caller]
+    pub(crate) fn start_for(fabric: &Namespace, users: &[(&str, &str)]) -> Option<Self> {
         let said = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
         let assets = said.clone().unwrap_or_else(|| "/usr/local/kubebuilder/bin".into());
         if ["etcd", "kube-apiserver", "kubectl"].iter().any(|program| !assets.join(program).exists()) {
@@ -48,12 +56,15 @@ impl ControlPlane {
         let files = Directory::new();
         let path = |name: &str| files.path().join(name).to_str().unwrap().to_owned();
         write_keys(files.path());
-        fs::write(path("tokens"), format!("{TOKEN},admin,1,system:masters\n")).unwrap();
+        let users: String =
+            users.iter().map(|(user, group)| format!("{user},{user},{user},{group}\n")).collect();
+        fs::write(path("tokens"), format!("{TOKEN},admin,1,system:masters\n{users}")).unwrap();
         let etcd = namespace.spawn(
             assets.join("etcd").to_str().unwrap(),
             &["--data-dir", &path("etcd"), "--unsafe-no-fsync", "--log-level=error"],
         );
-        let mut this = Self { namespace, assets, files, api_server: None, _etcd: etcd };
+        let has_kubelets = !users.is_empty();
+        let mut this = Self { namespace, assets, files, api_server: None, has_kubelets, _etcd: etcd };
         this.write_kubeconfig("kubeconfig", TOKEN);
         this.start_api_server();
         Some(this)
@@ -62,7 +73,7 @@ impl ControlPlane {
     #[track_caller]
     fn start_api_server(&mut self) {
         let path = |name: &str| self.files.path().join(name).to_str().unwrap().to_owned();
-        let args = [
+        let mut args = vec![
             "--etcd-servers=http://127.0.0.1:2379".to_owned(),
             format!("--bind-address={ADDRESS}"),
             format!("--cert-dir={}", path("certificates")),
@@ -71,9 +82,14 @@ impl ControlPlane {
             format!("--service-account-key-file={}", path("public.pem")),
             "--service-account-issuer=https://adit.test".to_owned(),
             "--service-cluster-ip-range=10.96.0.0/24".to_owned(),
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--authorization-mode=Node,RBAC".to_owned(),
         ];
+        if self.has_kubelets {
+            args.push("--allow-privileged".to_owned());
+            args.push("--kubelet-preferred-address-types=InternalIP".to_owned());
+        } else {
+            args.push("--disable-admission-plugins=ServiceAccount".to_owned());
+        }
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         let program = self.assets.join("kube-apiserver");
         self.api_server = Some(self.namespace.spawn(program.to_str().unwrap(), &args));
@@ -81,7 +97,7 @@ impl ControlPlane {
     }
 
     /// Writes how the API server is reached with a token, and returns where that is.
-    pub(super) fn write_kubeconfig(&self, name: &str, token: &str) -> PathBuf {
+    pub(crate) fn write_kubeconfig(&self, name: &str, token: &str) -> PathBuf {
         let certificate = self.files.path().join("certificates/apiserver.crt");
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
@@ -92,38 +108,54 @@ impl ControlPlane {
         self.write(name, &text)
     }
 
-    pub(super) fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
+    /// Starts a program of the control plane beside it.
+    #[track_caller]
+    pub(crate) fn spawn(&self, program: &str, args: &[&str]) -> Process {
+        self.namespace.spawn(self.assets.join(program).to_str().unwrap(), args)
+    }
+
+    /// Returns where a file of the control plane lies.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
+    }
+
+    /// Returns where its programs lie.
+    pub(crate) fn assets(&self) -> &Path {
+        &self.assets
+    }
+
+    pub(crate) fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
         self.try_kubectl_as(&self.kubeconfig(), args)
     }
 
     /// Runs kubectl with another's token.
-    pub(super) fn try_kubectl_as(&self, kubeconfig: &Path, args: &[&str]) -> (bool, String) {
+    pub(crate) fn try_kubectl_as(&self, kubeconfig: &Path, args: &[&str]) -> (bool, String) {
         let kubeconfig = format!("--kubeconfig={}", kubeconfig.to_str().unwrap());
         let args = [&[kubeconfig.as_str()], args].concat();
         self.namespace.try_run(self.assets.join("kubectl").to_str().unwrap(), &args)
     }
 
     #[track_caller]
-    pub(super) fn kubectl(&self, args: &[&str]) -> String {
+    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
         let (success, text) = self.try_kubectl(args);
         assert!(success, "kubectl {}: {text}", args.join(" "));
         text
     }
 
     #[track_caller]
-    pub(super) fn apply(&self, name: &str, text: &str) {
+    pub(crate) fn apply(&self, name: &str, text: &str) {
         let path = self.write(name, text);
         self.kubectl(&["apply", "-f", path.to_str().unwrap()]);
     }
 
     /// Writes a file that goes with the control plane.
-    pub(super) fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.files.path().join(name);
         fs::write(&path, text).unwrap();
         path
     }
 
-    pub(super) fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.files.path().join("kubeconfig")
     }
 }
@@ -148,7 +180,7 @@ fn write_keys(directory: &Path) {
 }
 
 /// Returns the cluster's own object for a node, as a kubelet makes it.
-pub(super) fn node_object(node: &Node) -> String {
+pub(crate) fn node_object(node: &Node) -> String {
     let n = node.number;
     format!(
         "apiVersion: v1\nkind: Node\nmetadata: {{name: node{n}}}\nspec: {{podCIDRs: [10.244.{n}.0/24, \"fd00:244:{n}::/64\"], \
@@ -157,7 +189,7 @@ pub(super) fn node_object(node: &Node) -> String {
 }
 
 /// Returns what `wg` prints for a node that says of itself what the cluster knows of it.
-pub(super) fn as_peer(node: &Node) -> String {
+pub(crate) fn as_peer(node: &Node) -> String {
     let n = node.number;
     node.as_peer(&[&format!("10.244.{n}.0/32"), &format!("fd00:244:{n}::/128")])
 }

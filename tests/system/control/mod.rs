@@ -2,7 +2,7 @@
 //! Kubernetes API server who the others are.
 
 mod client;
-mod cluster;
+pub(crate) mod cluster;
 mod events;
 mod host_traffic;
 mod lockout;
@@ -13,4 +13,4 @@ mod plans;
 mod scope;
 mod security;
 mod seeing;
-mod wire;
+pub(crate) mod wire;

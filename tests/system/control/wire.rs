@@ -8,29 +8,29 @@ use adit::sys::packet::Capture;
 use crate::support::{Namespace, SOON, wait_until};
 
 /// What pings carry, and nothing else does.
-pub(super) const CANARY: &[u8] = b"canary-in-clear!";
+pub(crate) const CANARY: &[u8] = b"canary-in-clear!";
 
 /// What may be seen on the wire.
 #[derive(Clone, Copy)]
-pub(super) enum Seen {
+pub(crate) enum Seen {
     WireGuard,
     Canary,
 }
 
 /// A capture of what a node sends and receives.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     capture: Capture,
     counts: Mutex<[usize; 2]>,
 }
 
 impl Wire {
-    pub(super) fn open(fabric: &Namespace, port: &'static str) -> Self {
+    pub(crate) fn open(fabric: &Namespace, port: &'static str) -> Self {
         let capture = fabric.enter(move || Capture::open(Netlink::open().unwrap().link(port).unwrap().index));
         Self { capture: capture.unwrap(), counts: Mutex::default() }
     }
 
     /// Returns how often it was seen.
-    pub(super) fn count(&self, what: Seen) -> usize {
+    pub(crate) fn count(&self, what: Seen) -> usize {
         // Ethernet, IPv4, UDP to 51820, a data message.
         let is_wireguard = |frame: &[u8]| {
             frame.get(23) == Some(&17)
@@ -46,18 +46,18 @@ impl Wire {
         counts[what as usize]
     }
 
-    pub(super) fn forget(&self, what: Seen) {
+    pub(crate) fn forget(&self, what: Seen) {
         self.count(what);
         self.counts.lock().unwrap()[what as usize] = 0;
     }
 
     #[track_caller]
-    pub(super) fn wait_for(&self, what: Seen, name: &str) {
+    pub(crate) fn wait_for(&self, what: Seen, name: &str) {
         wait_until(name, SOON, || self.count(what) > 10);
     }
 }
 
 /// Returns the pattern that `ping -p` takes for a canary.
-pub(super) fn canary_pattern() -> String {
+pub(crate) fn canary_pattern() -> String {
     CANARY.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,0 +1,118 @@
+//! A whole cluster: real nodes with kubelet, containerd and kube-proxy, on which adit is installed as a user would, by its manifests.
+
+mod nodes;
+
+use nodes::Cluster;
+
+use crate::control::wire::{Seen, Wire};
+use crate::support::{SOON, need, wait_until};
+
+/// What it takes to run a pod.
+macro_rules! need_a_cluster {
+    () => {
+        need!(
+            "ip",
+            "nft",
+            "iptables",
+            "containerd",
+            "containerd-shim-runc-v2",
+            "ctr",
+            "runc",
+            "busybox",
+            "unshare",
+            "setpriv"
+        );
+    };
+}
+
+/// Two pods of a Deployment that must not share a node, and a Service before them.
+const WORKLOAD: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: echo}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: echo}}
+  template:
+    metadata: {labels: {app: echo}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: echo}}}
+      containers:
+      - name: echo
+        image: localhost/busybox:1
+        imagePullPolicy: Never
+        command: [nc, -ll, -p, "8080", -e, sh, -c, hostname && exec cat]
+        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: echo}
+spec:
+  clusterIP: 10.96.0.80
+  selector: {app: echo}
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: host}
+spec:
+  selector: {matchLabels: {app: host}}
+  template:
+    metadata: {labels: {app: host}}
+    spec:
+      hostNetwork: true
+      terminationGracePeriodSeconds: 0
+      containers: [{name: host, image: localhost/busybox:1, imagePullPolicy: Never, command: [sleep, "1000000"]}]
+"#;
+
+#[test]
+fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
+    need_a_cluster!();
+    let Some(cluster) = Cluster::start(2) else { return };
+    cluster.plane.apply("workload.yaml", WORKLOAD);
+    cluster.wait_for_rollout("default", "deployment/echo");
+    cluster.wait_for_rollout("default", "daemonset/host");
+    let wire = Wire::open(&cluster.fabric, "port1");
+    let [first, second] = &cluster.pods("app=echo")[..] else { panic!("two pods") };
+    assert_ne!(first.node, second.node);
+
+    // The control: as it is without adit, and what must work with it.
+    let works = |cluster: &Cluster| {
+        for (from, to) in [(first, second), (second, first)] {
+            cluster.wait_for_echo(&from.name, &to.address);
+        }
+        for host in cluster.pods("app=host") {
+            cluster.wait_for_echo(&host.name, &first.address);
+            cluster.wait_for_echo(&host.name, &second.address);
+            assert!(cluster.exec(&first.name, &["ping", "-c", "1", "-W", "4", &host.address]).is_some());
+        }
+        // Through the Service, to both in turn. (A pod that reaches itself would need a bridge that sends back.)
+        let host = &cluster.pods("app=host")[0];
+        let mut answers = std::collections::BTreeSet::new();
+        wait_until("answers of both pods through the Service", SOON, || {
+            answers.extend(cluster.echo(&host.name, "10.96.0.80", 80));
+            answers.len() == 2
+        });
+    };
+    works(&cluster);
+    assert!(wire.count(Seen::Canary) > 0, "pods are seen in clear without adit");
+
+    cluster.plane.kubectl(&["apply", "-k", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests")]);
+    cluster.wait_for_rollout("adit-system", "daemonset/adit");
+    for mode in ["Permissive", "Strict"] {
+        if mode == "Strict" {
+            let patch = r#"{"spec":{"mode":"Strict"}}"#;
+            cluster.plane.kubectl(&["patch", "tunnelconfig", "default", "--type=merge", "-p", patch]);
+        }
+        cluster.wait_until_encrypted(&wire, first, second);
+        works(&cluster);
+        wire.forget(Seen::Canary);
+        assert!(cluster.echoes(first, second) && cluster.echoes(second, first));
+        assert_eq!(wire.count(Seen::Canary), 0, "in clear in mode {mode}");
+    }
+    let table = cluster.plane.kubectl(&["get", "nodetunnels"]);
+    assert!(["node1", "node2"].iter().all(|node| table.contains(node)), "{table}");
+    eprintln!("{table}");
+}

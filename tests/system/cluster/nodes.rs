@@ -1,0 +1,262 @@
+//! Nodes with kubelet and containerd, each in namespaces of its own, and the control plane beside them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::control::cluster::ControlPlane;
+use crate::control::nodes::Directory;
+use crate::control::wire::{CANARY, Seen, Wire};
+use crate::support::{Namespace, Process, SOON, find, process, skip, wait_until};
+
+/// How long a pod may take to be there: its image is unpacked on a machine that does other things.
+const A_WHILE: Duration = Duration::from_secs(120);
+
+/// A cluster.
+pub(super) struct Cluster {
+    pub(super) nodes: Vec<KubeNode>,
+    pub(super) plane: ControlPlane,
+    pub(super) fabric: Namespace,
+    images: Directory,
+    _beside: Vec<Process>,
+}
+
+/// A node. What runs there ends with it.
+pub(super) struct KubeNode {
+    pub(super) name: String,
+    pub(super) namespace: Namespace,
+    directory: Directory,
+    process: Option<Process>,
+}
+
+/// A pod as the API server knows it.
+pub(super) struct Pod {
+    pub(super) name: String,
+    pub(super) node: String,
+    pub(super) address: String,
+}
+
+impl Cluster {
+    /// Starts a control plane and so many nodes, and waits until they are ready; `None` if something for that is missing.
+    #[track_caller]
+    pub(super) fn start(count: usize) -> Option<Self> {
+        let Some(image) = std::env::var_os("ADIT_IMAGE").map(PathBuf::from) else {
+            skip("ADIT_IMAGE, the archive that cni/image.sh makes,");
+            return None;
+        };
+        let fabric = Namespace::new();
+        fabric.ip("link add fabric type bridge");
+        fabric.ip("link set fabric up");
+        let names: Vec<_> = (1..=MOST_NODES).map(|number| format!("system:node:node{number}")).collect();
+        let mut users: Vec<_> = names.iter().map(|name| (name.as_str(), "system:nodes")).collect();
+        users.extend(BESIDE.iter().map(|(user, _)| (*user, "system:authenticated")));
+        let plane = ControlPlane::start_for(&fabric, &users)?;
+        for program in ["kubelet", "kube-proxy", "kube-controller-manager", "kube-scheduler"] {
+            if !plane.assets().join(program).exists() {
+                skip(&format!("{program} in KUBEBUILDER_ASSETS"));
+                return None;
+            }
+        }
+        let path = |name: &str| plane.path(name).to_str().unwrap().to_owned();
+        let beside = BESIDE.iter().filter(|(_, program)| !program.is_empty()).map(|(user, program)| {
+            let config = plane.write_kubeconfig(&format!("{program}.conf"), user);
+            let config = config.to_str().unwrap();
+            let mut args = vec![
+                format!("--kubeconfig={config}"),
+                format!("--authentication-kubeconfig={config}"),
+                format!("--authorization-kubeconfig={config}"),
+                "--leader-elect=false".to_owned(),
+                "--bind-address=127.0.0.1".to_owned(),
+            ];
+            if *program == "kube-controller-manager" {
+                args.extend([
+                    "--use-service-account-credentials".to_owned(),
+                    format!("--service-account-private-key-file={}", path("private.pem")),
+                    format!("--root-ca-file={}", path("certificates/apiserver.crt")),
+                    format!("--cert-dir={}", path("certificates")),
+                ]);
+            }
+            plane.spawn(program, &args.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+        let beside = beside.collect();
+        let images = Directory::new();
+        make_busybox_image(images.path());
+        fs::copy(image, images.path().join("adit.tar")).unwrap();
+        let mut this = Self { nodes: Vec::new(), plane, fabric, images, _beside: beside };
+        for _ in 0..count {
+            this.add_node();
+        }
+        for node in &this.nodes {
+            this.wait_until_ready(&node.name);
+        }
+        wait_until("the default service account", A_WHILE, || {
+            this.plane.try_kubectl(&["get", "serviceaccount", "default"]).0
+        });
+        Some(this)
+    }
+
+    /// Boots one more node, with pods in 10.244.N.0/24, and a way to them that is not encrypted, as a CNI plugin without an overlay lays it.
+    #[track_caller]
+    pub(super) fn add_node(&mut self) {
+        let number = self.nodes.len() + 1;
+        let (name, address) = (format!("node{number}"), format!("10.9.0.{number}"));
+        let namespace = Namespace::new();
+        let port = format!("port{number}");
+        self.fabric.join(&port, &[], &namespace, "eth0", &[&format!("{address}/24")]);
+        self.fabric.ip(&format!("link set {port} master fabric"));
+        namespace.ip("route add default via 10.9.0.100");
+        namespace.sysctl("net/ipv4/ip_forward", "1");
+        for (other, node) in self.nodes.iter().enumerate() {
+            let other = other + 1;
+            namespace.ip(&format!("route add 10.244.{other}.0/24 via 10.9.0.{other}"));
+            node.namespace.ip(&format!("route add 10.244.{number}.0/24 via {address}"));
+        }
+        self.plane.apply(
+            &format!("{name}.yaml"),
+            &format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDR: 10.244.{number}.0/24, podCIDRs: [10.244.{number}.0/24]}}\n"),
+        );
+        let directory = Directory::new();
+        for (file, user) in
+            [("kubelet.conf", format!("system:node:{name}")), ("proxy.conf", "system:kube-proxy".to_owned())]
+        {
+            let made = self.plane.write_kubeconfig(&format!("{name}.{file}"), &user);
+            fs::copy(made, directory.path().join(file)).unwrap();
+        }
+        for image in fs::read_dir(self.images.path()).unwrap().flatten() {
+            if image.path().extension().is_some_and(|end| end == "tar") {
+                fs::hard_link(image.path(), directory.path().join(image.file_name())).unwrap();
+            }
+        }
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/system/cluster/node.sh");
+        let pods = format!("10.244.{number}.0/24");
+        let args = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", script];
+        let args = [&args[..], &[directory.path().to_str().unwrap(), &name, &address, &pods]].concat();
+        let assets = self.plane.assets().to_str().unwrap().to_owned();
+        let process = namespace.spawn_with("unshare", &args, &[("KUBEBUILDER_ASSETS", &assets)]);
+        self.nodes.push(KubeNode { name, namespace, directory, process: Some(process) });
+    }
+
+    #[track_caller]
+    pub(super) fn wait_until_ready(&self, node: &str) {
+        let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        wait_until(&format!("{node} to be ready"), A_WHILE, || {
+            self.plane.try_kubectl(&["get", "node", node, "-o", path]).1 == "True"
+        });
+    }
+
+    #[track_caller]
+    pub(super) fn wait_for_rollout(&self, namespace: &str, what: &str) {
+        let limit = format!("--timeout={}s", A_WHILE.as_secs());
+        let (success, text) = self.plane.try_kubectl(&["-n", namespace, "rollout", "status", what, &limit]);
+        assert!(success, "{what}: {text}\n{}", self.plane.kubectl(&["-n", namespace, "describe", "pods"]));
+    }
+
+    /// Returns the pods with a label, by the names of their nodes.
+    #[track_caller]
+    pub(super) fn pods(&self, label: &str) -> Vec<Pod> {
+        let path =
+            "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name} {.status.podIP}{\"\\n\"}{end}";
+        let text = self.plane.kubectl(&["get", "pods", "-l", label, "-o", path]);
+        let mut pods: Vec<_> = text
+            .lines()
+            .map(|line| {
+                let mut words = line.split(' ').map(str::to_owned);
+                let mut next = || words.next().unwrap_or_default();
+                Pod { node: next(), name: next(), address: next() }
+            })
+            .collect();
+        pods.sort_by(|one, other| one.node.cmp(&other.node));
+        pods
+    }
+
+    /// Runs a command in a pod; returns what it printed, if it succeeded.
+    pub(super) fn exec(&self, pod: &str, command: &[&str]) -> Option<String> {
+        let args = [&["exec", pod, "--"], command].concat();
+        let (success, text) = self.plane.try_kubectl(&args);
+        success.then_some(text)
+    }
+
+    /// Has a pod send the canary to an echo pod; returns the name of the one that has sent it back.
+    pub(super) fn echo(&self, pod: &str, address: &str, port: u16) -> Option<String> {
+        let canary = str::from_utf8(CANARY).unwrap();
+        let text = self.exec(pod, &["sh", "-c", &format!("echo {canary} | nc -w 3 {address} {port}")])?;
+        let (name, echo) = text.split_once('\n')?;
+        (echo.trim_end() == canary).then(|| name.to_owned())
+    }
+
+    /// Tells whether a pod sends back what another sends it.
+    pub(super) fn echoes(&self, from: &Pod, to: &Pod) -> bool {
+        self.echo(&from.name, &to.address, PORT).as_deref() == Some(&to.name)
+    }
+
+    #[track_caller]
+    pub(super) fn wait_for_echo(&self, pod: &str, address: &str) {
+        wait_until(&format!("an echo of {address} for {pod}"), SOON, || {
+            self.echo(pod, address, PORT).is_some()
+        });
+    }
+
+    /// Waits until what a pod sends to another passes through the tunnel.
+    #[track_caller]
+    pub(super) fn wait_until_encrypted(&self, wire: &Wire, from: &Pod, to: &Pod) {
+        wait_until("an echo through the tunnel", A_WHILE, || {
+            wire.forget(Seen::Canary);
+            wire.forget(Seen::WireGuard);
+            self.echoes(from, to) && wire.count(Seen::WireGuard) > 0 && wire.count(Seen::Canary) == 0
+        });
+    }
+}
+
+/// The port of the echo pods.
+const PORT: u16 = 8080;
+
+/// The most nodes that a test has.
+const MOST_NODES: usize = 4;
+
+/// Who runs beside the API server, and by which program; kube-proxy runs on the nodes.
+const BESIDE: [(&str, &str); 3] = [
+    ("system:kube-controller-manager", "kube-controller-manager"),
+    ("system:kube-scheduler", "kube-scheduler"),
+    ("system:kube-proxy", ""),
+];
+
+/// Makes the image of busybox, which all pods of the tests run.
+#[track_caller]
+fn make_busybox_image(directory: &Path) {
+    let root = directory.join("busybox");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    let busybox = find("busybox").expect("busybox");
+    fs::copy(&busybox, root.join("bin/busybox")).unwrap();
+    for name in ["sh", "sleep", "nc", "ping", "hostname", "ip", "kill"] {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    fs::create_dir_all(root.join("tmp")).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cni/oci.sh");
+    let out = directory.join("busybox.tar");
+    let args = [root.to_str().unwrap(), "localhost/busybox:1", out.to_str().unwrap()];
+    let end = ["/bin/sleep", "1000000"];
+    process::expect_success(script, &args, Command::new(script).args(args).args(end).output());
+}
+
+impl Drop for KubeNode {
+    fn drop(&mut self) {
+        drop(self.process.take());
+        // Its control groups, which nothing is in any more.
+        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let group = controller.path().join(&self.name);
+            wait_until("an empty control group", SOON, || remove_groups(&group));
+        }
+        let _ = &self.directory;
+    }
+}
+
+/// Removes a control group with those below it; tells whether none is left.
+fn remove_groups(group: &Path) -> bool {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_groups(&entry.path());
+        }
+    }
+    fs::remove_dir(group).is_ok() || !group.exists()
+}
