@@ -265,11 +265,11 @@ impl World {
 
     /// Everything that can be seen of a node from outside.
     fn picture(&self, node: usize) -> String {
-        let interface = &self.sim.nodes[node].interface;
+        let tunnel = &self.sim.nodes[node].tunnel;
         format!(
             "{:?} {:?} {}",
-            interface.snapshot(),
-            interface.poll_timeout(),
+            tunnel.snapshot(),
+            tunnel.poll_timeout(),
             self.sim.nodes[node].received.len()
         )
     }

@@ -1,7 +1,7 @@
 //! A network of interfaces in one thread under a virtual clock: the protocol's time without waiting, and every run repeatable.
 //!
-//! The same seed and the same calls give the same wire log, byte for byte. Nodes run the real [`Interface`]; only the data path between
-//! TUN and socket, which the device spreads over threads, is written out here in its plainest form.
+//! The same seed and the same calls give the same wire log, byte for byte. Nodes run the real [`Tunnel`]: the protocol with its data path of one
+//! thread, which the device spreads over several.
 
 mod net;
 mod node;
@@ -12,7 +12,7 @@ pub use node::Node;
 pub use random::Seeded;
 
 #[cfg(doc)]
-use crate::wireguard::interface::Interface;
+use crate::wireguard::tunnel::Tunnel;
 
 #[cfg(test)]
 mod tests;

@@ -269,7 +269,7 @@ impl Sim {
         let arrival = self.on_the_way.keys().next().map(|&(at, _)| at);
         let timers = (0..self.nodes.len()).filter_map(|node| match self.asleep.get(&node) {
             Some(&wakes) => Some(wakes),
-            None => self.nodes[node].interface.poll_timeout(),
+            None => self.nodes[node].tunnel.poll_timeout(),
         });
         arrival.into_iter().chain(timers).min()
     }
@@ -278,9 +278,9 @@ impl Sim {
         for node in 0..self.nodes.len() {
             if self.asleep.get(&node).is_some_and(|&wakes| wakes <= self.now) {
                 self.asleep.remove(&node);
-                self.nodes[node].interface.suspended();
+                self.nodes[node].tunnel.suspended();
             }
-            let due = self.nodes[node].interface.poll_timeout().is_some_and(|due| due <= self.now);
+            let due = self.nodes[node].tunnel.poll_timeout().is_some_and(|due| due <= self.now);
             if due && !self.asleep.contains_key(&node) {
                 self.on(node, Node::handle_timeout);
             }

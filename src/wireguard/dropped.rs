@@ -1,13 +1,14 @@
 //! Why a packet went no further: one counter per reason, and nothing else ([W] §5.1, "Silence is a Virtue").
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $text:literal,)*) => {
         /// Why a packet was dropped.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
-        pub enum Dropped { $($(#[$doc])* $name,)* }
+        pub enum Dropped { $($(#[doc = $doc])* $name,)* }
 
         impl Dropped {
             /// Every reason, in order.
@@ -16,6 +17,11 @@ macro_rules! reasons {
             /// Returns the reason as metrics and tables name it.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
+            }
+
+            /// Returns what it means, in a sentence; sections are those of the whitepaper.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*).trim_ascii_start(),)* }
             }
         }
     };
@@ -75,6 +81,14 @@ reasons! {
     /// The interface is down.
     Down = "down",
 }
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::error::Error for Dropped {}
 
 /// One counter per reason.
 #[derive(Debug)]

@@ -23,3 +23,4 @@ pub(crate) mod sync;
 pub mod tai64n;
 pub mod time;
 pub mod timers;
+pub mod tunnel;

@@ -59,7 +59,7 @@ fn a_prefix_that_moves_takes_the_traffic_with_it_in_both_directions() {
     sim.send(2, 0, 50);
     sim.run_for(seconds(1));
     assert_eq!(sim.nodes[0].received.len(), 1);
-    let snapshot = sim.nodes[0].interface.snapshot();
+    let snapshot = sim.nodes[0].tunnel.snapshot();
     assert!(snapshot.peers[0].allowed_ips.is_empty());
     assert_eq!(snapshot.peers[1].allowed_ips.len(), 2);
 }
@@ -255,7 +255,7 @@ fn prefixes_are_told_masked_and_only_once() {
         edit.allowed_ips.push(AllowedIpEdit::Add(Prefix::new(addr.parse().unwrap(), len).unwrap()));
     }
     sim.apply(A, &[Edit::Peer(edit)]);
-    let told = sim.nodes[A].interface.snapshot().peers.remove(0).allowed_ips;
+    let told = sim.nodes[A].tunnel.snapshot().peers.remove(0).allowed_ips;
     let told: Vec<_> = told.iter().map(ToString::to_string).collect();
     assert_eq!(
         told,

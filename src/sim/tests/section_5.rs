@@ -264,18 +264,18 @@ fn ones_own_key_is_no_peer() {
     let mut sim = connected(16);
     let own = sim.nodes[A].as_peer();
     sim.apply(A, &[Edit::Peer(own)]);
-    assert_eq!(sim.nodes[A].interface.snapshot().peers.len(), 1);
+    assert_eq!(sim.nodes[A].tunnel.snapshot().peers.len(), 1);
     let mut bare = Sim::new(16);
     let a = bare.add_node();
     let (own, key) = (bare.nodes[a].as_peer(), bare.nodes[a].private_key.clone());
     bare.apply(a, &[Edit::PrivateKey(None), Edit::Peer(own)]);
-    assert_eq!(bare.nodes[a].interface.snapshot().peers.len(), 1, "a stranger's key as yet");
+    assert_eq!(bare.nodes[a].tunnel.snapshot().peers.len(), 1, "a stranger's key as yet");
     bare.apply(a, &[Edit::PrivateKey(Some(key))]);
-    assert!(bare.nodes[a].interface.snapshot().peers.is_empty());
+    assert!(bare.nodes[a].tunnel.snapshot().peers.is_empty());
     // A private key that makes a peer our own removes it.
     let key = sim.nodes[B].private_key.clone();
     sim.apply(A, &[Edit::PrivateKey(Some(key))]);
-    assert!(sim.nodes[A].interface.snapshot().peers.is_empty());
+    assert!(sim.nodes[A].tunnel.snapshot().peers.is_empty());
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn a_cookie_reply_moves_neither_endpoint_nor_timers_nor_counters() {
     let reply = sim.log().last().unwrap().datagram.clone();
     let state = |sim: &Sim| {
         let peer = peer(sim, A, B);
-        (peer.endpoint(), peer.transferred(), sim.nodes[A].interface.poll_timeout())
+        (peer.endpoint(), peer.transferred(), sim.nodes[A].tunnel.poll_timeout())
     };
     let before = state(&sim);
     let log = sim.log().len();
@@ -563,7 +563,7 @@ fn an_interface_without_a_key_bears_any_message() {
 fn a_removed_peer_leaves_nothing_behind() {
     let mut sim = connected(34);
     // A view that some thread holds still, of a table of indices that has since been outgrown.
-    let view = sim.nodes[A].interface.view();
+    let view = sim.nodes[A].tunnel.interface().view();
     let edits: Vec<_> = (0..40_u8)
         .map(|i| {
             let mut edit = PeerEdit::new(PrivateKey::new([i + 10; 32]).public());
@@ -631,11 +631,11 @@ fn more_than_two_to_the_twentieth_peers_are_refused_as_a_whole() {
     // One is there already.
     let edits: Vec<_> = (0..1 << 20).map(|number| Edit::Peer(PeerEdit::new(key(number)))).collect();
     let moment = Moment { now: sim.now(), unix: Duration::ZERO };
-    let refused = sim.nodes[A].interface.apply(&edits, moment);
+    let refused = sim.nodes[A].tunnel.apply(&edits, moment);
     assert_eq!(refused, Err(Refused::TooManyPeers));
-    assert!(sim.nodes[A].interface.peer(&key(0)).is_none(), "none of them was made");
+    assert!(sim.nodes[A].tunnel.interface().peer(&key(0)).is_none(), "none of them was made");
     // Who removes as many as it makes is within the limit.
     let mut replaced = vec![Edit::ClearPeers];
     replaced.extend(edits.into_iter().take(3));
-    assert_eq!(sim.nodes[A].interface.apply(&replaced, moment), Ok(()));
+    assert_eq!(sim.nodes[A].tunnel.apply(&replaced, moment), Ok(()));
 }

@@ -234,7 +234,7 @@ fn a_session_that_ends_while_waiting_packets_are_sent_leaves_the_rest_waiting() 
         let _ = peer.stage(Staged { packet, mtu: 1420, ds: 0 });
     }
     let moment = Moment { now: sim.now(), unix: seconds(2_000_000_000) };
-    sim.nodes[A].interface.handle_asked(&peer, moment);
+    sim.nodes[A].tunnel.handle_asked(&peer, moment);
     sim.apply(A, &[]);
     assert_eq!(counters(sim.log(), A), [REJECT - 2, REJECT - 1]);
     assert_eq!(count(sim.log(), A, 1), 1);
@@ -420,7 +420,7 @@ fn a_device_that_goes_down_forgets_and_one_that_comes_up_begins() {
     sim.take_log();
     sim.down(A);
     assert_eq!(keypair.strong_count(), 0);
-    assert_eq!(sim.nodes[A].interface.poll_timeout(), None);
+    assert_eq!(sim.nodes[A].tunnel.poll_timeout(), None);
     sim.send(A, B, 50);
     assert_eq!(sim.nodes[A].drops.get(Dropped::Down), 1);
     sim.send(B, A, 50);
@@ -437,7 +437,7 @@ fn a_device_that_goes_down_forgets_and_one_that_comes_up_begins() {
 fn the_last_handshake_is_told_in_absolute_time_once_it_is_confirmed() {
     // T11.
     let mut sim = Sim::pair(25);
-    let last = |sim: &Sim, node: usize| sim.nodes[node].interface.snapshot().peers[0].last_handshake;
+    let last = |sim: &Sim, node: usize| sim.nodes[node].tunnel.snapshot().peers[0].last_handshake;
     sim.send(A, B, 50);
     sim.run_for(Duration::from_millis(12));
     let (begun, confirmed) = (last(&sim, A).unwrap(), last(&sim, B));
@@ -493,7 +493,7 @@ fn ten_thousand_idle_peers_cost_no_wake_up() {
     let mut sim = Sim::new(14);
     let a = sim.add_node();
     sim.apply(a, &strangers(10_000, None));
-    assert_eq!(sim.nodes[a].interface.poll_timeout(), None);
+    assert_eq!(sim.nodes[a].tunnel.poll_timeout(), None);
 }
 
 #[test]
@@ -506,11 +506,11 @@ fn what_is_due_at_many_peers_at_once_is_handled_a_few_peers_at_a_time() {
     // All repetitions are due by then; the simulator has not looked at them.
     let now = sim.now() + seconds(6);
     let late = Moment { now, unix: Duration::from_nanos(now.as_nanos()) };
-    let interface = &mut sim.nodes[a].interface;
+    let tunnel = &mut sim.nodes[a].tunnel;
     let mut calls = Vec::new();
-    while interface.poll_timeout().is_some_and(|due| due <= late.now) {
-        interface.handle_timeout(late);
-        calls.push(std::iter::from_fn(|| interface.poll_transmit()).count());
+    while tunnel.poll_timeout().is_some_and(|due| due <= late.now) {
+        tunnel.handle_timeout(late);
+        calls.push(std::iter::from_fn(|| tunnel.poll_transmit()).count());
     }
     assert_eq!(calls.iter().sum::<usize>(), 1000);
     assert!(calls.iter().all(|&sent| sent <= 64), "{calls:?}");
@@ -540,7 +540,7 @@ fn a_path_that_stays_silent_is_looked_for_anew() {
     sim.run_for(seconds(5));
     assert_eq!((source(), count(sim.log(), A, 1)), (None, 2));
     hear(&sim);
-    sim.nodes[A].interface.clear_sources();
+    sim.nodes[A].tunnel.interface().clear_sources();
     assert_eq!(source(), None);
 }
 
@@ -552,10 +552,10 @@ fn what_is_left_of_a_handshake_that_was_given_up_is_wiped_after_nine_minutes() {
     sim.send(A, B, 50);
     let given_up = sim.run_until(seconds(200), |sim| sim.nodes[A].drops.get(Dropped::HandshakeGivenUp) == 1);
     assert!(given_up);
-    assert_eq!(sim.nodes[A].interface.poll_timeout(), Some(sim.now() + seconds(540)));
+    assert_eq!(sim.nodes[A].tunnel.poll_timeout(), Some(sim.now() + seconds(540)));
     let last = sim.log().last().unwrap().datagram.clone();
     sim.run_for(seconds(540));
-    assert_eq!(sim.nodes[A].interface.poll_timeout(), None);
+    assert_eq!(sim.nodes[A].tunnel.poll_timeout(), None);
     // Its answer comes too late.
     sim.conditions.loss = 0;
     let from = sim.nodes[A].addr;
