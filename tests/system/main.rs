@@ -10,6 +10,7 @@ mod cli;
 mod cluster;
 #[cfg(feature = "control")]
 mod control;
+mod examples;
 mod hostile;
 mod interop;
 mod kernel_peer;

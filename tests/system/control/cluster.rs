@@ -119,11 +119,6 @@ impl ControlPlane {
         self.files.path().join(name)
     }
 
-    /// Returns where its programs lie.
-    pub(crate) fn assets(&self) -> &Path {
-        &self.assets
-    }
-
     pub(crate) fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
         self.try_kubectl_as(&self.kubeconfig(), args)
     }
@@ -153,6 +148,16 @@ impl ControlPlane {
         let path = self.files.path().join(name);
         fs::write(&path, text).unwrap();
         path
+    }
+
+    /// Returns the namespace that both are in.
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Returns where their programs are, and kubectl.
+    pub(crate) fn assets(&self) -> &Path {
+        &self.assets
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
