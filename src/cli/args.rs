@@ -53,6 +53,12 @@ pub(super) enum Command {
     /// Prints the definitions of the custom resources: `adit definitions | kubectl apply -f -`.
     #[cfg(feature = "control")]
     Definitions,
+    /// Prints what completes this command line in a shell: `adit completions bash > /etc/bash_completion.d/adit`.
+    #[cfg(feature = "reference")]
+    Completions(CompletionsArgs),
+    /// Prints the manual page of the program, or writes one for every command: `adit man /usr/local/share/man/man1`.
+    #[cfg(feature = "reference")]
+    Man(ManArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -301,6 +307,31 @@ pub(super) enum Output {
     Table,
     /// For programs.
     Json,
+}
+
+#[cfg(feature = "reference")]
+#[derive(Debug, clap::Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(super) shell: ShellName,
+}
+
+/// A shell that is known how to complete for.
+#[cfg(feature = "reference")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ShellName {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+#[cfg(feature = "reference")]
+#[derive(Debug, clap::Args)]
+pub(super) struct ManArgs {
+    /// Where pages are written to, one for every command; it is made if there is none [default: the program's page is printed].
+    #[arg(value_name = "DIR")]
+    pub(super) directory: Option<PathBuf>,
 }
 
 /// [`Spill`] on the command line.

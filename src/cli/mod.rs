@@ -10,6 +10,8 @@ mod inspect;
 mod log;
 #[cfg(feature = "control")]
 mod preflight;
+#[cfg(feature = "reference")]
+mod reference;
 mod run;
 
 use std::process::ExitCode;
@@ -42,6 +44,10 @@ pub fn main() -> ExitCode {
         },
         #[cfg(feature = "control")]
         Some(Command::Peers(args)) => inspect::peers(args),
+        #[cfg(feature = "reference")]
+        Some(Command::Completions(args)) => reference::completions(args),
+        #[cfg(feature = "reference")]
+        Some(Command::Man(args)) => reference::man(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
