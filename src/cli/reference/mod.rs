@@ -1,4 +1,9 @@
 //! `adit completions` and `adit man`: what the definition of the command line says, for shells and for `man`.
+//!
+//! `docs/reference` is made of the same definition, and of those of objects, metrics and drop reasons, by a test.
+
+#[cfg(all(test, feature = "control"))]
+mod docs;
 
 use std::fs;
 use std::io::{self, Write};

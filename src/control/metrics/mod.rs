@@ -278,6 +278,13 @@ fn add_peers(all: &mut Exposition, progress: &Progress, peers: &[PeerSnapshot], 
     }
 }
 
+/// Returns every metric that there is, each with a sample.
+#[cfg(test)]
+pub(crate) fn every_metric() -> String {
+    let progress = Progress { peers_max: 1, ..Progress::default() };
+    text(&progress, &tests::sample(), Duration::from_secs(1000))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,7 +292,7 @@ mod tests {
 
     const NOW: Duration = Duration::from_secs(1000);
 
-    fn sample() -> Sample {
+    pub(super) fn sample() -> Sample {
         let peers = vec![peer(2, None, 148), peer(1, Some(Duration::from_millis(999_900)), 7)];
         let dropped = [("no_peer".to_owned(), 0), ("replayed".to_owned(), 3)].into();
         let statistics =
