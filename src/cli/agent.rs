@@ -19,6 +19,7 @@ use crate::control::watch::cluster::Cluster;
 use crate::control::watch::directory::Directory;
 use crate::crypto::random::Os;
 use crate::sys::process;
+use crate::sys::service;
 use crate::sys::signal::Signals;
 
 /// Runs the agent until a signal comes; or prints or removes what was asked for.
@@ -64,7 +65,9 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
     let mut agent =
         Agent::new(parts).map_err(|error| format!("{}: {error}", args.places.sockets.display()))?;
     tracing::info!(node, "ready");
+    service::ready();
     agent.run(&signals).map_err(|error| format!("poll: {error}"))?;
+    service::stopping();
     tracing::info!("leaving; what is programmed stays");
     Ok(())
 }

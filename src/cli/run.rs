@@ -3,16 +3,20 @@
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::args::InterfaceArgs;
 use super::{daemon, log};
+use crate::config::Configure;
 use crate::crypto::aead;
 use crate::device::Device;
+use crate::sys::clock;
 use crate::sys::netlink::Netlink;
 use crate::sys::process;
+use crate::sys::service::{self, Watchdog};
 use crate::sys::signal::Signals;
 use crate::sys::tun::Tun;
 use crate::sys::watch::Watch;
@@ -63,14 +67,17 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     let directory = socket.path().parent().filter(|_| socket.has_name());
     let watch = directory.map(Watch::new).transpose();
     let watch = watch.map_err(|error| format!("{}: {error}", socket.path().display()))?;
-    let server = Server::start(socket.listener(), Arc::new(device));
+    let device = Arc::new(device);
+    let server = Server::start(socket.listener(), Arc::<Device>::clone(&device));
     let server = server.map_err(|error| format!("{}: {error}", socket.path().display()))?;
     daemon::tell_parent(args);
     process::forget_code_of_start();
     tracing::info!(interface = name, workers, crypto = aead::tier(), socket = %socket.path().display(), "ready");
-    let reason =
-        wait(&signals, &closed, watch.as_ref(), &socket).map_err(|error| format!("poll: {error}"))?;
+    service::ready();
+    let reason = wait(&signals, &closed, watch.as_ref(), &socket, &device)
+        .map_err(|error| format!("poll: {error}"))?;
     tracing::info!(interface = name, reason, "leaving");
+    service::stopping();
     drop(server);
     Ok(())
 }
@@ -153,13 +160,22 @@ fn explained(error: &io::Error) -> String {
     format!("{error}{hint}")
 }
 
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    }
+}
+
 /// Waits for a reason to leave.
 fn wait(
     signals: &Signals,
     closed: &OwnedFd,
     watch: Option<&Watch>,
     socket: &Socket,
+    device: &Device,
 ) -> io::Result<&'static str> {
+    let mut watchdog = Watchdog::of_environment();
     loop {
         // Also before the first wait: it may have gone before it was watched.
         if watch.is_some() && !socket.is_in_place() {
@@ -167,7 +183,12 @@ fn wait(
         }
         let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
         fds.extend(watch.map(|watch| PollFd::new(watch, PollFlags::IN)));
-        match poll(&mut fds, None) {
+        if let Some(watchdog) = &mut watchdog {
+            // Nothing is changed; the thread that changes things has to answer.
+            watchdog.tell(|| device.apply(Vec::new()).is_ok());
+        }
+        let until = watchdog.as_ref().map(|watchdog| watchdog.next().saturating_sub(clock::boottime()));
+        match poll(&mut fds, until.map(timespec).as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }

@@ -42,6 +42,7 @@ use crate::config::Snapshot;
 use crate::crypto::x25519::PrivateKey;
 use crate::sys::clock;
 use crate::sys::netlink::Netlink;
+use crate::sys::service::Watchdog;
 use crate::sys::signal::Signals;
 use crate::sys::watch::{Change, Changes};
 
@@ -118,6 +119,8 @@ pub struct Agent {
     progress: metrics::Shared,
     /// Where metrics are to be served, and the server, if the place could be had.
     served: Option<(String, Option<Server>)>,
+    /// Who wants to hear that the loop goes on.
+    watchdog: Option<Watchdog>,
 }
 
 /// What is known of the cluster.
@@ -176,6 +179,7 @@ impl Agent {
             keep: None,
             progress: metrics::Shared::default(),
             served: None,
+            watchdog: Watchdog::of_environment(),
         };
         this.recall();
         this.learn();
@@ -193,6 +197,9 @@ impl Agent {
             }
             if self.keep.is_some_and(|keep| clock::boottime() >= keep) {
                 self.keep_objects();
+            }
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.tell(|| true);
             }
             if self.ways_due.is_some_and(|due| clock::boottime() >= due) && self.has_moved() {
                 self.hurry();
@@ -232,7 +239,8 @@ impl Agent {
             PollFd::from_borrowed_fd(self.data_planes.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.ways.as_fd(), PollFlags::IN),
         ];
-        let until = [self.keep, self.ways_due].into_iter().flatten().fold(self.next, Duration::min);
+        let told = self.watchdog.as_ref().map(Watchdog::next);
+        let until = [self.keep, self.ways_due, told].into_iter().flatten().fold(self.next, Duration::min);
         let time = until.saturating_sub(clock::boottime());
         let timeout = Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),

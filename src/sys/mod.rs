@@ -10,6 +10,7 @@ pub mod netns;
 pub mod offload;
 pub mod packet;
 pub mod process;
+pub mod service;
 pub mod signal;
 mod sockopt;
 pub mod tun;

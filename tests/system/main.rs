@@ -20,5 +20,7 @@ mod preflight;
 mod robust;
 mod routes;
 mod support;
+#[cfg(feature = "control")]
+mod systemd;
 mod tiers;
 mod uapi;
