@@ -10,6 +10,7 @@ use super::args::AgentArgs;
 use super::log;
 use crate::control::agent::{Agent, Parts};
 use crate::control::api;
+use crate::control::cni::conflist;
 use crate::control::heal::{self, Healer};
 use crate::control::settings::Settings;
 use crate::control::store::Store;
@@ -30,7 +31,7 @@ use crate::sys::signal::Signals;
 pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
     process::forbid_dumps();
     if args.cleanup {
-        return heal::cleanup(&topology::no_routes(&Settings::default())).map_err(|error| error.to_string());
+        return cleanup(args);
     }
     let store = Store::open(&args.places.state).map_err(|error| error.to_string())?;
     let private_key = store.private_key(&mut Os).map_err(|error| error.to_string())?;
@@ -61,15 +62,28 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         source,
         metrics: args.metrics.clone(),
         healer: Healer::start().map_err(|error| format!("netlink: {error}"))?,
+        cni: args.cni.options(),
     };
-    let mut agent =
-        Agent::new(parts).map_err(|error| format!("{}: {error}", args.places.sockets.display()))?;
+    let mut agent = Agent::new(parts)
+        .map_err(|error| format!("the sockets of data planes or of the CNI plugin: {error}"))?;
     tracing::info!(node, "ready");
     service::ready();
     agent.run(&signals).map_err(|error| format!("poll: {error}"))?;
     service::stopping();
     tracing::info!("leaving; what is programmed stays");
     Ok(())
+}
+
+/// Removes what an agent leaves behind: the CNI plugin first, so that no pod waits for an agent that will not come.
+fn cleanup(args: &AgentArgs) -> Result<(), String> {
+    let unlisted = match &args.cni.cni_conf_dir {
+        Some(directory) => {
+            conflist::remove(directory).map_err(|(path, error)| format!("{}: {error}", path.display()))
+        }
+        None => Ok(()),
+    };
+    let closed = heal::cleanup(&topology::no_routes(&Settings::default()));
+    closed.map_err(|error| error.to_string()).and(unlisted)
 }
 
 /// Prints the definitions of the custom resources.

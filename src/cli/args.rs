@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use crate::config::Prefix;
 #[cfg(feature = "control")]
 use crate::control::api::Mode;
+use crate::control::cni;
 use crate::crypto::aead::Tier;
 use crate::device::Spill;
 use crate::sys::offload::Wanted;
@@ -218,6 +219,9 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "ADIT_METRICS", value_name = "ADDRESS:PORT", value_parser = place)]
     pub(super) metrics: Option<String>,
 
+    #[command(flatten)]
+    pub(super) cni: CniArgs,
+
     /// What is logged, to standard error.
     #[arg(
         long,
@@ -233,9 +237,66 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "ADIT_PUBLIC_KEY", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) public_key: bool,
 
-    /// Removes routes, rules and firewall of the agent from this network namespace, and ends.
+    /// Removes routes, rules and firewall of the agent from this network namespace, and with --cni-conf-dir the CNI plugin from the
+    /// runtime's configuration, and ends.
     #[arg(long, env = "ADIT_CLEANUP", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) cleanup: bool,
+}
+
+/// What is done for the CNI plugin: nothing, unless --cni-socket or --cni-conf-dir is there.
+#[cfg(feature = "control")]
+#[derive(Debug, clap::Args)]
+pub(super) struct CniArgs {
+    /// Where the CNI plugin finds the agent: the same path here and on the host [default: /run/adit/cni.sock, with --cni-conf-dir].
+    #[arg(long, env = "ADIT_CNI_SOCKET", value_name = "PATH")]
+    cni_socket: Option<PathBuf>,
+
+    /// Where the CNI plugin keeps its state: likewise.
+    #[arg(long, env = "ADIT_CNI_STATE", value_name = "DIR", default_value = "/var/lib/adit/cni")]
+    cni_state: PathBuf,
+
+    /// Where the container runtime has its networks. Once the node is ready, the CNI plugin is put into the first.
+    #[arg(long, env = "ADIT_CNI_CONF_DIR", value_name = "DIR")]
+    pub(super) cni_conf_dir: Option<PathBuf>,
+
+    /// What the CNI plugin is there: behind the plugins that make the pods' network, or the one that makes it.
+    #[arg(long, env = "ADIT_CNI_MODE", value_enum, value_name = "MODE", ignore_case = true, default_value_t)]
+    cni_mode: CniMode,
+
+    /// The CNI plugin's program, to be copied to --cni-bin-dir.
+    #[arg(long, env = "ADIT_CNI_PLUGIN", value_name = "FILE", requires = "cni_bin_dir")]
+    cni_plugin: Option<PathBuf>,
+
+    /// Where the container runtime looks for plugins.
+    #[arg(long, env = "ADIT_CNI_BIN_DIR", value_name = "DIR", requires = "cni_plugin")]
+    cni_bin_dir: Option<PathBuf>,
+}
+
+#[cfg(feature = "control")]
+impl CniArgs {
+    /// Returns what is asked for, if anything is.
+    pub(super) fn options(&self) -> Option<cni::Options> {
+        let default = self.cni_conf_dir.is_some().then(|| PathBuf::from(cni::SOCKET));
+        Some(cni::Options {
+            socket: self.cni_socket.clone().or(default)?,
+            plugin_state: self.cni_state.clone(),
+            configuration: self.cni_conf_dir.clone(),
+            mode: match self.cni_mode {
+                CniMode::Chained => cni::Mode::Chained,
+                CniMode::Main => cni::Mode::Main,
+            },
+            program: self.cni_plugin.clone().zip(self.cni_bin_dir.clone()),
+        })
+    }
+}
+
+/// [`cni::Mode`] on the command line.
+#[cfg(feature = "control")]
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum CniMode {
+    #[default]
+    Chained,
+    Main,
 }
 
 #[cfg(feature = "control")]

@@ -20,6 +20,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::api::{Mode, NodeTunnelStatus, PodAddresses};
+use super::cni::{self, Cni, Facts};
 use super::firewall::Firewall;
 use super::happening::{Findings, Silence};
 use super::heal::{self, Healer};
@@ -79,10 +80,14 @@ pub struct Parts {
     pub metrics: Option<String>,
     /// Who programs interface, routes and firewall, and keeps them so.
     pub healer: Healer,
+    /// What is done for the CNI plugin, if anything is.
+    pub cni: Option<cni::Options>,
 }
 
 /// The control loop of one node.
 pub struct Agent {
+    /// Who answers the CNI plugin. Before what it stands on: it ends first.
+    cni: Option<Cni>,
     parts: Parts,
     own: Own,
     netlink: Netlink,
@@ -154,7 +159,10 @@ impl Agent {
             mode: parts.store.mode().as_deref().and_then(Mode::named),
             ..Own::new(&parts.node, parts.private_key.public())
         };
+        let state = parts.store.directory();
+        let cni = parts.cni.clone().map(|options| Cni::start(options, state)).transpose()?;
         let mut this = Self {
+            cni,
             own,
             netlink: Netlink::open()?,
             data_planes: watch_sockets(&parts.sockets)?,
@@ -460,6 +468,7 @@ impl Agent {
         metrics::lock(&self.progress).begin(clock::boottime());
         let outcome = self.step();
         metrics::lock(&self.progress).end(clock::boottime(), outcome.as_ref().err());
+        self.tell_cni(outcome.as_ref().err());
         self.report(outcome.as_ref().err());
         let wait = match outcome {
             Ok(()) => {
@@ -510,6 +519,19 @@ impl Agent {
             Err(_) => {}
         }
         self.served = Some((place, server.ok()));
+    }
+
+    /// Tells who answers the CNI plugin what was found.
+    fn tell_cni(&mut self, failure: Option<&String>) {
+        let (Some(cni), Some(known)) = (&self.cni, &self.known) else { return };
+        let settings = &known.topology.settings;
+        let link = self.netlink.link(&settings.interface).ok();
+        let published = known.objects.tunnels.get(&self.own.name).map(|tunnel| &tunnel.pod_prefixes[..]);
+        cni.tell(Facts {
+            mtu: settings.mtu.or_else(|| link.map(|link| link.mtu)),
+            has_data_plane: self.is_answered == Some(true),
+            ..Facts::of(&known.topology, published.unwrap_or_default(), failure)
+        });
     }
 
     /// Tells the cluster what was found, if that is something new.

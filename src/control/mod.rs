@@ -23,6 +23,7 @@
 //! - [`publish`]: what this node says of itself. Pure.
 //! - [`status`]: what its agent tells the cluster. Pure.
 //! - [`happening`]: what people are told of that has happened. Pure.
+//! - [`cni`]: pods that are added, for the CNI plugin.
 //! - [`store`]: the private key, and the objects as last known, on disk.
 //! - [`uapi_client`]: any data plane, by its configuration socket.
 //! - [`watch`]: where objects come from.
@@ -30,6 +31,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod cni;
 pub mod failed;
 pub mod firewall;
 pub mod happening;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::api::{
-    Backend, HostTraffic, Mode, PodAddresses, PostQuantum, Scope, StrictGate, TunnelConfigSpec,
+    Backend, HostTraffic, Mode, OnAgentUnavailable, PodAddresses, PostQuantum, Scope, StrictGate,
+    TunnelConfigSpec,
 };
 use super::metrics::server::places;
 use super::objects::{Config, Fault, Objects};
@@ -58,6 +59,8 @@ pub struct Settings {
     pub metrics_per_peer: bool,
     /// How many of them at most.
     pub metrics_max_peers: u32,
+    /// What the CNI plugin does with a new pod while no agent answers.
+    pub on_agent_unavailable: OnAgentUnavailable,
 }
 
 impl Default for Settings {
@@ -81,6 +84,7 @@ impl Default for Settings {
             metrics_address: None,
             metrics_per_peer: true,
             metrics_max_peers: 500,
+            on_agent_unavailable: OnAgentUnavailable::default(),
         }
     }
 }
@@ -121,6 +125,7 @@ impl Settings {
         self.mode = spec.mode.unwrap_or(self.mode);
         self.strict_gate = spec.strict_gate.unwrap_or(self.strict_gate);
         self.scope = spec.scope.unwrap_or(self.scope);
+        self.on_agent_unavailable = spec.on_agent_unavailable.unwrap_or(self.on_agent_unavailable);
         self.host_traffic = spec.host_traffic.unwrap_or(self.host_traffic);
         self.pod_addresses = spec.pod_addresses.unwrap_or(self.pod_addresses);
         if let Some(words) = &spec.cluster_cidrs {
@@ -200,9 +205,6 @@ impl Settings {
         }
         if spec.unknown_peer.is_some() {
             fault("unknownPeer", ABSENT);
-        }
-        if spec.on_agent_unavailable.is_some() {
-            fault("onAgentUnavailable", ABSENT);
         }
     }
 }
@@ -337,6 +339,7 @@ mod tests {
                 per_peer: Some(false),
                 max_peers: Some(9),
             }),
+            on_agent_unavailable: Some(OnAgentUnavailable::Ignore),
             ..TunnelConfigSpec::default()
         });
         assert!(faults.is_empty(), "{faults:?}");
@@ -359,6 +362,7 @@ mod tests {
             metrics_address: Some(":9586".to_owned()),
             metrics_per_peer: false,
             metrics_max_peers: 9,
+            on_agent_unavailable: OnAgentUnavailable::Ignore,
         };
         assert_eq!(settings, expected);
         let (settings, faults) = faults_of(TunnelConfigSpec {

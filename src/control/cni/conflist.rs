@@ -1,0 +1,424 @@
+//! Has the container runtime call the plugin: the runtime's configuration, and the plugin's program.
+//!
+//! The runtime takes the first network of a directory, by the order of names (libcni, `ConfFiles`). In chained mode the plugin is put
+//! behind the last one of that network; one of a single plugin becomes a list for that. In main mode a network of our own is laid there.
+//! Whoever else writes to the directory is followed. Files are written beside their place and renamed; what was there before is kept
+//! with the ending [`BACKUP`].
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::Options;
+use super::barrier::Facts;
+use crate::control::api::OnAgentUnavailable;
+
+/// The program's name, by which the configuration refers to it.
+pub const PLUGIN: &str = "adit-cni";
+/// The network of main mode.
+const OWN: &str = "10-adit.conflist";
+/// How the name of a file ends that was there before.
+const BACKUP: &str = "adit-backup";
+/// How the name of a file ends that is being written; no runtime reads it.
+const UNFINISHED: &str = "adit-new";
+/// What a runtime reads.
+const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
+/// The longest file that is read, in bytes.
+const FILE_MAX: u64 = 1 << 20;
+
+/// What the plugin is in its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Behind the plugins that make the pods' network.
+    Chained,
+    /// The one that makes it.
+    Main,
+}
+
+/// Why the configuration could not be written.
+pub type Failed = (PathBuf, io::Error);
+
+/// Makes program and configuration what they should be, and tells whether the runtime will call the plugin. It will not in chained mode as
+/// long as there is no other network, and in main mode as long as the node has no block of pod addresses.
+///
+/// # Errors
+/// Names what cannot be read or written. A program that was there before stays, and is called.
+pub fn install(options: &Options, facts: &Facts) -> Result<bool, Failed> {
+    let Some(directory) = &options.configuration else { return Ok(false) };
+    if let Some((program, place)) = &options.program {
+        let target = place.join(PLUGIN);
+        if let Err(error) = copy(program, &target) {
+            if !target.exists() {
+                return Err((target, error));
+            }
+            tracing::error!(program = %target.display(), %error, "the CNI plugin cannot be replaced; the one that is there stays");
+        }
+    }
+    match options.mode {
+        Mode::Chained => chain(directory, &entry(options, facts)),
+        Mode::Main => lay(directory, options, facts),
+    }
+}
+
+/// Takes the plugin out of every network of a directory, and brings back what was there before.
+///
+/// # Errors
+/// Names what cannot be read or written.
+pub fn remove(directory: &Path) -> Result<(), Failed> {
+    for path in files(directory)? {
+        let Some(mut network) = read(&path)? else { continue };
+        let Some(plugins) = network.get_mut("plugins").and_then(Value::as_array_mut) else { continue };
+        let count = plugins.len();
+        plugins.retain(|plugin| !is_ours(plugin));
+        if plugins.len() == count {
+            continue;
+        }
+        if path.file_name() == Some(OsStr::new(OWN)) {
+            fs::remove_file(&path).map_err(|error| (path, error))?;
+            continue;
+        }
+        let is_same = |backup: &Path| matches!(read(backup), Ok(Some(before)) if as_list(&before).as_ref() == Some(&network));
+        let single = ["conf", "json"].map(|ending| path.with_extension(ending));
+        // What was written since is not undone.
+        match single.iter().find(|place| !place.exists() && is_same(&backup(place))) {
+            Some(place) => {
+                fs::rename(backup(place), place).map_err(|error| (place.clone(), error))?;
+                fs::remove_file(&path).map_err(|error| (path, error))?;
+            }
+            None if is_same(&backup(&path)) => {
+                fs::rename(backup(&path), &path).map_err(|error| (path, error))?;
+            }
+            None => {
+                write(&path, &network)?;
+                let _ = fs::remove_file(backup(&path));
+            }
+        }
+    }
+    sync(directory)
+}
+
+/// Puts the plugin behind the last one of the first network.
+fn chain(directory: &Path, entry: &Value) -> Result<bool, Failed> {
+    for path in files(directory)? {
+        let Some(found) = read(&path)? else { continue };
+        let Some(mut network) = as_list(&found) else { continue };
+        if path.file_name() == Some(OsStr::new(OWN)) {
+            // Left from main mode.
+            fs::remove_file(&path).map_err(|error| (path, error))?;
+            continue;
+        }
+        let Some(plugins) = network.get_mut("plugins").and_then(Value::as_array_mut) else { continue };
+        match plugins.iter_mut().find(|plugin| is_ours(plugin)) {
+            Some(plugin) if plugin == entry => return Ok(true),
+            Some(plugin) => plugin.clone_from(entry),
+            None => {
+                plugins.push(entry.clone());
+                keep(&path)?;
+            }
+        }
+        let list = path.with_extension("conflist");
+        write(&list, &network)?;
+        if list != path {
+            fs::remove_file(&path).map_err(|error| (path.clone(), error))?;
+        }
+        sync(directory)?;
+        tracing::info!(network = %list.display(), "the CNI plugin is in the chain");
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Lays the network of main mode.
+fn lay(directory: &Path, options: &Options, facts: &Facts) -> Result<bool, Failed> {
+    if facts.pods.is_empty() {
+        return Ok(false);
+    }
+    let mut plugin = entry(options, facts);
+    let ranges = facts.pods.iter().map(|prefix| json!([{ "subnet": prefix.to_string() }]));
+    plugin["ipam"] = json!({ "type": "host-local", "ranges": ranges.collect::<Vec<_>>() });
+    let network = json!({
+        // A runtime that knows 1.1.0 takes the best of the second.
+        "cniVersion": "1.0.0",
+        "cniVersions": ["1.0.0", "1.1.0"],
+        "name": "adit",
+        "plugins": [plugin],
+    });
+    let path = directory.join(OWN);
+    if path.exists() && read(&path)?.as_ref() == Some(&network) {
+        return Ok(true);
+    }
+    write(&path, &network)?;
+    sync(directory)?;
+    tracing::info!(network = %path.display(), "the network of the pods is there");
+    Ok(true)
+}
+
+fn entry(options: &Options, facts: &Facts) -> Value {
+    json!({
+        "type": PLUGIN,
+        "mode": match options.mode {
+            Mode::Chained => "chained",
+            Mode::Main => "main",
+        },
+        "agentSocket": options.socket,
+        "stateDir": options.plugin_state,
+        "onAgentUnavailable": match facts.on_agent_unavailable {
+            OnAgentUnavailable::Fail => "fail",
+            OnAgentUnavailable::Ignore => "allow",
+        },
+    })
+}
+
+fn is_ours(plugin: &Value) -> bool {
+    plugin["type"] == PLUGIN
+}
+
+/// Returns a network as a list of plugins; `None` if it is none that a runtime would take.
+fn as_list(found: &Value) -> Option<Value> {
+    match found.get("plugins") {
+        Some(Value::Array(plugins)) if !plugins.is_empty() => Some(found.clone()),
+        Some(_) => None,
+        None => {
+            // libcni, ConfListFromConf.
+            found.get("type")?.as_str()?;
+            Some(json!({ "cniVersion": found["cniVersion"], "name": found["name"], "plugins": [found] }))
+        }
+    }
+}
+
+/// Returns what a runtime reads, in its order.
+fn files(directory: &Path) -> Result<Vec<PathBuf>, Failed> {
+    let list = || -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path())).collect()
+    };
+    let mut paths = list().map_err(|error| (directory.to_owned(), error))?;
+    paths.retain(|path| {
+        path.extension().and_then(OsStr::to_str).is_some_and(|ending| ENDINGS.contains(&ending))
+            && path.is_file()
+    });
+    paths.sort();
+    Ok(paths)
+}
+
+/// Reads a network; one that is damaged is passed over, as the runtime does.
+fn read(path: &Path) -> Result<Option<Value>, Failed> {
+    let failed = |error| (path.to_owned(), error);
+    if fs::metadata(path).map_err(failed)?.len() > FILE_MAX {
+        return Ok(None);
+    }
+    let text = fs::read(path).map_err(failed)?;
+    Ok(serde_json::from_slice(&text).ok())
+}
+
+fn backup(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(BACKUP);
+    name.into()
+}
+
+/// Keeps a file as it is.
+fn keep(path: &Path) -> Result<(), Failed> {
+    let bytes = fs::read(path).map_err(|error| (path.to_owned(), error))?;
+    replace(&backup(path), &bytes, 0o600)
+}
+
+fn write(path: &Path, network: &Value) -> Result<(), Failed> {
+    let mut text = serde_json::to_vec_pretty(network).map_err(|error| (path.to_owned(), error.into()))?;
+    text.push(b'\n');
+    replace(path, &text, 0o600)
+}
+
+/// Writes a file beside its place, has it reach the disk, and puts it in its place.
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failed> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".");
+    unfinished.push(UNFINISHED);
+    let write = || {
+        let mut file =
+            OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&unfinished)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)
+    };
+    write().map_err(|error| (path.to_owned(), error))
+}
+
+fn sync(directory: &Path) -> Result<(), Failed> {
+    let sync = || File::open(directory)?.sync_all();
+    sync().map_err(|error| (directory.to_owned(), error))
+}
+
+/// Copies a program, unless the very same is there.
+fn copy(program: &Path, target: &Path) -> io::Result<()> {
+    let bytes = fs::read(program)?;
+    let is_same = || fs::read(target).is_ok_and(|found| found == bytes);
+    if is_same() {
+        return Ok(());
+    }
+    replace(target, &bytes, 0o755).map_err(|(_, error)| error)?;
+    // A disk that is full, or one that is read-only and says so late.
+    if is_same() { Ok(()) } else { Err(io::Error::other("what was written is not what is read")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api;
+
+    /// A directory that goes with the test.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("adit-conflist-{}-{name}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn put(&self, name: &str, network: &Value) {
+            fs::write(self.0.join(name), network.to_string()).unwrap();
+        }
+
+        fn network(&self, name: &str) -> Value {
+            read(&self.0.join(name)).unwrap().unwrap()
+        }
+
+        /// Returns the types of the plugins of a network.
+        fn types(&self, name: &str) -> Vec<String> {
+            let network = self.network(name);
+            let plugins = network["plugins"].as_array().unwrap();
+            plugins.iter().map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(&self.0).unwrap();
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+
+        fn options(&self, mode: Mode) -> Options {
+            Options {
+                socket: "/run/adit/cni.sock".into(),
+                plugin_state: "/var/lib/adit/cni".into(),
+                configuration: Some(self.0.clone()),
+                mode,
+                program: None,
+            }
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn facts() -> Facts {
+        Facts {
+            mode: api::Mode::Strict,
+            on_agent_unavailable: OnAgentUnavailable::Fail,
+            pods: vec!["10.244.1.0/24".parse().unwrap()],
+            mtu: None,
+            has_data_plane: true,
+            failure: None,
+        }
+    }
+
+    fn list(types: &[&str]) -> Value {
+        let plugins: Vec<_> = types.iter().map(|plugin| json!({ "type": plugin })).collect();
+        json!({ "cniVersion": "0.4.0", "name": "net", "plugins": plugins })
+    }
+
+    #[test]
+    fn the_first_network_gets_the_plugin_at_its_end_once() {
+        let directory = Directory::new("chain");
+        let options = directory.options(Mode::Chained);
+        assert!(!install(&options, &facts()).unwrap(), "there is no network yet");
+        fs::write(directory.0.join("00-damaged.conflist"), "{").unwrap();
+        directory.put("05-empty.conflist", &list(&[]));
+        directory.put("10-flannel.conflist", &list(&["flannel", "portmap"]));
+        directory.put("20-later.conflist", &list(&["bridge"]));
+        directory.put("00-note.txt", &list(&["none"]));
+        for _ in 0..2 {
+            assert!(install(&options, &facts()).unwrap());
+            assert_eq!(directory.types("10-flannel.conflist"), ["flannel", "portmap", "adit-cni"]);
+        }
+        assert_eq!(directory.types("20-later.conflist"), ["bridge"]);
+        assert_eq!(directory.network("10-flannel.conflist.adit-backup"), list(&["flannel", "portmap"]));
+        // What the plugin is told changes with what is wanted.
+        let allowing = Facts { on_agent_unavailable: OnAgentUnavailable::Ignore, ..facts() };
+        install(&options, &allowing).unwrap();
+        assert_eq!(directory.network("10-flannel.conflist")["plugins"][2]["onAgentUnavailable"], "allow");
+        // Its owner writes it anew.
+        directory.put("10-flannel.conflist", &list(&["flannel"]));
+        install(&options, &facts()).unwrap();
+        assert_eq!(directory.types("10-flannel.conflist"), ["flannel", "adit-cni"]);
+        remove(&directory.0).unwrap();
+        assert_eq!(directory.network("10-flannel.conflist"), list(&["flannel"]));
+        assert!(!directory.names().iter().any(|name| name.contains("adit")), "{:?}", directory.names());
+    }
+
+    #[test]
+    fn a_network_of_one_plugin_becomes_a_list_and_one_again() {
+        let directory = Directory::new("single");
+        let options = directory.options(Mode::Chained);
+        let single = json!({ "cniVersion": "0.3.1", "name": "net", "type": "bridge", "isGateway": true });
+        directory.put("10-bridge.conf", &single);
+        assert!(install(&options, &facts()).unwrap());
+        assert_eq!(directory.names(), ["10-bridge.conf.adit-backup", "10-bridge.conflist"]);
+        assert_eq!(directory.types("10-bridge.conflist"), ["bridge", "adit-cni"]);
+        assert_eq!(directory.network("10-bridge.conflist")["name"], "net");
+        remove(&directory.0).unwrap();
+        assert_eq!(directory.names(), ["10-bridge.conf"]);
+        assert_eq!(directory.network("10-bridge.conf"), single);
+    }
+
+    #[test]
+    fn in_main_mode_the_network_has_the_nodes_blocks() {
+        let directory = Directory::new("main");
+        let options = directory.options(Mode::Main);
+        assert!(!install(&options, &Facts { pods: Vec::new(), ..facts() }).unwrap());
+        assert!(directory.names().is_empty());
+        for subnet in ["10.244.1.0/24", "10.244.2.0/24"] {
+            let facts = Facts { pods: vec![subnet.parse().unwrap()], ..facts() };
+            assert!(install(&options, &facts).unwrap());
+            let network = directory.network("10-adit.conflist");
+            assert_eq!(network["plugins"][0]["ipam"]["ranges"], json!([[{ "subnet": subnet }]]));
+        }
+        assert_eq!(directory.names(), ["10-adit.conflist"]);
+        // The mode is changed: behind another one, it makes no network itself.
+        directory.put("20-flannel.conflist", &list(&["flannel"]));
+        assert!(install(&directory.options(Mode::Chained), &facts()).unwrap());
+        assert_eq!(directory.types("20-flannel.conflist"), ["flannel", "adit-cni"]);
+        assert!(!directory.names().contains(&"10-adit.conflist".to_owned()));
+        install(&options, &facts()).unwrap();
+        remove(&directory.0).unwrap();
+        assert_eq!(directory.names(), ["20-flannel.conflist"]);
+    }
+
+    #[test]
+    fn the_program_is_replaced_whole_or_not_at_all() {
+        let directory = Directory::new("program");
+        let (program, place) = (directory.0.join("new"), directory.0.join("bin"));
+        fs::create_dir(&place).unwrap();
+        let target = place.join(PLUGIN);
+        let mut options = directory.options(Mode::Chained);
+        options.program = Some((program.clone(), place));
+        assert_eq!(install(&options, &facts()).unwrap_err().0, target, "there is none");
+        for bytes in [&b"one"[..], b"another"] {
+            fs::write(&program, bytes).unwrap();
+            install(&options, &facts()).unwrap();
+            assert_eq!(fs::read(&target).unwrap(), bytes);
+        }
+        fs::remove_file(&program).unwrap();
+        install(&options, &facts()).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"another", "the one that was there");
+    }
+}

@@ -1,0 +1,157 @@
+//! The agent's side of the CNI plugin: pods are registered here, and held until their traffic is protected.
+//!
+//! ```text
+//! adit-cni ─ socket ─→ server ─→ pods      who is on this node, on disk as well
+//!                        ↑
+//! loop ─ facts ──────────┴──→ barrier     whether a pod would be protected. Pure
+//!          └────────────────→ conflist    has the runtime call the plugin, once all is ready
+//! ```
+//!
+//! All of it runs on threads of its own; the loop leaves word of each look, and waits for nothing.
+
+pub mod barrier;
+pub mod conflist;
+pub mod pods;
+pub mod protocol;
+mod server;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use tokio::sync::watch;
+
+use self::pods::Pods;
+use self::server::Server;
+use crate::sys::watch::Changes;
+
+pub use barrier::Facts;
+pub use conflist::Mode;
+
+/// The time between two looks at the runtime's configuration, if nothing is told.
+const RESYNC: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+
+/// Where the socket is, unless another place is asked for.
+pub const SOCKET: &str = "/run/adit/cni.sock";
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Where the plugin finds the agent: the same path here and on the host.
+    pub socket: PathBuf,
+    /// Where the plugin keeps its state: likewise.
+    pub plugin_state: PathBuf,
+    /// Where the runtime has its configuration; `None` to leave that alone.
+    pub configuration: Option<PathBuf>,
+    /// What the plugin is to be there.
+    pub mode: Mode,
+    /// The program of the plugin, and where the runtime looks for it; `None` if somebody else puts it there.
+    pub program: Option<(PathBuf, PathBuf)>,
+}
+
+/// The threads: one answers the plugin, one keeps the runtime's configuration. They end, and the socket goes, when this is dropped; pods
+/// stay registered, and the runtime's configuration as it is.
+#[derive(Debug)]
+pub struct Cni {
+    /// Gone when the threads are to end.
+    facts: Option<watch::Sender<Option<Facts>>>,
+    /// Wakes the one that keeps the configuration.
+    wake: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Cni {
+    /// Opens the socket, and reads which pods there are from `state`.
+    ///
+    /// # Errors
+    /// If the socket cannot be opened or the directory not be made; if no thread or descriptor is left.
+    pub fn start(options: Options, state: &Path) -> io::Result<Self> {
+        let (facts, latest) = watch::channel(None);
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let server = Server::open(&options, Pods::open(&state.join("pods"))?, latest.clone())?;
+        let mut this = Self { facts: Some(facts), wake: Arc::clone(&wake), threads: Vec::new() };
+        this.spawn("cni", move || server.run())?;
+        if let Some(directory) = options.configuration.clone() {
+            let keeper = Keeper { options, directory, facts: latest, wake, said: String::new() };
+            this.spawn("cni-config", move || keeper.run())?;
+        }
+        Ok(this)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.threads.push(std::thread::Builder::new().name(name.to_owned()).spawn(run)?);
+        Ok(())
+    }
+
+    /// Leaves word of a look.
+    pub fn tell(&self, news: Facts) {
+        let Some(facts) = &self.facts else { return };
+        let is_news = facts.send_if_modified(|known| {
+            let is_news = known.as_ref() != Some(&news);
+            *known = Some(news);
+            is_news
+        });
+        if is_news {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        // An eventfd takes the first write at once.
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Cni {
+    fn drop(&mut self) {
+        self.facts = None;
+        self.wake();
+        for thread in self.threads.drain(..) {
+            // A panic has been printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Keeps the runtime's configuration as it should be, once the node is ready.
+struct Keeper {
+    options: Options,
+    directory: PathBuf,
+    facts: watch::Receiver<Option<Facts>>,
+    wake: Arc<OwnedFd>,
+    /// What was said to be wrong last.
+    said: String,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        while self.facts.has_changed().is_ok() {
+            // Watched before it is looked at, so that nothing happens between the two unseen.
+            let changes = Changes::of_files(&self.directory).ok();
+            self.look();
+            let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
+            fds.extend(changes.as_ref().map(|changes| PollFd::new(changes, PollFlags::IN)));
+            // Whatever ends it, it is time for another look.
+            let _ = poll(&mut fds, Some(&RESYNC));
+            let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        }
+    }
+
+    fn look(&mut self) {
+        let facts = self.facts.borrow_and_update().clone();
+        let Some(facts) = facts.filter(|facts| facts.unready().is_none()) else { return };
+        let reason = match conflist::install(&self.options, &facts) {
+            Ok(true) => String::new(),
+            Ok(false) => "there is no network to be in, or no block of pod addresses".to_owned(),
+            Err((path, error)) => format!("{}: {error}", path.display()),
+        };
+        // What goes on failing is said once.
+        if !reason.is_empty() && reason != self.said {
+            tracing::warn!(reason, "the runtime is not told to call the CNI plugin");
+        }
+        self.said = reason;
+    }
+}
