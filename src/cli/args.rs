@@ -406,7 +406,7 @@ pub(super) enum SpillWhen {
 
 #[cfg(feature = "control")]
 fn mode(text: &str) -> Result<Mode, &'static str> {
-    serde_json::from_value(text.into()).map_err(|_| "a mode is Off, Permissive or Strict")
+    Mode::named(text).ok_or("a mode is Off, Permissive or Strict")
 }
 
 #[cfg(feature = "control")]

@@ -259,7 +259,7 @@ fn who_waits_takes_over_when_the_other_has_left_or_was_killed_and_leaves_at_a_si
     let name = ifname();
     let mut holder = namespace.spawn(ADIT, &["-f", &name]);
     wait_until("the first one", SOON, || namespace.succeeds(&format!("wg show {name}")));
-    for signal in [Signal::TERM, rustix::process::Signal::KILL] {
+    for signal in [Signal::TERM, Signal::KILL] {
         let args = ["-f", "--wait", "-v", "info", &name];
         let next = namespace.spawn(ADIT, &args);
         let mut other = namespace.spawn(ADIT, &args);

@@ -2,8 +2,9 @@
 
 mod nodes;
 
-use nodes::Cluster;
+use nodes::{A_WHILE, Cluster, INTERVAL};
 
+use crate::control::nodes::answered;
 use crate::control::wire::{Seen, Wire};
 use crate::support::{SOON, need, wait_until};
 
@@ -70,7 +71,7 @@ spec:
 #[test]
 fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
     need_a_cluster!();
-    let Some(cluster) = Cluster::start(2) else { return };
+    let Some(mut cluster) = Cluster::start(2) else { return };
     cluster.plane.apply("workload.yaml", WORKLOAD);
     cluster.wait_for_rollout("default", "deployment/echo");
     cluster.wait_for_rollout("default", "daemonset/host");
@@ -115,4 +116,42 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
     let table = cluster.plane.kubectl(&["get", "nodetunnels"]);
     assert!(["node1", "node2"].iter().all(|node| table.contains(node)), "{table}");
     eprintln!("{table}");
+
+    // Agents end, again and again: nobody else notices.
+    let ping = cluster.ping(first, second);
+    for node in ["node1", "node2", "node1"] {
+        let agent = cluster.agent_of(node);
+        rustix::process::kill_process(agent, rustix::process::Signal::KILL).unwrap();
+        wait_until("another agent", A_WHILE, || cluster.try_agent_of(node).is_some_and(|next| next != agent));
+    }
+    let (sent, received) = answered(ping);
+    eprintln!("agents killed three times: {sent} sent, {} lost", sent - received);
+    assert_eq!(sent, received);
+    cluster.wait_for_rollout("adit-system", "daemonset/adit");
+
+    // An update replaces all pods, and data planes with them: packets are lost, but none is in clear.
+    let ping = cluster.ping(first, second);
+    cluster.plane.kubectl(&["-n", "adit-system", "rollout", "restart", "daemonset/adit"]);
+    cluster.wait_for_rollout("adit-system", "daemonset/adit");
+    cluster.wait_until_encrypted(&wire, first, second);
+    let (sent, received) = answered(ping);
+    eprintln!("an update: {sent} sent, {} lost, one every {INTERVAL} s", sent - received);
+    assert!(received > 0);
+    assert_eq!(wire.count(Seen::Canary), 0, "in clear during an update");
+
+    // A node comes, and one goes.
+    cluster.add_node();
+    cluster.wait_until_ready("node3");
+    cluster.plane.kubectl(&["drain", "node2", "--ignore-daemonsets", "--force", "--delete-emptydir-data"]);
+    cluster.wait_for_rollout("default", "deployment/echo");
+    cluster.wait_for_rollout("adit-system", "daemonset/adit");
+    let pods = cluster.pods("app=echo");
+    let third = pods.iter().find(|pod| pod.node == "node3").expect("a pod on the new node");
+    cluster.wait_until_encrypted(&wire, first, third);
+    cluster.remove_node("node2");
+    wait_until("the node forgotten", A_WHILE, || {
+        !cluster.plane.kubectl(&["get", "nodetunnels"]).contains("node2")
+    });
+    cluster.wait_until_encrypted(&wire, third, first);
+    assert_eq!(wire.count(Seen::Canary), 0, "in clear as nodes come and go");
 }

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Pid;
+
 use crate::control::cluster::ControlPlane;
 use crate::control::nodes::Directory;
-use crate::control::wire::{CANARY, Seen, Wire};
+use crate::control::wire::{CANARY, Seen, Wire, canary_pattern};
 use crate::support::{Namespace, Process, SOON, find, process, skip, wait_until};
 
 /// How long a pod may take to be there: its image is unpacked on a machine that does other things.
-const A_WHILE: Duration = Duration::from_secs(120);
+pub(super) const A_WHILE: Duration = Duration::from_secs(120);
 
 /// A cluster.
 pub(super) struct Cluster {
@@ -20,13 +22,17 @@ pub(super) struct Cluster {
     pub(super) fabric: Namespace,
     images: Directory,
     _beside: Vec<Process>,
+    /// How many nodes have been booted.
+    booted: usize,
 }
 
 /// A node. What runs there ends with it.
 pub(super) struct KubeNode {
+    number: usize,
     pub(super) name: String,
-    pub(super) namespace: Namespace,
-    directory: Directory,
+    namespace: Namespace,
+    /// What it keeps on disk.
+    _directory: Directory,
     process: Option<Process>,
 }
 
@@ -35,6 +41,7 @@ pub(super) struct Pod {
     pub(super) name: String,
     pub(super) node: String,
     pub(super) address: String,
+    uid: String,
 }
 
 impl Cluster {
@@ -83,7 +90,7 @@ impl Cluster {
         let images = Directory::new();
         make_busybox_image(images.path());
         fs::copy(image, images.path().join("adit.tar")).unwrap();
-        let mut this = Self { nodes: Vec::new(), plane, fabric, images, _beside: beside };
+        let mut this = Self { nodes: Vec::new(), plane, fabric, images, _beside: beside, booted: 0 };
         for _ in 0..count {
             this.add_node();
         }
@@ -99,7 +106,8 @@ impl Cluster {
     /// Boots one more node, with pods in 10.244.N.0/24, and a way to them that is not encrypted, as a CNI plugin without an overlay lays it.
     #[track_caller]
     pub(super) fn add_node(&mut self) {
-        let number = self.nodes.len() + 1;
+        let number = self.booted + 1;
+        self.booted = number;
         let (name, address) = (format!("node{number}"), format!("10.9.0.{number}"));
         let namespace = Namespace::new();
         let port = format!("port{number}");
@@ -107,8 +115,8 @@ impl Cluster {
         self.fabric.ip(&format!("link set {port} master fabric"));
         namespace.ip("route add default via 10.9.0.100");
         namespace.sysctl("net/ipv4/ip_forward", "1");
-        for (other, node) in self.nodes.iter().enumerate() {
-            let other = other + 1;
+        for node in &self.nodes {
+            let other = node.number;
             namespace.ip(&format!("route add 10.244.{other}.0/24 via 10.9.0.{other}"));
             node.namespace.ip(&format!("route add 10.244.{number}.0/24 via {address}"));
         }
@@ -134,7 +142,7 @@ impl Cluster {
         let args = [&args[..], &[directory.path().to_str().unwrap(), &name, &address, &pods]].concat();
         let assets = self.plane.assets().to_str().unwrap().to_owned();
         let process = namespace.spawn_with("unshare", &args, &[("KUBEBUILDER_ASSETS", &assets)]);
-        self.nodes.push(KubeNode { name, namespace, directory, process: Some(process) });
+        self.nodes.push(KubeNode { number, name, namespace, _directory: directory, process: Some(process) });
     }
 
     #[track_caller]
@@ -155,15 +163,14 @@ impl Cluster {
     /// Returns the pods with a label, by the names of their nodes.
     #[track_caller]
     pub(super) fn pods(&self, label: &str) -> Vec<Pod> {
-        let path =
-            "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name} {.status.podIP}{\"\\n\"}{end}";
+        let path = "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name} {.status.podIP} {.metadata.uid}{\"\\n\"}{end}";
         let text = self.plane.kubectl(&["get", "pods", "-l", label, "-o", path]);
         let mut pods: Vec<_> = text
             .lines()
             .map(|line| {
                 let mut words = line.split(' ').map(str::to_owned);
                 let mut next = || words.next().unwrap_or_default();
-                Pod { node: next(), name: next(), address: next() }
+                Pod { node: next(), name: next(), address: next(), uid: next() }
             })
             .collect();
         pods.sort_by(|one, other| one.node.cmp(&other.node));
@@ -197,6 +204,52 @@ impl Cluster {
         });
     }
 
+    /// Starts to send echo requests with the canary from a pod to another.
+    #[track_caller]
+    pub(super) fn ping(&self, from: &Pod, to: &Pod) -> Process {
+        let net =
+            format!("--net=/proc/{}/ns/net", self.process_of(&from.uid, "nc").unwrap().as_raw_nonzero());
+        let args = [&net, "ping", "-n", "-q", "-i", INTERVAL, "-p", &canary_pattern(), &to.address];
+        self.fabric.spawn("nsenter", &args)
+    }
+
+    /// Returns the first process of a pod whose command line begins with the word, by the control groups of processes.
+    fn process_of(&self, uid: &str, word: &str) -> Option<Pid> {
+        let ids = fs::read_dir("/proc").unwrap().flatten();
+        let mut ids: Vec<i32> = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        ids.sort_unstable();
+        ids.into_iter().find_map(|id| {
+            let read = |file| fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
+            let is_it = read("cgroup").contains(uid) && read("cmdline").split('\0').any(|part| part == word);
+            Pid::from_raw(id).filter(|_| is_it)
+        })
+    }
+
+    /// Returns the process of the agent on a node, if it runs.
+    pub(super) fn try_agent_of(&self, node: &str) -> Option<Pid> {
+        let field = format!("--field-selector=spec.nodeName={node}");
+        let path = "jsonpath={.items[0].metadata.uid}";
+        let uid = self.plane.kubectl(&["-n", "adit-system", "get", "pods", &field, "-o", path]);
+        self.process_of(&uid, "agent")
+    }
+
+    #[track_caller]
+    pub(super) fn agent_of(&self, node: &str) -> Pid {
+        self.try_agent_of(node).unwrap_or_else(|| panic!("no agent on {node}"))
+    }
+
+    /// Takes a node out of the cluster and ends all that runs there.
+    #[track_caller]
+    pub(super) fn remove_node(&mut self, name: &str) {
+        self.plane.kubectl(&["delete", "node", name]);
+        self.nodes.retain_mut(|node| {
+            if node.name == name {
+                node.end();
+            }
+            node.name != name
+        });
+    }
+
     /// Waits until what a pod sends to another passes through the tunnel.
     #[track_caller]
     pub(super) fn wait_until_encrypted(&self, wire: &Wire, from: &Pod, to: &Pod) {
@@ -207,6 +260,9 @@ impl Cluster {
         });
     }
 }
+
+/// The time between two echo requests, in seconds.
+pub(super) const INTERVAL: &str = "0.005";
 
 /// The port of the echo pods.
 const PORT: u16 = 8080;
@@ -239,15 +295,20 @@ fn make_busybox_image(directory: &Path) {
     process::expect_success(script, &args, Command::new(script).args(args).args(end).output());
 }
 
-impl Drop for KubeNode {
-    fn drop(&mut self) {
+impl KubeNode {
+    fn end(&mut self) {
         drop(self.process.take());
         // Its control groups, which nothing is in any more.
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             let group = controller.path().join(&self.name);
             wait_until("an empty control group", SOON, || remove_groups(&group));
         }
-        let _ = &self.directory;
+    }
+}
+
+impl Drop for KubeNode {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
