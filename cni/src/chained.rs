@@ -86,14 +86,13 @@ pub fn check(request: &Request, config: &Config) -> Result<(), Error> {
     agent::check(config, attachment)
 }
 
-/// Forgets all attachments but those that are named, and returns what was forgotten.
+/// Forgets all attachments but those that are named, and returns what was forgotten. Without a list, as libcni's `cnitool` has none,
+/// nothing is: that would be every pod.
 ///
 /// # Errors
 /// Names the last thing that failed; all others have been tried.
 pub fn gc(config: &Config) -> Result<Vec<Kept>, Error> {
-    let valid = config.valid.as_ref();
-    let valid =
-        valid.ok_or_else(|| Error::new(Code::Config, "cni.dev/valid-attachments: a list is needed"))?;
+    let Some(valid) = &config.valid else { return Ok(Vec::new()) };
     let state = State::of(&config.state_directory);
     let mut stale = state.all(&config.network);
     stale.retain(|kept| !valid.contains(&kept.attachment));

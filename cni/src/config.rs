@@ -184,7 +184,9 @@ fn ipam(raw: &Value) -> Result<Option<String>, Error> {
 fn valid(raw: &Value) -> Result<Option<BTreeSet<Attachment>>, Error> {
     const KEY: &str = "cni.dev/valid-attachments";
     let list = match raw.get(KEY).or_else(|| raw.get("cni.dev/attachments")) {
-        None | Some(Value::Null) => return Ok(None),
+        None => return Ok(None),
+        // A list of Go's that has no element.
+        Some(Value::Null) => return Ok(Some(BTreeSet::new())),
         Some(Value::Array(list)) => list,
         Some(_) => return Err(invalid(KEY, "a list is needed")),
     };
@@ -268,7 +270,12 @@ mod tests {
                 read(json!({ key: [{ "containerID": "a", "ifname": "eth0" }] })).unwrap().valid.unwrap();
             assert_eq!(valid, [Attachment::new("a", "eth0").unwrap()].into());
         }
-        assert_eq!(read(json!({ "cni.dev/valid-attachments": [] })).unwrap().valid, Some(BTreeSet::new()));
+        for none in [json!([]), Value::Null] {
+            assert_eq!(
+                read(json!({ "cni.dev/valid-attachments": none })).unwrap().valid,
+                Some(BTreeSet::new())
+            );
+        }
         assert_eq!(read(json!({})).unwrap().valid, None);
     }
 }
