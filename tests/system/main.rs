@@ -9,6 +9,8 @@ mod cli;
 #[cfg(feature = "control")]
 mod cluster;
 #[cfg(feature = "control")]
+mod cni;
+#[cfg(feature = "control")]
 mod control;
 mod examples;
 mod hostile;
