@@ -9,6 +9,8 @@ mod setup;
 
 /// Where Debian's `containernetworking-plugins` lie.
 const PLUGINS: &str = "/usr/lib/cni";
+/// How the plugin is built.
+const PROFILE: &str = "dev";
 
 /// Leaves the test with one line if Debian's plugins or a program of the mesh are not there.
 macro_rules! need_plugins {

@@ -21,9 +21,19 @@ pub(crate) fn plugin_directory() -> &'static str {
     static DIRECTORY: OnceLock<String> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
         // It is of another package, which the tests' own build leaves alone.
-        let args = ["build", "--locked", "--quiet", "--package", "adit-cni", "--message-format", "json"];
+        let args = [
+            "build",
+            "--locked",
+            "--quiet",
+            "--package",
+            "adit-cni",
+            "--message-format",
+            "json",
+            "--profile",
+        ];
         let output = Command::new(env!("CARGO"))
             .args(args)
+            .arg(super::PROFILE)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stderr(Stdio::inherit())
             .output()

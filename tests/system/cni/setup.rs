@@ -11,15 +11,15 @@ use crate::support::{Process, SOON, wait_until};
 use super::runtime::Runtime;
 
 /// A mesh whose first node is called by a runtime.
-pub(super) struct Lab {
-    pub(super) mesh: Mesh,
-    pub(super) files: Directory,
+pub(crate) struct Lab {
+    pub(crate) mesh: Mesh,
+    pub(crate) files: Directory,
 }
 
 impl Lab {
     /// Makes a mesh of so many nodes, and starts nothing.
     #[track_caller]
-    pub(super) fn new(nodes: usize) -> Self {
+    pub(crate) fn new(nodes: usize) -> Self {
         let mesh = Mesh::new(nodes);
         mesh.write(
             "config",
@@ -30,7 +30,7 @@ impl Lab {
 
     /// The same, with data planes and agents, ready for pods.
     #[track_caller]
-    pub(super) fn started(nodes: usize) -> Self {
+    pub(crate) fn started(nodes: usize) -> Self {
         let mut lab = Self::new(nodes);
         for number in 0..nodes {
             lab.mesh.nodes[number].start_data_plane(Program::Adit);
@@ -40,23 +40,23 @@ impl Lab {
         lab
     }
 
-    pub(super) fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &Node {
         &self.mesh.nodes[0]
     }
 
-    pub(super) fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.files.path().join(name).to_str().unwrap().to_owned()
     }
 
     /// Starts the agent of a node, which answers the plugin, with these variables beside its own.
     #[track_caller]
-    pub(super) fn start_agent(&mut self, number: usize, variables: &[(&str, &str)]) {
+    pub(crate) fn start_agent(&mut self, number: usize, variables: &[(&str, &str)]) {
         self.mesh.nodes[number].agent = Some(self.spawn_agent(number, variables));
     }
 
     /// The same, while others look at the node.
     #[track_caller]
-    pub(super) fn spawn_agent(&self, number: usize, variables: &[(&str, &str)]) -> Process {
+    pub(crate) fn spawn_agent(&self, number: usize, variables: &[(&str, &str)]) -> Process {
         let node = &self.mesh.nodes[number];
         let [socket, state] = ["sock", "state"].map(|name| self.path(&format!("{name}{number}")));
         let own = [
@@ -73,7 +73,7 @@ impl Lab {
 
     /// Waits until pods can be added.
     #[track_caller]
-    pub(super) fn wait_until_ready(&self, number: usize) {
+    pub(crate) fn wait_until_ready(&self, number: usize) {
         let runtime = Runtime::of("1.1.0", &[self.chained_on(number)]);
         wait_until("an agent that is ready", SOON, || {
             runtime.status(&self.mesh.nodes[number].namespace).is_ok()
@@ -81,7 +81,7 @@ impl Lab {
     }
 
     /// Returns the plugin's configuration behind another one.
-    pub(super) fn chained(&self) -> Value {
+    pub(crate) fn chained(&self) -> Value {
         self.chained_on(0)
     }
 
@@ -95,7 +95,7 @@ impl Lab {
     }
 
     /// Returns the configuration of main mode on a node.
-    pub(super) fn main(&self, number: usize) -> Value {
+    pub(crate) fn main(&self, number: usize) -> Value {
         let n = number + 1;
         let mut config = self.chained_on(number);
         config["mode"] = "main".into();
@@ -118,17 +118,17 @@ impl Lab {
     }
 
     /// Returns the configuration of Debian's `ptp` on the first node.
-    pub(super) fn ptp(&self) -> Value {
+    pub(crate) fn ptp(&self) -> Value {
         json!({ "type": "ptp", "mtu": 1500, "ipam": self.ipam(0, json!([])) })
     }
 
     /// Returns that of its `bridge`.
-    pub(super) fn bridge(&self) -> Value {
+    pub(crate) fn bridge(&self) -> Value {
         json!({ "type": "bridge", "bridge": "pods", "isGateway": true, "mtu": 1500, "ipam": self.ipam(0, json!([])) })
     }
 
     /// Returns how many addresses host-local has given away on a node.
-    pub(super) fn leases(&self, number: usize) -> usize {
+    pub(crate) fn leases(&self, number: usize) -> usize {
         let entries = std::fs::read_dir(PathBuf::from(self.path(&format!("leases{number}"))).join("net"));
         // Beside the leases there are a lock and the last address of each range.
         let is_lease = |name: &str| name != "lock" && !name.starts_with("last_reserved");
@@ -138,7 +138,7 @@ impl Lab {
     }
 
     /// Returns how many pods the agent of a node has registered.
-    pub(super) fn registered(&self, number: usize) -> usize {
+    pub(crate) fn registered(&self, number: usize) -> usize {
         std::fs::read_dir(self.mesh.nodes[number].state.path().join("pods")).map_or(0, Iterator::count)
     }
 }
