@@ -1,4 +1,7 @@
 //! Chained mode: another plugin has made the pod's network. This one sets the pod's MTU, and holds the pod until its traffic is protected.
+//!
+//! The host's end of a virtual cable gets the MTU as well: what is longer would be dropped on its way in without a word. A bridge's port is
+//! left alone, since a bridge takes over the MTU of its narrowest one.
 
 use std::io;
 use std::net::IpAddr;
@@ -38,9 +41,10 @@ pub fn add(request: &Request, config: &Config) -> Result<Value, Error> {
         host: None,
     };
     let done = state.keep(&kept).and_then(|()| match mtu.filter(|mtu| *mtu != link.mtu) {
-        Some(mtu) => kernel
-            .set_mtu(link.index, mtu)
-            .map_err(|error| Error::io(format!("setting the MTU {mtu} of {}", attachment.ifname), error)),
+        Some(mtu) => {
+            let done = kernel.set_mtu(link.index, mtu).and_then(|()| narrow(&link, mtu));
+            done.map_err(|error| Error::io(format!("setting the MTU {mtu} of {}", attachment.ifname), error))
+        }
         None => Ok(()),
     });
     if let Err(error) = done {
@@ -52,6 +56,16 @@ pub fn add(request: &Request, config: &Config) -> Result<Value, Error> {
         return Err(error);
     }
     Ok(pass_on(previous, config.version, &attachment.ifname, mtu.unwrap_or(link.mtu)))
+}
+
+/// Has the host's end of a virtual cable take nothing that the other end does not.
+fn narrow(inner: &Link, mtu: u32) -> io::Result<()> {
+    let Some(other) = inner.other.filter(|_| inner.is_veth) else { return Ok(()) };
+    let mut kernel = Kernel::open()?;
+    // The other end may be in a third namespace, and the index another link's here.
+    let Ok(outer) = kernel.link_at(other) else { return Ok(()) };
+    let is_end = outer.is_veth && outer.other == Some(inner.index) && outer.master.is_none();
+    if is_end && outer.mtu > mtu { kernel.set_mtu(outer.index, mtu) } else { Ok(()) }
 }
 
 /// Undoes [`add`]: whatever of it is still there.

@@ -49,6 +49,8 @@ const RTN_UNICAST: u8 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
@@ -120,6 +122,12 @@ pub struct Link {
     pub mac: String,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// The index of the link that it belongs to; for an end of a virtual cable, the other end's.
+    pub other: Option<u32>,
+    /// Whether it is an end of a virtual cable.
+    pub is_veth: bool,
+    /// The bridge, or the like, that it is a port of.
+    pub master: Option<u32>,
 }
 
 /// A socket for requests, in the namespace that it was opened in.
@@ -153,22 +161,22 @@ impl Kernel {
     /// # Errors
     /// `ENODEV` if there is none of this name.
     pub fn link(&mut self, name: &str) -> io::Result<Link> {
-        let message = Message::new(RTM_GETLINK, 0).with(&link_header(0, 0)).named(name);
+        self.find_link(Message::new(RTM_GETLINK, 0).with(&link_header(0, 0)).named(name))
+    }
+
+    /// Finds a link by its index.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is none.
+    pub fn link_at(&mut self, index: u32) -> io::Result<Link> {
+        self.find_link(Message::new(RTM_GETLINK, 0).with(&link_header(index, 0)))
+    }
+
+    fn find_link(&mut self, message: Message) -> io::Result<Link> {
         let replies = self.ask(message, NLM_F_ACK)?;
         let body = replies.iter().find_map(|(kind, body)| (*kind == RTM_NEWLINK).then_some(body));
-        let (header, attributes) = split::<16>(body.ok_or(Errno::NODEV)?).ok_or(Errno::BADMSG)?;
-        let mut found =
-            Link { index: number(&header[4..8]).ok_or(Errno::BADMSG)?, mac: String::new(), mtu: 0 };
-        for (kind, value) in attributes {
-            match kind {
-                IFLA_ADDRESS => {
-                    found.mac = value.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
-                }
-                IFLA_MTU => found.mtu = number(value).ok_or(Errno::BADMSG)?,
-                _ => {}
-            }
-        }
-        Ok(found)
+        let link = link_of(body.ok_or(Errno::NODEV)?);
+        Ok(link.ok_or(Errno::BADMSG)?)
     }
 
     /// Makes a pair of virtual cables of this MTU, the second end in `namespace`.
@@ -405,6 +413,34 @@ fn number(bytes: &[u8]) -> Option<u32> {
 fn read_address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+fn link_of(body: &[u8]) -> Option<Link> {
+    let (header, attributes) = split::<16>(body)?;
+    let mut link = Link {
+        index: number(&header[4..8])?,
+        mac: String::new(),
+        mtu: 0,
+        other: None,
+        is_veth: false,
+        master: None,
+    };
+    for (kind, value) in attributes {
+        match kind {
+            IFLA_ADDRESS => {
+                link.mac = value.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+            }
+            IFLA_MTU => link.mtu = number(value)?,
+            IFLA_LINK => link.other = number(value),
+            IFLA_MASTER => link.master = number(value),
+            IFLA_LINKINFO => {
+                link.is_veth = Attributes(value)
+                    .any(|(kind, value)| kind == IFLA_INFO_KIND && value.starts_with(b"veth"));
+            }
+            _ => {}
+        }
+    }
+    Some(link)
 }
 
 fn route_by(body: &[u8], index: u32) -> Option<Route> {

@@ -109,6 +109,13 @@ fn an_attachment_lives_from_add_to_del_and_check_sees_what_others_do_to_it() {
         let host = &lab.node().namespace;
         let result = runtime.add(host, &pod).unwrap();
         assert_eq!((pod.mtu(), lab.registered(0)), (1420, 1));
+        let outer = result["interfaces"].as_array().unwrap().iter().find(|interface| {
+            let name = interface["name"].as_str().unwrap();
+            name.starts_with("veth") && interface["sandbox"].as_str().is_none_or(str::is_empty)
+        });
+        let outer = host.ip(&format!("link show {}", outer.unwrap()["name"].as_str().unwrap()));
+        let narrowed = if outer.contains("master pods") { "mtu 1500" } else { "mtu 1420" };
+        assert!(outer.contains(narrowed), "{outer}");
         runtime.check(host, &pod).unwrap();
 
         // The same again.
