@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use super::runtime::{Pod, Runtime};
 use super::setup::Lab;
 use crate::control::wire::{CANARY, Seen, Wire};
 use crate::support::tunnel::Program;
-use crate::support::{SOON, wait_until};
+use crate::support::{SOON, pause, wait_until};
 
 /// Sends to a pod of the other node as soon as anything can be sent at all, until it is dropped.
 struct Sender(Arc<AtomicBool>);
@@ -38,8 +39,8 @@ impl Drop for Sender {
     }
 }
 
-/// Boots a node that has a way in clear to the other one's pods, as other networks make it, and adds a pod before anything is ready.
-/// Returns how often what the pod sends was seen in clear by the time that it was seen at all.
+/// Adds a pod on a node that was just booted and has a way in clear to the other one's pods, as other networks make it; data plane and agent
+/// start a while later. Returns how often what the pod sends was seen in clear by the time that it was seen at all.
 #[track_caller]
 fn boot(plugins: fn(&Lab) -> Vec<Value>, has_agent: bool) -> usize {
     let mut lab = Lab::new(2);
@@ -50,18 +51,27 @@ fn boot(plugins: fn(&Lab) -> Vec<Value>, has_agent: bool) -> usize {
     let wire = Wire::open(&lab.mesh.fabric, "port1");
     let pod = Pod::new();
     let plugins = plugins(&lab);
-    if has_agent {
-        lab.mesh.nodes[0].start_data_plane(Program::Adit);
-        lab.start_agent(0, &[]);
-    }
     let runtime = Runtime::of("1.0.0", &plugins);
-    // In main mode from before there is an interface. Behind another plugin, from when the runtime starts the container.
-    let early = (plugins.len() == 1).then(|| Sender::start(&pod));
-    runtime.add_only(&lab.mesh.nodes[0].namespace, &pod).unwrap();
-    let _sender = early.unwrap_or_else(|| Sender::start(&pod));
-    let seen = if has_agent { Seen::WireGuard } else { Seen::Canary };
-    wait_until("what the pod sends", SOON, || wire.count(seen) > 10);
-    wire.count(Seen::Canary)
+    let node = lab.node();
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| {
+            // In main mode from before there is an interface. Behind another plugin, from when the runtime starts the container.
+            let early = (plugins.len() == 1).then(|| Sender::start(&pod));
+            runtime.add_only(&node.namespace, &pod).unwrap();
+            early.unwrap_or_else(|| Sender::start(&pod))
+        });
+        wait_until("the plugin", SOON, || lab.leases(0) > 0);
+        // Time for a pod that is not held to be seen.
+        pause(Duration::from_millis(500));
+        let _processes = has_agent.then(|| {
+            let data_plane = Program::Adit.start(&node.namespace, &node.interface, &[], &[]);
+            (data_plane, lab.spawn_agent(0, &[]))
+        });
+        let _sender = adding.join().unwrap();
+        let seen = if has_agent { Seen::WireGuard } else { Seen::Canary };
+        wait_until("what the pod sends", SOON, || wire.count(seen) > 10);
+        wire.count(Seen::Canary)
+    })
 }
 
 /// Lets the pod through at once while there is no agent.
