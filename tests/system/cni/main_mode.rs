@@ -1,14 +1,18 @@
 //! Main mode: pods' networks without any other plugin but the one for addresses.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::need_plugins;
 use super::runtime::{Call, Pod, Runtime};
 use super::setup::Lab;
+use crate::support::tunnel::Program;
+use crate::support::{SOON, pause, wait_until};
 
 #[test]
 fn pods_of_two_nodes_talk_through_the_tunnel_and_leave_nothing() {
@@ -66,7 +70,7 @@ fn an_add_that_fails_leaves_nothing() {
     let pod = Pod::new();
     let mut config = lab.main(0);
     config["readyTimeout"] = "300ms".into();
-    let runtime = |config: &serde_json::Value| Runtime::of("1.0.0", std::slice::from_ref(config));
+    let runtime = |config: &Value| Runtime::of("1.0.0", std::slice::from_ref(config));
     let is_clean = |lab: &Lab| {
         let links = lab.node().namespace.ip("link");
         assert_eq!((lab.leases(0), lab.registered(0), links.contains(": adit")), (0, 0, false), "{links}");
@@ -110,7 +114,6 @@ fn an_old_plugin_for_addresses_is_asked_in_its_own_words() {
         log = lab.path("log")
     );
     fs::write(&old, script).unwrap();
-    use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&old, fs::Permissions::from_mode(0o755)).unwrap();
     let mut config = lab.main(0);
     config["ipam"] = json!({ "type": "old-ipam" });
@@ -178,23 +181,24 @@ fn the_agent_lays_the_network_once_it_is_ready_and_cleanup_takes_it_away() {
     };
     let types = |name: &str| -> Vec<String> {
         let Ok(text) = fs::read(configuration.join(name)) else { return Vec::new() };
-        let list: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let list: Value = serde_json::from_slice(&text).unwrap();
         let plugins = list["plugins"].as_array().unwrap().iter();
         plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
     };
     start(&mut lab, "main");
-    let agent = lab.node().agent.as_ref().unwrap();
-    crate::support::wait_until("the agent to look in vain", crate::support::SOON, || {
-        agent.output().contains("the node is not yet what it should be")
+    let status = Runtime::of("1.1.0", &[lab.main(0)]);
+    wait_until("the agent to look in vain", SOON, || {
+        status.status(&lab.node().namespace).is_err_and(|refused| refused.code == 51)
     });
+    // Time for one that does not wait.
+    pause(Duration::from_millis(500));
     assert_eq!(fs::read_dir(&configuration).unwrap().count(), 0, "not before the data plane answers");
-    lab.mesh.nodes[0].start_data_plane(crate::support::tunnel::Program::Adit);
-    let soon =
-        |what: &str, done: &dyn Fn() -> bool| crate::support::wait_until(what, crate::support::SOON, done);
+    lab.mesh.nodes[0].start_data_plane(Program::Adit);
+    let soon = |what: &str, done: &dyn Fn() -> bool| wait_until(what, SOON, done);
     soon("the network", &|| types("10-adit.conflist") == ["adit-cni"]);
     assert_eq!(fs::read(programs.join("adit-cni")).unwrap(), fs::read(&program).unwrap());
     // A runtime uses what it finds there.
-    let mut list: serde_json::Value =
+    let mut list: Value =
         serde_json::from_slice(&fs::read(configuration.join("10-adit.conflist")).unwrap()).unwrap();
     list["plugins"][0]["ipam"]["dataDir"] = lab.path("leases0").into();
     list["name"] = "net".into();
