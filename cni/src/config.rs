@@ -1,4 +1,14 @@
 //! How the runtime wants it: the network configuration on standard input, [CNI] §1, with the keys that are this plugin's own.
+//!
+//! | Key | Values | Default | Meaning |
+//! |---|---|---|---|
+//! | `mode` | `chained`, `main` | `chained` | behind another plugin, or the one that makes the pod's network |
+//! | `agentSocket` | path | `/run/adit/cni.sock` | where the agent listens |
+//! | `readyTimeout` | `10s`, `500ms`, seconds; at most 110 s | `10s` | how long ADD waits until the pod is protected |
+//! | `mtu` | `auto`, 576 to 65535 bytes | `auto` | the pod's MTU; `auto` is what the agent says, or less if the interface has less |
+//! | `onAgentUnavailable` | `fail`, `allow` | `fail` | whether a pod is held while no agent answers |
+//! | `stateDir` | path | `/var/lib/adit/cni` | where attachments are kept |
+//! | `ipam` | object with `type` | | in main mode: the plugin that addresses are asked of, as `host-local`, and its configuration |
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
