@@ -19,7 +19,7 @@ pub struct Outcome {
     pub interfaces: Vec<Interface>,
     /// Addresses of the container.
     pub ips: Vec<Ip>,
-    /// Routes of the container.
+    /// Routes of the container, in its main table: others are left to whoever made them.
     pub routes: Vec<Route>,
     /// What the container is to know of name servers, as it was said.
     pub dns: Option<Value>,
@@ -75,7 +75,7 @@ impl Outcome {
         Ok(Self {
             interfaces: read_each(list("interfaces")?, "interfaces", interface)?,
             ips: read_each(list("ips")?, "ips", ip)?,
-            routes: read_each(list("routes")?, "routes", route)?,
+            routes: read_each(list("routes")?, "routes", route)?.into_iter().flatten().collect(),
             dns: value.get("dns").filter(|dns| !dns.is_null()).cloned(),
         })
     }
@@ -194,8 +194,15 @@ fn ip(value: &Value) -> Option<Ip> {
     })
 }
 
-fn route(value: &Value) -> Option<Route> {
-    Some(Route { destination: prefix(value.get("dst")?.as_str()?)?, gateway: address(value, "gw")? })
+/// Returns a route; the inner `None` is one of another table than the main one.
+fn route(value: &Value) -> Option<Option<Route>> {
+    let is_main = match value.get("table") {
+        None | Some(Value::Null) => true,
+        // linux/rtnetlink.h, RT_TABLE_MAIN
+        Some(table) => table.as_u64()? == 254,
+    };
+    let route = Route { destination: prefix(value.get("dst")?.as_str()?)?, gateway: address(value, "gw")? };
+    Some(is_main.then_some(route))
 }
 
 fn prefix(text: &str) -> Option<Prefix> {
@@ -266,6 +273,12 @@ mod tests {
             }
             assert_eq!(passed, given);
         }
+    }
+
+    #[test]
+    fn routes_of_other_tables_are_left_to_others() {
+        let value = json!({ "routes": [{ "dst": "::/0", "table": 100 }, { "dst": "::/0", "table": 254 }, { "dst": "::/0" }] });
+        assert_eq!(Outcome::read(&value).unwrap().routes.len(), 2);
     }
 
     #[test]
