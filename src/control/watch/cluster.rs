@@ -7,34 +7,29 @@
 //! Where API servers are is told by the slices of the service `kubernetes`: what a pod is told leads there by way of a translation, which
 //! the routes do not see.
 //!
-//! A watch that fails begins again, with back-off and without end, from where it was or with a new list; until that list is whole, the
-//! last one stays. What this node says of itself is written by server-side apply, and tried until it is there.
+//! What this node says of itself is written by server-side apply, and tried until it is there.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::{self, ObjectReference};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::PartialObjectMeta;
-use kube::runtime::events::{EventType, Recorder, Reporter};
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Config, ResourceExt};
 use rustix::event::{EventfdFlags, eventfd};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch as latest};
 
 use super::Source;
+use super::follow::{News, Pauses, answer, follow, read_as};
 use crate::control::api::{Mode, NodeTunnel, NodeTunnelStatus, TunnelConfig, TunnelConfigSpec};
 use crate::control::happening::Happening;
 use crate::control::objects::{Node, Object, Objects};
@@ -52,12 +47,6 @@ const REPORTER: &str = "adit.dev/agent";
 
 /// The most happenings that wait to be written.
 const HAPPENINGS_MAX: usize = 64;
-
-/// Nodes that are listed at a time.
-const PAGE: u32 = 500;
-
-/// The waits between two attempts to write, in milliseconds.
-const WRITE_RETRY: (u64, u64) = (100, 10_000);
 
 /// The objects of a cluster.
 pub struct Cluster {
@@ -217,18 +206,17 @@ async fn follow_all(
     wanted: latest::Receiver<Option<Value>>,
     found: latest::Receiver<Option<(String, NodeTunnelStatus)>>,
 ) {
-    let all = watcher::Config::default();
     let resource = ApiResource::erase::<NodeTunnel>(&());
     let api = Api::all_with(client.clone(), &resource);
-    let tunnels = follow(api, resource, all.clone(), shared, Kind::Tunnel);
+    let tunnels = follow_whole(api, resource, ListParams::default(), shared, Kind::Tunnel);
     let resource = ApiResource::erase::<TunnelConfig>(&());
     let api = Api::all_with(client.clone(), &resource);
-    let configs = follow(api, resource, all.clone(), shared, Kind::Config);
+    let configs = follow_whole(api, resource, ListParams::default(), shared, Kind::Config);
     let nodes = follow_nodes(client.clone(), shared);
     let resource = ApiResource::erase::<EndpointSlice>(&());
     let api = Api::namespaced_with(client.clone(), "default", &resource);
-    let own = all.labels(&format!("{}={}", read::SERVICE, read::API_SERVICE));
-    let api_servers = follow(api, resource, own, shared, Kind::ApiServers);
+    let own = ListParams::default().labels(&format!("{}={}", read::SERVICE, read::API_SERVICE));
+    let api_servers = follow_whole(api, resource, own, shared, Kind::ApiServers);
     let configured = configure(client.clone(), default_mode);
     futures::join!(
         tunnels,
@@ -241,34 +229,28 @@ async fn follow_all(
     );
 }
 
-/// Follows all objects of a kind.
-async fn follow(
+/// Follows all objects of a kind, or those that are selected.
+async fn follow_whole(
     api: Api<DynamicObject>,
     resource: ApiResource,
-    which: watcher::Config,
+    which: ListParams,
     shared: &Shared,
     kind: Kind,
 ) {
-    let mut events = pin!(watch(api, which).default_backoff());
-    let mut listed = Vec::new();
-    let mut failures = Failures::new(&resource.plural);
-    while let Some(event) = events.next().await {
-        match failures.see(event) {
-            None => continue,
-            Some(Event::Init) => listed.clear(),
-            Some(Event::InitApply(object)) => listed.extend(read_as(&object, &resource)),
-            Some(Event::InitDone) => shared.replace(kind, std::mem::take(&mut listed)),
-            Some(Event::Apply(object)) => {
-                if let Some(object) = read_as(&object, &resource) {
-                    shared.insert(object);
-                }
+    let watch = async |params: &WatchParams, version: &str| api.watch(params, version).await;
+    let tell = async |news: News<DynamicObject>| match news {
+        News::All(objects) => shared.replace(kind, objects),
+        News::Is(object) => {
+            if let Some(object) = read_as(&object, &resource) {
+                shared.insert(object);
             }
-            Some(Event::Delete(object)) => match object.namespace().filter(|_| kind == Kind::Pod) {
-                Some(namespace) => shared.remove(kind, &format!("{namespace}/{}", object.name_any())),
-                None => shared.remove(kind, &object.name_any()),
-            },
         }
-    }
+        News::Gone(object) => match object.namespace().filter(|_| kind == Kind::Pod) {
+            Some(namespace) => shared.remove(kind, &format!("{namespace}/{}", object.name_any())),
+            None => shared.remove(kind, &object.name_any()),
+        },
+    };
+    follow(&api, &resource, which, watch, tell).await;
 }
 
 /// Follows the pods of a node while they are wanted. What is not needed of them is forgotten as they come.
@@ -281,9 +263,9 @@ async fn follow_pods(client: Client, shared: &Shared, mut node: latest::Receiver
             None => changed.await,
             Some(name) => {
                 let api = Api::all_with(client.clone(), &resource);
-                let own = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
+                let own = ListParams::default().fields(&format!("spec.nodeName={name}"));
                 tokio::select! {
-                    () = follow(api, resource.clone(), own, shared, Kind::Pod) => true,
+                    () = follow_whole(api, resource.clone(), own, shared, Kind::Pod) => true,
                     is_over = changed => is_over,
                 }
             }
@@ -301,11 +283,11 @@ async fn configure(client: Client, mode: Option<Mode>) {
     let api: Api<TunnelConfig> = Api::all(client);
     let spec = TunnelConfigSpec { mode: Some(mode), ..TunnelConfigSpec::default() };
     let config = TunnelConfig::new(FOR_ALL, spec);
-    let mut wait = WRITE_RETRY.0;
+    let mut pauses = Pauses::new();
     loop {
-        let made = match api.get_opt(FOR_ALL).await {
+        let made = match answer(api.get_opt(FOR_ALL)).await {
             Ok(Some(_)) => return,
-            Ok(None) => api.create(&PostParams::default(), &config).await,
+            Ok(None) => answer(api.create(&PostParams::default(), &config)).await,
             Err(error) => Err(error),
         };
         match made {
@@ -314,72 +296,43 @@ async fn configure(client: Client, mode: Option<Mode>) {
                 return;
             }
             // Another node's agent was first: the next look finds it.
-            Err(error) => tracing::debug!(%error, "no TunnelConfig can be made yet"),
+            Err(error) => tracing::debug!(error, "no TunnelConfig can be made yet"),
         }
-        tokio::time::sleep(Duration::from_millis(wait)).await;
-        wait = (wait * 2).min(WRITE_RETRY.1);
+        pauses.next().await;
     }
 }
 
-/// Follows the names of nodes, and fetches those that matter.
+/// Follows the metadata of nodes, and fetches those that matter.
 async fn follow_nodes(client: Client, shared: &Shared) {
     let resource = ApiResource::erase::<v1::Node>(&());
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    let names: Api<PartialObjectMeta<v1::Node>> = Api::all(client);
-    let mut events = pin!(watch(names, watcher::Config::default()).default_backoff());
-    let mut failures = Failures::new(&resource.plural);
-    while let Some(event) = events.next().await {
-        match failures.see(event) {
-            None | Some(Event::Init | Event::InitApply(_)) => {}
-            Some(Event::InitDone) => {
-                let listed = list(&api, &resource).await;
-                shared.replace(Kind::Node, listed);
+    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let watch = async |params: &WatchParams, version: &str| api.watch_metadata(params, version).await;
+    let tell = async |news: News<PartialObjectMeta<DynamicObject>>| match news {
+        News::All(objects) => shared.replace(Kind::Node, objects),
+        News::Is(node) => {
+            let name = node.name_any();
+            let is_known =
+                shared.lock().objects.nodes.get(&name).is_some_and(|node| !node.pod_prefixes.is_empty());
+            if is_known {
+                shared.set_zone(&name, node.labels().get(read::ZONE));
+            } else if let Some(node) = fetch(&api, &name).await {
+                read_as(&node, &resource).into_iter().for_each(|node| shared.insert(node));
             }
-            Some(Event::Apply(node)) => {
-                let name = node.name_any();
-                let is_known =
-                    shared.lock().objects.nodes.get(&name).is_some_and(|node| !node.pod_prefixes.is_empty());
-                if is_known {
-                    shared.set_zone(&name, node.labels().get(read::ZONE));
-                    continue;
-                }
-                match api.get_opt(&name).await {
-                    Ok(Some(node)) => {
-                        read_as(&node, &resource).into_iter().for_each(|node| shared.insert(node))
-                    }
-                    Ok(None) => {}
-                    // There is another event of every node within minutes.
-                    Err(error) => tracing::warn!(node = name, %error, "a node cannot be read"),
-                }
-            }
-            Some(Event::Delete(node)) => shared.remove(Kind::Node, &node.name_any()),
         }
-    }
+        News::Gone(node) => shared.remove(Kind::Node, &node.name_any()),
+    };
+    follow(&api, &resource, ListParams::default(), watch, tell).await;
 }
 
-/// Lists all objects, page by page, until that has succeeded once.
-async fn list(api: &Api<DynamicObject>, resource: &ApiResource) -> Vec<Object> {
-    let mut wait = WRITE_RETRY.0;
+/// Fetches an object, trying until it is there or known not to be.
+async fn fetch(api: &Api<DynamicObject>, name: &str) -> Option<DynamicObject> {
+    let mut pauses = Pauses::new();
     loop {
-        match list_once(api, resource).await {
-            Ok(objects) => return objects,
-            Err(error) => tracing::warn!(objects = resource.plural, %error, "a list cannot be read"),
+        match answer(api.get_opt(name)).await {
+            Ok(object) => return object,
+            Err(error) => tracing::warn!(name, error, "a node cannot be read yet"),
         }
-        tokio::time::sleep(Duration::from_millis(wait)).await;
-        wait = (wait * 2).min(WRITE_RETRY.1);
-    }
-}
-
-async fn list_once(api: &Api<DynamicObject>, resource: &ApiResource) -> kube::Result<Vec<Object>> {
-    let mut params = ListParams::default().limit(PAGE);
-    let mut objects = Vec::new();
-    loop {
-        let page = api.list(&params).await?;
-        objects.extend(page.items.iter().filter_map(|object| read_as(object, resource)));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(objects),
-        }
+        pauses.next().await;
     }
 }
 
@@ -387,7 +340,7 @@ async fn list_once(api: &Api<DynamicObject>, resource: &ApiResource) -> kube::Re
 async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
     let api = tunnels(client);
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let mut wait = WRITE_RETRY.0;
+    let mut pauses = Pauses::new();
     loop {
         let tunnel = wanted.borrow_and_update().clone();
         let Some(tunnel) = tunnel else {
@@ -397,18 +350,17 @@ async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
             continue;
         };
         let name = tunnel.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        match api.patch(name, &params, &Patch::Apply(&tunnel)).await {
+        match answer(api.patch(name, &params, &Patch::Apply(&tunnel))).await {
             Ok(_) => {
                 tracing::info!(node = name, "the node has said what it is");
-                wait = WRITE_RETRY.0;
+                pauses.reset();
                 if wanted.changed().await.is_err() {
                     return;
                 }
             }
             Err(error) => {
-                tracing::warn!(node = name, %error, "the node cannot say what it is yet");
-                tokio::time::sleep(Duration::from_millis(wait)).await;
-                wait = (wait * 2).min(WRITE_RETRY.1);
+                tracing::warn!(node = name, error, "the node cannot say what it is yet");
+                pauses.next().await;
             }
         }
     }
@@ -417,27 +369,26 @@ async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
 /// Writes what this node's agent found, likewise.
 async fn write_status(client: Client, mut found: latest::Receiver<Option<(String, NodeTunnelStatus)>>) {
     let api = tunnels(client);
-    let mut wait = WRITE_RETRY.0;
+    let mut pauses = Pauses::new();
     loop {
         let report = found.borrow_and_update().clone();
         let is_done = match &report {
             None => true,
-            Some((node, status)) => match write_status_once(&api, node, status.clone()).await {
+            Some((node, status)) => match answer(write_status_once(&api, node, status.clone())).await {
                 Ok(()) => true,
                 Err(error) => {
-                    tracing::warn!(node, %error, "what was found cannot be written yet");
+                    tracing::warn!(node, error, "what was found cannot be written yet");
                     false
                 }
             },
         };
         if is_done {
-            wait = WRITE_RETRY.0;
+            pauses.reset();
             if found.changed().await.is_err() {
                 return;
             }
         } else {
-            tokio::time::sleep(Duration::from_millis(wait)).await;
-            wait = (wait * 2).min(WRITE_RETRY.1);
+            pauses.next().await;
         }
     }
 }
@@ -451,7 +402,7 @@ async fn tell(client: Client, mut happenings: mpsc::Receiver<(String, Happening)
             let reporter = Reporter { controller: REPORTER.to_owned(), instance: Some(node.clone()) };
             Recorder::new(client.clone(), reporter)
         });
-        let event = kube::runtime::events::Event {
+        let event = Event {
             type_: if happening.is_warning { EventType::Warning } else { EventType::Normal },
             reason: happening.reason.to_owned(),
             note: Some(happening.note),
@@ -459,9 +410,10 @@ async fn tell(client: Client, mut happenings: mpsc::Receiver<(String, Happening)
             secondary: happening.node.map(|other| reference(&other, None)),
         };
         // kubectl finds an object's events by its uid.
-        let uid = api.get_metadata_opt(&node).await.ok().flatten().and_then(|object| object.metadata.uid);
-        if let Err(error) = recorder.publish(&event, &reference(&node, uid)).await {
-            tracing::warn!(node, reason = event.reason, %error, "an event cannot be written");
+        let object = answer(api.get_metadata_opt(&node)).await.ok().flatten();
+        let uid = object.and_then(|object| object.metadata.uid);
+        if let Err(error) = answer(recorder.publish(&event, &reference(&node, uid))).await {
+            tracing::warn!(node, reason = event.reason, error, "an event cannot be written");
         }
     }
     std::future::pending().await
@@ -501,14 +453,6 @@ async fn write_status_once(
 
 fn tunnels(client: Client) -> Api<DynamicObject> {
     Api::all_with(client, &ApiResource::erase::<NodeTunnel>(&()))
-}
-
-/// Reads an object; those of a list do not say of which kind they are.
-fn read_as(object: &DynamicObject, resource: &ApiResource) -> Option<Object> {
-    let mut value = serde_json::to_value(object).ok()?;
-    value["apiVersion"] = Value::from(resource.api_version.clone());
-    value["kind"] = Value::from(resource.kind.clone());
-    read::object(&value).ok()
 }
 
 impl Shared {
@@ -567,34 +511,5 @@ impl Shared {
             Kind::ApiServers => drop(state.objects.api_servers.remove(name)),
             Kind::Pod => drop(state.objects.pods.as_mut().and_then(|pods| pods.remove(name))),
         });
-    }
-}
-
-/// Tells once of a watch that fails, and once when it works again.
-struct Failures<'a> {
-    objects: &'a str,
-    is_failing: bool,
-}
-
-impl<'a> Failures<'a> {
-    fn new(objects: &'a str) -> Self {
-        Self { objects, is_failing: false }
-    }
-
-    fn see<T>(&mut self, event: Result<T, watcher::Error>) -> Option<T> {
-        match event {
-            Ok(event) => {
-                if std::mem::take(&mut self.is_failing) {
-                    tracing::info!(objects = self.objects, "the watch goes on");
-                }
-                Some(event)
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut self.is_failing, true) {
-                    tracing::warn!(objects = self.objects, %error, "the watch has failed; what is known stays");
-                }
-                None
-            }
-        }
     }
 }

@@ -1,10 +1,12 @@
 //! Where objects come from. Everything that waits is here; what follows from the objects is decided elsewhere.
 //!
 //! - [`cluster`]: the Kubernetes API.
+//! - `follow`: the objects of one kind there.
 //! - [`directory`]: YAML files, for machines without a cluster.
 
 pub mod cluster;
 pub mod directory;
+mod follow;
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
