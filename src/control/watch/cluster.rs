@@ -25,7 +25,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Config, ResourceExt};
 use rustix::event::{EventfdFlags, eventfd};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot, watch as latest};
 
 use super::Source;
@@ -339,7 +339,6 @@ async fn fetch(api: &Api<DynamicObject>, name: &str) -> Option<DynamicObject> {
 /// Writes what this node says of itself, again and again until it is there or there is something newer to say.
 async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
     let api = tunnels(client);
-    let params = PatchParams::apply(FIELD_MANAGER).force();
     let mut pauses = Pauses::new();
     loop {
         let tunnel = wanted.borrow_and_update().clone();
@@ -350,8 +349,8 @@ async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
             continue;
         };
         let name = tunnel.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        match answer(api.patch(name, &params, &Patch::Apply(&tunnel))).await {
-            Ok(_) => {
+        match write_once(&api, name, &tunnel).await {
+            Ok(()) => {
                 tracing::info!(node = name, "the node has said what it is");
                 pauses.reset();
                 if wanted.changed().await.is_err() {
@@ -364,6 +363,22 @@ async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
             }
         }
     }
+}
+
+/// Applies what this node says of itself. What others have added to its lists stays beside it then, and is written over.
+async fn write_once(api: &Api<DynamicObject>, name: &str, tunnel: &Value) -> Result<(), String> {
+    let apply = PatchParams::apply(FIELD_MANAGER).force();
+    let applied = answer(api.patch(name, &apply, &Patch::Apply(tunnel))).await?;
+    let wanted = tunnel["spec"].as_object().into_iter().flatten();
+    let others: Map<_, _> = wanted
+        .filter(|(field, value)| value.is_array() && applied.data["spec"][*field] != **value)
+        .map(|(field, value)| (field.clone(), value.clone()))
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let merge = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    answer(api.patch(name, &merge, &Patch::Merge(json!({ "spec": others })))).await.map(drop)
 }
 
 /// Writes what this node's agent found, likewise.

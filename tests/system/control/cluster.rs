@@ -258,8 +258,11 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
         "-p",
         r#"{"spec":{"podPrefixes":["10.250.0.0/24"]}}"#,
     ]);
+    // That it is not left beside them: a set is merged by server-side apply.
     wait_until("the node's own words", SOON, || {
-        plane.kubectl(&["get", "nodetunnel", "node2"]).contains("10.244.2.0/24")
+        let path = "jsonpath={.spec.podPrefixes}";
+        plane.kubectl(&["get", "nodetunnel", "node2", "-o", path]).trim()
+            == r#"["10.244.2.0/24","fd00:244:2::/64"]"#
     });
     first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
 
