@@ -13,4 +13,5 @@ mod plans;
 mod scope;
 mod security;
 mod seeing;
+mod unreliable;
 pub(crate) mod wire;

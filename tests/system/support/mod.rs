@@ -3,6 +3,8 @@
 //! Everything here is gone when the test process is, however it ends: namespaces have no name, and every process is started with a
 //! parent-death signal.
 
+#[cfg(feature = "control")]
+pub(crate) mod api_double;
 pub(crate) mod namespace;
 pub(crate) mod proc;
 pub(crate) mod process;
