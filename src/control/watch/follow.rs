@@ -241,7 +241,10 @@ impl<'a> Attempts<'a> {
     }
 
     async fn fail(&mut self, reason: &str) {
-        if !std::mem::replace(&mut self.is_failing, true) {
+        // What goes on failing is said once.
+        if std::mem::replace(&mut self.is_failing, true) {
+            tracing::debug!(objects = self.objects, reason, "the watch has failed once more");
+        } else {
             tracing::warn!(objects = self.objects, reason, "the watch has failed; what is known stays");
         }
         self.pause().await;

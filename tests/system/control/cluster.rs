@@ -2,12 +2,15 @@
 
 use std::env;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use serde_json::Value;
 
 use super::nodes::{Directory, Mesh, Node, answered};
 use crate::support::tunnel::Program;
@@ -24,7 +27,7 @@ pub(crate) struct ControlPlane {
     namespace: Namespace,
     assets: PathBuf,
     files: Directory,
-    api_server: Option<Process>,
+    pub(super) api_server: Option<Process>,
     /// Whether it runs workloads: pods have service accounts then.
     has_kubelets: bool,
     _etcd: Process,
@@ -71,7 +74,7 @@ impl ControlPlane {
     }
 
     #[track_caller]
-    fn start_api_server(&mut self) {
+    pub(super) fn start_api_server(&mut self) {
         let path = |name: &str| self.files.path().join(name).to_str().unwrap().to_owned();
         let mut args = vec![
             "--etcd-servers=http://127.0.0.1:2379".to_owned(),
@@ -94,6 +97,41 @@ impl ControlPlane {
         let program = self.assets.join("kube-apiserver");
         self.api_server = Some(self.namespace.spawn(program.to_str().unwrap(), &args));
         wait_until("the API server", SOON * 2, || self.try_kubectl(&["get", "--raw", "/readyz"]).0);
+    }
+
+    /// Installs the definitions and a mode.
+    #[track_caller]
+    pub(super) fn install(&self, mode: &str) {
+        self.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/crds.yaml")]);
+        self.kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "crd/nodetunnels.adit.dev",
+            "crd/tunnelconfigs.adit.dev",
+        ]);
+        let config = "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec:";
+        self.apply("config.yaml", &format!("{config} {{mode: \"{mode}\"}}\n"));
+    }
+
+    /// Has etcd forget the history of everything up to the newest change.
+    #[track_caller]
+    pub(super) fn compact(&self) {
+        let list = self.kubectl(&["get", "--raw", "/apis/adit.dev/v1alpha1/nodetunnels?limit=1"]);
+        let list: Value = serde_json::from_str(&list).unwrap();
+        let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+        let body = format!("{{\"revision\":\"{version}\",\"physical\":true}}");
+        let request = format!(
+            "POST /v3/kv/compaction HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = self.namespace.enter(move || {
+            let mut stream = TcpStream::connect("127.0.0.1:2379").unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
     /// Writes how the API server is reached with a token, and returns where that is.

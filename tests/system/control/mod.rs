@@ -6,6 +6,7 @@ pub(crate) mod cluster;
 mod events;
 mod host_traffic;
 mod lockout;
+mod loss;
 mod mesh;
 mod mtu;
 pub(crate) mod nodes;

@@ -5,10 +5,8 @@ use std::sync::Mutex;
 use adit::sys::netlink::Netlink;
 use adit::sys::packet::Capture;
 
+pub(crate) use crate::support::sequence::CANARY;
 use crate::support::{Namespace, SOON, wait_until};
-
-/// What pings carry, and nothing else does.
-pub(crate) const CANARY: &[u8] = b"canary-in-clear!";
 
 /// What may be seen on the wire.
 #[derive(Clone, Copy)]

@@ -9,6 +9,7 @@ pub(crate) mod namespace;
 pub(crate) mod proc;
 pub(crate) mod process;
 pub(crate) mod puppet;
+pub(crate) mod sequence;
 pub(crate) mod stream;
 pub(crate) mod tunnel;
 

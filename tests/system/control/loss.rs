@@ -1,0 +1,226 @@
+//! What a sender with numbered packets loses while nodes come, go, move and are started anew: nothing, if they do not concern it.
+
+use std::time::Duration;
+
+use adit::sys::clock::boottime;
+use rustix::process::Signal;
+
+use super::cluster::{ControlPlane, as_peer, node_object};
+use super::nodes::{Mesh, Node};
+use super::wire::{Seen, Wire};
+use crate::support::sequence::Flow;
+use crate::support::tunnel::Program;
+use crate::support::{SOON, need, wait_until};
+
+/// Of all senders here.
+const INTERVAL: Duration = Duration::from_millis(1);
+
+/// Starts a flow from the pod of a node to that of another one.
+#[track_caller]
+pub(super) fn flow(from: &Node, to: &Node) -> Flow {
+    let [source, target] = [from, to].map(|node| format!("10.244.{}.1", node.number));
+    Flow::start((&from.namespace, &source), (&[&to.namespace], &target), INTERVAL)
+}
+
+/// Ends flows that may not have lost anything.
+#[track_caller]
+pub(super) fn expect_all(flows: Vec<(&str, Flow)>) {
+    for (name, flow) in flows {
+        let report = flow.end();
+        eprintln!("{name}: {} sent, {} lost, {} late", report.sent, report.lost, report.late);
+        assert!(report.sent > 100, "{name}");
+        assert_eq!((report.lost, report.twice), (0, 0), "{name}: lost and twice of {}", report.sent);
+    }
+}
+
+#[test]
+fn whom_a_change_does_not_concern_loses_nothing_and_a_prefix_moves_at_once() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(4);
+    mesh.start(Program::Adit);
+    let [first, second, third, fourth] = &mesh.nodes[..] else { panic!("four nodes") };
+    // What moves is a pod's at both ends of the move.
+    [second, third].iter().for_each(|node| drop(node.namespace.ip("addr add 10.245.0.1/32 dev lo")));
+    mesh.publish(second, &second.key, &["10.245.0.0/24"]);
+    for (node, other) in [(first, second), (second, first), (first, third), (first, fourth)] {
+        node.wait_for_pod_of(other);
+    }
+    wait_until("the prefix that moves", SOON, || first.namespace.pings("10.245.0.1"));
+
+    let unconcerned = vec![("there", flow(first, second)), ("back", flow(second, first))];
+    let moving = Flow::start(
+        (&first.namespace, "10.244.1.1"),
+        (&[&second.namespace, &third.namespace], "10.245.0.1"),
+        INTERVAL,
+    );
+    moving.wait_for_arrival();
+    for round in 0..10_u8 {
+        // Nodes come and go, one of them with a key that changes.
+        for number in 50..60 {
+            mesh.write(&format!("node{number}"), &stranger(number, round));
+        }
+        let expected = 3 + 10;
+        first.wait_for_peers(expected);
+        for number in 50..60 {
+            std::fs::remove_file(mesh.objects.path().join(format!("node{number}.yaml"))).unwrap();
+        }
+        // A prefix of another node comes and goes.
+        let more: &[&str] = if round % 2 == 0 { &["10.246.0.0/24"] } else { &[] };
+        mesh.publish(fourth, &fourth.key, more);
+        // Claimed by both for a moment: it is the older one's until that one lets go.
+        let moved: &[&str] = &["10.245.0.0/24"];
+        let [from, to] = if round % 2 == 0 { [second, third] } else { [third, second] };
+        mesh.publish(to, &to.key, moved);
+        mesh.publish(from, &from.key, &[]);
+        first.wait_until_peers_are(&[from.as_peer(&[]), to.as_peer(moved), fourth.as_peer(more)]);
+        moving.wait_for_arrival();
+    }
+    expect_all(unconcerned);
+    let report = moving.end();
+    eprintln!(
+        "a prefix that moved ten times: {} sent, {} lost, at most {:?} without",
+        report.sent, report.lost, report.outage
+    );
+    assert!(report.lost <= 10 * 10, "{} of {} lost", report.lost, report.sent);
+}
+
+/// Returns a node that nobody is.
+fn stranger(number: u8, round: u8) -> String {
+    use base64::Engine;
+    let key = base64::engine::general_purpose::STANDARD.encode([number.wrapping_add(round); 32]);
+    format!(
+        "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node{number}}}\nspec:\n  \
+        keys: [{{publicKey: \"{key}\", state: Active}}]\n  endpoints: [{{address: 10.9.0.{number}, port: 51820}}]\n  \
+        podPrefixes: [10.244.{number}.0/24]\n  nodeAddresses: [10.9.0.{number}]\n"
+    )
+}
+
+#[test]
+fn a_data_plane_that_is_killed_under_traffic_leaks_nothing_and_traffic_is_back_with_it() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(2);
+    // The way without a tunnel, as whoever made the pods' network has laid it.
+    for (node, other) in [(0, 2), (1, 1)] {
+        mesh.nodes[node].namespace.ip(&format!("route add 10.244.{other}.0/24 via 10.9.0.{other}"));
+    }
+    mesh.start(Program::Adit);
+    let wire = Wire::open(&mesh.fabric, "port1");
+    let [first, second] = &mut mesh.nodes[..] else { panic!("two nodes") };
+    first.wait_for_pod_of(second);
+    let flow = flow(first, second);
+    let back = self::flow(second, first);
+    let mut starts = Vec::new();
+    for _ in 0..5 {
+        flow.wait_for_arrival();
+        back.wait_for_arrival();
+        let data_plane = first.data_plane.take().unwrap();
+        data_plane.signal(Signal::KILL);
+        drop(data_plane);
+        flow.wait_for_more(200);
+        starts.push(boottime());
+        first.start_data_plane(Program::Adit);
+        flow.wait_for_arrival();
+        back.wait_for_arrival();
+    }
+    assert_eq!(wire.count(Seen::Canary), 0, "in clear");
+    assert!(wire.count(Seen::WireGuard) > 100);
+    for (name, report) in [("from the node", flow.end()), ("to the node", back.end())] {
+        let mut returns: Vec<_> = starts
+            .iter()
+            .map(|start| *report.arrived.iter().find(|sent| **sent > *start).unwrap() - *start)
+            .collect();
+        returns.sort();
+        eprintln!(
+            "{name}: {} sent, {} lost; back {:?} after the start of the data plane, {:?} at most",
+            report.sent,
+            report.lost,
+            returns[returns.len() / 2],
+            returns[returns.len() - 1],
+        );
+    }
+    // The control: this is what is seen where nothing is encrypted.
+    mesh.write(
+        "config",
+        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: \"Off\"}\n",
+    );
+    let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
+    let plain = self::flow(first, second);
+    wire.wait_for(Seen::Canary, "cleartext with mode Off");
+    drop(plain.end());
+}
+
+#[test]
+fn the_api_server_is_away_and_its_history_is_gone_and_nobody_loses_a_packet() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(3);
+    let Some(mut plane) = ControlPlane::start(&mesh.fabric) else { return };
+    plane.install("Strict");
+    mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
+    let kubeconfig = plane.kubeconfig();
+    let variables = [("KUBECONFIG", kubeconfig.to_str().unwrap()), ("ADIT_LOG_LEVEL", "debug")];
+    for node in &mut mesh.nodes {
+        node.start_data_plane(Program::Adit);
+        node.start_agent_in(&variables);
+    }
+    let Mesh { nodes, fabric, .. } = &mut mesh;
+    let [first, second, third] = &mut nodes[..] else { panic!("three nodes") };
+    first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
+    second.wait_until_peers_are(&[as_peer(first), as_peer(third)]);
+    first.wait_for_pod_of(second);
+    second.wait_for_pod_of(first);
+    let handshakes = first.handshakes();
+    let flows = vec![("there", flow(first, second)), ("back", flow(second, first))];
+
+    drop(plane.api_server.take());
+    for node in [&*first, &*second] {
+        let agent = node.agent.as_ref().unwrap();
+        wait_until("a word about the watch", SOON, || agent.output().contains("the watch has failed"));
+    }
+    // It is back, but not for the agents, while the world goes on and the history is lost.
+    fabric.ip("link set port100 down");
+    plane.start_api_server();
+    drop(third.agent.take());
+    plane.kubectl(&["delete", "node/node3", "nodetunnel/node3"]);
+    plane.apply("node4.yaml", &stranger(4, 0));
+    plane.compact();
+    drop(plane.api_server.take());
+    plane.start_api_server();
+    // `ADIT_OUTAGE=60` for a minute.
+    let outage: u64 = std::env::var("ADIT_OUTAGE").map_or(1, |seconds| seconds.parse().unwrap());
+    flows[0].1.wait_for_more(outage * 900);
+    first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
+    fabric.ip("link set port100 up");
+    let stranger = |line: &String| line.contains("10.244.4.0/24");
+    for (node, other) in [(&*first, &*second), (&*second, &*first)] {
+        wait_until("the new state", SOON * 3, || {
+            let peers = node.peers();
+            peers.len() == 2
+                && peers.iter().any(stranger)
+                && peers.iter().any(|peer| peer.starts_with(&other.key))
+        });
+        let agent = node.agent.as_ref().unwrap();
+        assert!(agent.output().contains("410 "), "the history was not missed: {}", agent.output());
+    }
+
+    // All agents at once.
+    for node in [&mut *first, &mut *second] {
+        node.agent.as_ref().unwrap().signal(Signal::KILL);
+    }
+    for node in [&mut *first, &mut *second] {
+        node.agent.as_mut().unwrap().wait(SOON);
+        node.start_agent_in(&variables);
+    }
+    for node in [&*first, &*second] {
+        let agent = node.agent.as_ref().unwrap();
+        wait_until("the agent's first look", SOON, || agent.output().contains("the data plane answers"));
+        // What was kept on disk may be a second old.
+        node.wait_for_peers(2);
+    }
+    flows[0].1.wait_for_more(500);
+    assert_eq!(first.handshakes().lines().count(), 2);
+    let own = |text: &str| text.lines().find(|line| line.starts_with(&second.key)).map(str::to_owned);
+    assert_eq!(own(&first.handshakes()), own(&handshakes), "the same session");
+    let published = plane.kubectl(&["get", "nodetunnels"]);
+    assert!(published.contains(&first.key) && published.contains(&second.key), "the same keys: {published}");
+    expect_all(flows);
+}
