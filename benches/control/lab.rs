@@ -1,0 +1,265 @@
+//! A node with its data plane and its agent, and a cluster of many others that are objects only.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use adit::config::Prefix;
+use adit::control::objects::Objects;
+use adit::control::uapi_client::{Client, DIRECTORY};
+use adit::control::watch::Source;
+use adit::control::watch::cluster::Cluster;
+use adit::crypto::x25519::PublicKey;
+use adit::sys::clock::boottime;
+use adit::sys::netlink::{Event, Groups, Monitor};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::{Value, json};
+
+use crate::cluster::{ControlPlane, node_object};
+use crate::nodes::Mesh;
+use crate::support::api_double::{ApiDouble, Kind, Manners};
+use crate::support::tunnel::Program;
+use crate::support::{Process, pause};
+
+/// How long anything may take here.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The agent's routing table.
+const TABLE: u32 = 8365;
+
+/// Files of objects that kubectl makes at the same time.
+const MAKERS: usize = 4;
+
+/// Who tells the agent of the cluster.
+pub(crate) enum Api {
+    /// kube-apiserver and etcd.
+    Real(ControlPlane),
+    /// The tests' double.
+    Double(ApiDouble),
+}
+
+pub(crate) struct Lab {
+    pub(crate) api: Api,
+    mesh: Mesh,
+    kubeconfig: PathBuf,
+    nodes: u32,
+}
+
+impl Lab {
+    /// Makes a cluster of so many nodes, ours included; `None` if there is no API server.
+    pub(crate) fn new(nodes: u32, is_real: bool) -> Option<Self> {
+        let mut mesh = Mesh::new(1);
+        let config = json!({ "metadata": { "name": "default" }, "spec": { "mode": "Strict" } });
+        let kubeconfig = mesh.objects.path().join("kubeconfig");
+        let (api, kubeconfig) = if is_real {
+            let plane = ControlPlane::start(&mesh.fabric)?;
+            plane.install("Strict");
+            plane.apply("node.yaml", &node_object(&mesh.nodes[0]));
+            make(&plane, nodes);
+            let kubeconfig = plane.kubeconfig();
+            (Api::Real(plane), kubeconfig)
+        } else {
+            mesh.fabric.ip("addr add 10.9.0.100/24 dev fabric");
+            // As the real one has it.
+            let manners = Manners { page: usize::MAX, bookmarks: Duration::from_secs(60) };
+            let double = ApiDouble::start(&mesh.fabric, "10.9.0.100", manners);
+            double.put(Kind::Config, config);
+            let mut own = node(1);
+            own["spec"]["podCIDRs"] = json!(["10.244.1.0/24"]);
+            own["status"]["addresses"][0]["address"] = "10.9.0.1".into();
+            double.put(Kind::Node, own);
+            for number in 2..=nodes {
+                double.put(Kind::Node, node(number));
+                double.put(Kind::Tunnel, tunnel(number, 0));
+            }
+            fs::write(&kubeconfig, double.kubeconfig()).unwrap();
+            (Api::Double(double), kubeconfig)
+        };
+        mesh.nodes[0].start_data_plane(Program::Adit);
+        Some(Self { api, mesh, kubeconfig, nodes })
+    }
+
+    /// Starts the agent, and returns how long it took until every peer and route was there.
+    pub(crate) fn start_agent(&mut self) -> Duration {
+        let begun = boottime();
+        self.mesh.nodes[0].start_agent_with("KUBECONFIG", &self.kubeconfig);
+        loop {
+            if self.agent().output().contains("the data plane is in step") && self.is_in_step() {
+                return boottime() - begun;
+            }
+            assert!(boottime() < begun + PATIENCE, "not in step: {}", self.agent().output());
+            pause(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn agent(&self) -> &Process {
+        self.mesh.nodes[0].agent.as_ref().expect("it was started")
+    }
+
+    /// Tells whether every node is a peer with a route, once that is worth a look.
+    fn is_in_step(&self) -> bool {
+        let node = &self.mesh.nodes[0];
+        let others = self.nodes as usize - 1;
+        let snapshot = Client::new(Path::new(DIRECTORY), &node.interface).snapshot();
+        let routes = node.namespace.ip(&format!("route show table {TABLE} dev {}", node.interface));
+        snapshot.is_ok_and(|snapshot| snapshot.peers.len() == others) && routes.lines().count() >= others
+    }
+
+    /// Changes the prefixes of nodes one after the other, and returns how long after each event the route was there.
+    pub(crate) fn changes(&self, count: u32) -> Vec<Duration> {
+        let node = &self.mesh.nodes[0];
+        let mut monitor = node.namespace.enter(|| Monitor::open_for(Groups::ROUTES)).unwrap();
+        let mut listener = Listener::new(&self.api, &self.kubeconfig, &self.mesh);
+        let one = |turn: u32| {
+            let number = 2 + turn * 7 % (self.nodes - 1);
+            drop(monitor.take());
+            let asked = boottime();
+            let expected = self.change(number, turn + 1);
+            let (mut heard, mut routed) = (listener.source.is_none().then_some(asked), None);
+            while heard.is_none() || routed.is_none() {
+                wait(monitor.as_fd(), listener.source.as_ref().map(Source::fd));
+                let now = boottime();
+                let is_ours = |event: &Event| matches!(event, Event::Route { table, .. } if *table == TABLE);
+                if routed.is_none() && monitor.take().iter().any(is_ours) {
+                    routed = Some(now);
+                }
+                if heard.is_none() && listener.has_heard(number, &expected) {
+                    heard = Some(now);
+                }
+                assert!(now < asked + PATIENCE, "a change is not followed: {}", self.agent().output());
+            }
+            routed.unwrap().saturating_sub(heard.unwrap())
+        };
+        (0..count).map(one).collect()
+    }
+
+    /// Gives a node another prefix beside its own, and returns it.
+    fn change(&self, number: u32, turn: u32) -> Prefix {
+        let object = tunnel(number, turn);
+        let prefixes = object["spec"]["podPrefixes"].clone();
+        match &self.api {
+            Api::Double(double) => double.put(Kind::Tunnel, object),
+            Api::Real(plane) => {
+                let patch = json!({ "spec": { "podPrefixes": prefixes } }).to_string();
+                let name = format!("node{number}");
+                plane.kubectl(&["patch", "nodetunnel", &name, "--type=merge", "-p", &patch]);
+            }
+        }
+        prefixes[1].as_str().expect("there are two").parse().expect("it is one")
+    }
+}
+
+/// Hears of changes as an agent does, where the bench does not make them itself.
+struct Listener {
+    source: Option<Cluster>,
+}
+
+impl Listener {
+    fn new(api: &Api, kubeconfig: &Path, mesh: &Mesh) -> Self {
+        let kubeconfig = kubeconfig.to_owned();
+        let start = move || Cluster::start(Some(&kubeconfig), None).unwrap();
+        let source = matches!(api, Api::Real(_)).then(|| mesh.nodes[0].namespace.enter(start));
+        let mut this = Self { source };
+        if let Some(source) = &mut this.source {
+            while source.objects().is_none() {
+                pause(Duration::from_millis(20));
+            }
+            source.take();
+        }
+        this
+    }
+
+    /// Tells whether a node is known to have a prefix.
+    fn has_heard(&mut self, number: u32, prefix: &Prefix) -> bool {
+        let Some(source) = &mut self.source else { return true };
+        let has = |objects: Objects| {
+            objects
+                .tunnels
+                .get(&format!("node{number}"))
+                .is_some_and(|node| node.pod_prefixes.contains(prefix))
+        };
+        source.take() && source.objects().is_some_and(has)
+    }
+}
+
+/// Waits until there is something to read, for a second at most.
+fn wait(monitor: BorrowedFd<'_>, source: Option<BorrowedFd<'_>>) {
+    let mut fds: Vec<_> =
+        [monitor].into_iter().chain(source).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let _ = poll(&mut fds, Some(&second));
+}
+
+/// Has kubectl make nodes and what they say of themselves.
+fn make(plane: &ControlPlane, nodes: u32) {
+    let numbers: Vec<u32> = (2..=nodes).collect();
+    let kinds = [(Kind::Node, "v1", "Node"), (Kind::Tunnel, "adit.dev/v1alpha1", "NodeTunnel")];
+    for (kind, api_version, name) in kinds {
+        let files: Vec<_> = numbers
+            .chunks(numbers.len().div_ceil(MAKERS))
+            .map(|chunk| {
+                let items = chunk.iter().map(|number| {
+                    let mut object = if kind == Kind::Node { node(*number) } else { tunnel(*number, 0) };
+                    object["apiVersion"] = api_version.into();
+                    object["kind"] = name.into();
+                    object
+                });
+                let items: Vec<_> = items.collect();
+                let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
+                plane.write(&format!("{name}-{}.json", chunk[0]), &list.to_string())
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for file in &files {
+                scope.spawn(|| plane.kubectl(&["create", "-f", file.to_str().unwrap()]));
+            }
+        });
+    }
+}
+
+/// Returns a node as a kubelet makes it, with the names of the images that it has.
+fn node(number: u32) -> Value {
+    let [_, _, high, low] = number.to_be_bytes();
+    let images = (0..40).map(|at| {
+        json!({
+            "names": [format!("registry.example/team-{at}/an-image-with-a-name@sha256:{at:064x}")],
+            "sizeBytes": 100_000_000 + at,
+        })
+    });
+    json!({
+        "metadata": { "name": format!("node{number}"), "labels": { "kubernetes.io/hostname": format!("node{number}") } },
+        "spec": { "podCIDRs": [prefix(number)] },
+        "status": {
+            "addresses": [{ "type": "InternalIP", "address": format!("172.16.{high}.{low}") }],
+            "images": images.collect::<Vec<_>>(),
+        },
+    })
+}
+
+/// Returns what a node says of itself: its block of pods, and from the first turn on another one inside of it.
+fn tunnel(number: u32, turn: u32) -> Value {
+    let [_, _, high, low] = number.to_be_bytes();
+    let mut key = [7; 32];
+    key[..4].copy_from_slice(&number.to_le_bytes());
+    let inner = format!("10.{}.{low}.{}/32", 64 + high, turn % 256);
+    let prefixes: Vec<_> = [prefix(number)].into_iter().chain((turn > 0).then_some(inner)).collect();
+    json!({
+        "metadata": { "name": format!("node{number}") },
+        "spec": {
+            "keys": [{ "publicKey": BASE64.encode(PublicKey::new(key).as_bytes()), "state": "Active" }],
+            "endpoints": [{ "address": format!("172.16.{high}.{low}"), "port": 51820, "family": "IPv4" }],
+            "podPrefixes": prefixes,
+            "nodeAddresses": [format!("172.16.{high}.{low}")],
+            "tunnelAddresses": [format!("10.{}.{low}.0", 64 + high)],
+            "capabilities": ["strict/v1"],
+        },
+    })
+}
+
+fn prefix(number: u32) -> String {
+    let [_, _, high, low] = number.to_be_bytes();
+    format!("10.{}.{low}.0/24", 64 + high)
+}

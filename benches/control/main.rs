@@ -1,0 +1,295 @@
+//! The control loop of one node in a large cluster: `cargo bench --bench control -- [OPTIONS] [FILTER]`, as root.
+//!
+//! ```text
+//! --changes N     changes of a node that are timed [default: 300]
+//! --seconds S     seconds of idling [default: 20]
+//! FILTER          only cases whose name has this: api-server-1000 double-1000 double-5000
+//! ```
+//!
+//! The agent and its data plane are real, in a network namespace; the other nodes are objects. They are told by kube-apiserver and etcd,
+//! found where `KUBEBUILDER_ASSETS` says, or by the tests' double of the API server. Nodes have 40 images each, as they have in life.
+//!
+//! - *all programmed*: from the start of the agent's process until every peer and every route is there.
+//! - *memory*: the agent's own when that is done, and all that was resident at its peak.
+//! - *change*: from the event to the route, behind which everything else is in place; beside the double, from just before the event.
+//! - *bytes a change*: of the event, without HTTP and TLS.
+//! - *idle*: processor time and wake-ups of all threads of the agent.
+//!
+//! The table goes to standard output, rows to `bench/control.csv` and a plot to `bench/control.svg` in cargo's target folder.
+
+use std::env;
+use std::fs;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use adit::sys::clock::boottime;
+
+use bars::{Bar, Cell, OURS, Panel};
+use lab::{Api, Lab};
+use support::{Process, pause};
+
+#[path = "../common/bars.rs"]
+#[expect(dead_code, reason = "nobody else is here")]
+mod bars;
+#[path = "../../tests/system/control/cluster.rs"]
+#[expect(clippy::unwrap_used, clippy::print_stderr, reason = "as in the tests, whose ground this is")]
+#[expect(dead_code, unused_imports, reason = "as above")]
+mod cluster;
+#[expect(clippy::unwrap_used, reason = "as in the tests")]
+mod lab;
+#[path = "../../tests/system/control/nodes.rs"]
+#[expect(clippy::unwrap_used, reason = "as in the tests, whose ground this is")]
+#[expect(dead_code, reason = "as above")]
+mod nodes;
+#[path = "../common/output.rs"]
+mod output;
+#[path = "../../tests/system/support/mod.rs"]
+#[expect(clippy::unwrap_used, clippy::print_stderr, reason = "as in the tests, whose ground this is")]
+#[expect(dead_code, unused_macros, reason = "as above")]
+mod support;
+
+/// Name, nodes, whether the API server is the real one.
+const CASES: [(&str, u32, bool); 3] =
+    [("api-server-1000", 1_000, true), ("double-1000", 1_000, false), ("double-5000", 5_000, false)];
+
+/// Programs without which nothing can be measured.
+const NEEDED: &[&str] = &["setpriv", "ip", "wg"];
+
+/// What comes to rest in this time is at rest.
+const REST: Duration = Duration::from_secs(5);
+
+struct Settings {
+    changes: u32,
+    idle: Duration,
+    filter: String,
+}
+
+/// One figure of one case.
+struct Figure {
+    name: &'static str,
+    unit: &'static str,
+    value: f64,
+    /// What it should be at most.
+    wanted: Option<f64>,
+}
+
+fn main() -> ExitCode {
+    // `cargo test --benches` runs this as well, without the argument.
+    if !env::args().any(|arg| arg == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let settings = match Settings::parse(env::args().skip(1)) {
+        Ok(settings) => settings,
+        Err(mistake) => {
+            say(&mistake);
+            return ExitCode::from(2);
+        }
+    };
+    let missing = NEEDED.iter().find(|program| support::find(program).is_none());
+    let missing = if adit::sys::netns::create().is_err() { Some(&"root") } else { missing };
+    if let Some(missing) = missing {
+        say(&format!("skipped: {missing} missing"));
+        return ExitCode::SUCCESS;
+    }
+    match bench(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("control bench: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Settings {
+    fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut this = Self { changes: 300, idle: Duration::from_secs(20), filter: String::new() };
+        let mut args = args.filter(|arg| arg != "--bench");
+        while let Some(arg) = args.next() {
+            if !arg.starts_with('-') {
+                this.filter = arg;
+                continue;
+            }
+            let number = args.next().and_then(|value| value.parse().ok()).filter(|number| *number > 0);
+            let number = number.ok_or_else(|| format!("{arg}: a number from 1 on is needed"))?;
+            match arg.as_str() {
+                "--changes" => this.changes = number,
+                "--seconds" => this.idle = Duration::from_secs(number.into()),
+                _ => return Err(format!("{arg}: no such option; see benches/control/main.rs")),
+            }
+        }
+        Ok(this)
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the table is what the bench is for")]
+fn bench(settings: &Settings) -> std::io::Result<()> {
+    let machine = output::machine();
+    let mut results = Vec::new();
+    for (name, nodes, is_real) in CASES.into_iter().filter(|(name, ..)| name.contains(&settings.filter)) {
+        say(&format!("{name}: making the objects"));
+        match Lab::new(nodes, is_real) {
+            Some(lab) => results.push((name, measure(lab, nodes, settings))),
+            None => say(&format!("skipped: {name}: no API server")),
+        }
+    }
+    if results.is_empty() {
+        return Ok(());
+    }
+    println!("{machine}.\n\n{}", table(&results));
+    let folder = output::folder()?;
+    let [rows, picture] = ["control.csv", "control.svg"].map(|name| folder.join(name));
+    let mut file = fs::File::create(&rows)?;
+    writeln!(file, "case,figure,value,unit,wanted")?;
+    for (case, figures) in &results {
+        for Figure { name, unit, value, wanted } in figures {
+            let wanted = wanted.map(|wanted| wanted.to_string()).unwrap_or_default();
+            writeln!(file, "{case},{name},{value:.4},{unit},{wanted}")?;
+        }
+    }
+    let drawn = bars::draw(&panels(&results), 3, &format!("{machine}."), &picture);
+    drawn.map_err(|error| std::io::Error::other(error.to_string()))?;
+    println!("{}\n{}", rows.display(), picture.display());
+    Ok(())
+}
+
+fn measure(mut lab: Lab, nodes: u32, settings: &Settings) -> Vec<Figure> {
+    let is_large = nodes > 1_000;
+    let wanted = |small: f64, large: f64| Some(if is_large { large } else { small });
+    let programmed = lab.start_agent();
+    say(&format!("  all programmed after {programmed:?}"));
+    pause(REST);
+    let (own, peak) = (lab.agent().memory_kib(), peak_kib(lab.agent()));
+    let (time, woken_before, begun) = (run_time(lab.agent()), wake_ups(lab.agent()), boottime());
+    pause(settings.idle);
+    let elapsed = (boottime() - begun).as_secs_f64();
+    let busy = (run_time(lab.agent()) - time).as_secs_f64();
+    let woken = wake_ups(lab.agent()) - woken_before;
+    let before = watched(&lab);
+    let mut changes = lab.changes(settings.changes);
+    let bytes = watched(&lab).zip(before).map(|(after, before)| (after - before) as f64);
+    changes.sort();
+    let at = |permille: usize| {
+        changes[(changes.len() * permille / 1000).min(changes.len() - 1)].as_secs_f64() * 1e3
+    };
+    let figure = |name, unit, value, wanted| Figure { name, unit, value, wanted };
+    let mut figures = vec![
+        figure("all programmed", "s", programmed.as_secs_f64(), wanted(2.0, 8.0)),
+        figure("memory of its own", "MB", own as f64 * 1024.0 / 1e6, wanted(40.0, 100.0)),
+        figure("memory at its peak", "MB", peak as f64 * 1024.0 / 1e6, None),
+        figure("change: median", "ms", at(500), None),
+        figure("change: 99th percentile", "ms", at(990), (!is_large).then_some(20.0)),
+        figure("idle: processor", "%", busy / elapsed * 100.0, Some(0.1)),
+        figure("idle: wake-ups", "a minute", woken as f64 / elapsed * 60.0, None),
+    ];
+    figures.extend(
+        bytes.map(|bytes| figure("bytes a change", "B", bytes / f64::from(settings.changes), Some(2048.0))),
+    );
+    for Figure { name, unit, value, .. } in &figures {
+        say(&format!("  {name}: {} {unit}", output::digits(*value)));
+    }
+    figures
+}
+
+/// Returns the bytes of events that were sent so far, where that is known.
+fn watched(lab: &Lab) -> Option<u64> {
+    match &lab.api {
+        Api::Double(double) => Some(double.watched_bytes()),
+        Api::Real(_) => None,
+    }
+}
+
+/// Returns the most memory in KiB that was resident at any time.
+fn peak_kib(process: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
+/// Calls `take` with a file of every thread.
+fn of_threads(process: &Process, file: &str, mut take: impl FnMut(&str)) {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.id())).into_iter().flatten().flatten();
+    for task in tasks {
+        take(&fs::read_to_string(task.path().join(file)).unwrap_or_default());
+    }
+}
+
+/// Returns the processor time of all threads.
+fn run_time(process: &Process) -> Duration {
+    let mut nanos = 0;
+    of_threads(process, "schedstat", |text| {
+        nanos += text.split(' ').next().and_then(|number| number.parse::<u64>().ok()).unwrap_or_default();
+    });
+    Duration::from_nanos(nanos)
+}
+
+/// Returns how often all threads were woken.
+fn wake_ups(process: &Process) -> u64 {
+    let mut count = 0;
+    of_threads(process, "status", |text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count += line.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or_default();
+    });
+    count
+}
+
+/// Returns the table in Markdown: a line for each figure, a column for each case.
+fn table(results: &[(&str, Vec<Figure>)]) -> String {
+    let mut text = String::from("| |");
+    results.iter().for_each(|(case, _)| text.push_str(&format!(" {case} |")));
+    text.push_str(&format!("\n|---|{}\n", "---:|".repeat(results.len())));
+    for name in names(results) {
+        let unit = of_name(&results[0].1, name)
+            .or_else(|| results.iter().find_map(|(_, figures)| of_name(figures, name)));
+        text.push_str(&format!("| {name}, {} |", unit.map_or("", |figure| figure.unit)));
+        for (_, figures) in results {
+            match of_name(figures, name) {
+                None => text.push_str(" – |"),
+                Some(Figure { value, wanted, .. }) => {
+                    let wanted = wanted.map(|wanted| format!(" (≤ {wanted})")).unwrap_or_default();
+                    text.push_str(&format!(" {}{wanted} |", output::digits(*value)));
+                }
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn names(results: &[(&str, Vec<Figure>)]) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for figure in results.iter().flat_map(|(_, figures)| figures) {
+        if !names.contains(&figure.name) {
+            names.push(figure.name);
+        }
+    }
+    names
+}
+
+fn of_name<'a>(figures: &'a [Figure], name: &str) -> Option<&'a Figure> {
+    figures.iter().find(|figure| figure.name == name)
+}
+
+fn panels(results: &[(&str, Vec<Figure>)]) -> Vec<Panel> {
+    let panel = |name: &&'static str| {
+        let unit =
+            results.iter().find_map(|(_, figures)| of_name(figures, name)).map_or("", |figure| figure.unit);
+        let bar = |(case, figures): &(&str, Vec<Figure>)| Bar {
+            name: (*case).to_owned(),
+            color: OURS,
+            value: of_name(figures, name).map(|figure| Cell {
+                median: figure.value,
+                least: figure.value,
+                most: figure.value,
+            }),
+        };
+        Panel { title: format!("{name}, {unit}"), bars: results.iter().map(bar).collect() }
+    };
+    names(results).iter().map(panel).collect()
+}
+
+/// Says something beside the table.
+#[expect(clippy::print_stderr, reason = "progress of a long run")]
+fn say(line: &str) {
+    eprintln!("{line}");
+}
