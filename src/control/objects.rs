@@ -34,6 +34,17 @@ impl Objects {
             Object::ApiServers(name, addresses) => drop(self.api_servers.insert(name, addresses)),
         }
     }
+
+    /// Tells whether an object is known as it is.
+    pub fn contains(&self, object: &Object) -> bool {
+        match object {
+            Object::Tunnel(name, tunnel) => self.tunnels.get(name) == Some(tunnel),
+            Object::Config(name, config) => self.configs.get(name) == Some(config),
+            Object::Node(name, node) => self.nodes.get(name) == Some(node),
+            Object::Pod(name, pod) => self.pods.as_ref().is_some_and(|pods| pods.get(name) == Some(pod)),
+            Object::ApiServers(name, addresses) => self.api_servers.get(name) == Some(addresses),
+        }
+    }
 }
 
 /// One object with its name.

@@ -25,6 +25,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Config, ResourceExt};
 use rustix::event::{EventfdFlags, eventfd};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot, watch as latest};
 
@@ -241,7 +242,7 @@ async fn follow_whole(
     let tell = async |news: News<DynamicObject>| match news {
         News::All(objects) => shared.replace(kind, objects),
         News::Is(object) => {
-            if let Some(object) = read_as(&object, &resource) {
+            if let Some(object) = read_as(object, &resource) {
                 shared.insert(object);
             }
         }
@@ -302,12 +303,28 @@ async fn configure(client: Client, mode: Option<Mode>) {
     }
 }
 
+/// What is needed of a node: of several kilobytes, mostly names of images, a hundred bytes.
+type LeanNode = kube::core::Object<NodeSpec, NodeStatus>;
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct NodeSpec {
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<Value>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct NodeStatus {
+    addresses: Vec<Value>,
+}
+
 /// Follows the metadata of nodes, and fetches those that matter.
 async fn follow_nodes(client: Client, shared: &Shared) {
     let resource = ApiResource::erase::<v1::Node>(&());
-    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let api: Api<LeanNode> = Api::all_with(client, &resource);
     let watch = async |params: &WatchParams, version: &str| api.watch_metadata(params, version).await;
-    let tell = async |news: News<PartialObjectMeta<DynamicObject>>| match news {
+    let tell = async |news: News<PartialObjectMeta<LeanNode>>| match news {
         News::All(objects) => shared.replace(Kind::Node, objects),
         News::Is(node) => {
             let name = node.name_any();
@@ -316,7 +333,7 @@ async fn follow_nodes(client: Client, shared: &Shared) {
             if is_known {
                 shared.set_zone(&name, node.labels().get(read::ZONE));
             } else if let Some(node) = fetch(&api, &name).await {
-                read_as(&node, &resource).into_iter().for_each(|node| shared.insert(node));
+                read_as(node, &resource).into_iter().for_each(|node| shared.insert(node));
             }
         }
         News::Gone(node) => shared.remove(Kind::Node, &node.name_any()),
@@ -325,7 +342,7 @@ async fn follow_nodes(client: Client, shared: &Shared) {
 }
 
 /// Fetches an object, trying until it is there or known not to be.
-async fn fetch(api: &Api<DynamicObject>, name: &str) -> Option<DynamicObject> {
+async fn fetch(api: &Api<LeanNode>, name: &str) -> Option<LeanNode> {
     let mut pauses = Pauses::new();
     loop {
         match answer(api.get_opt(name)).await {
@@ -514,8 +531,12 @@ impl Shared {
         });
     }
 
+    /// Puts an object in its place. One that says what is known already wakes nobody: every agent hears of what the others write of their
+    /// state.
     fn insert(&self, object: Object) {
-        self.change(|state| state.objects.insert(object));
+        if !self.lock().objects.contains(&object) {
+            self.change(|state| state.objects.insert(object));
+        }
     }
 
     fn remove(&self, kind: Kind, name: &str) {

@@ -9,14 +9,17 @@
 //! Whatever fails is tried again, with pauses that grow, and without end; until a list is whole, the last one stays. A request whose
 //! answer does not begin within half a minute has failed.
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use kube::api::{ApiResource, DynamicObject, ListParams, WatchEvent, WatchParams};
+use kube::api::{ApiResource, ListParams, WatchEvent, WatchParams};
 use kube::core::Status;
 use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::control::objects::Object;
@@ -53,6 +56,11 @@ pub(super) enum News<W> {
     Gone(W),
 }
 
+/// What is listed: whole objects, or what is needed of them.
+pub(super) trait Listed: Resource + Clone + Debug + Serialize + DeserializeOwned {}
+
+impl<L: Resource + Clone + Debug + Serialize + DeserializeOwned> Listed for L {}
+
 /// Why there is something to do again.
 enum Failed {
     /// What was asked for can be asked for again.
@@ -62,13 +70,14 @@ enum Failed {
 }
 
 /// Follows the objects of a kind that are selected: lists them by `api`, watches them by `watch`, and tells what is new.
-pub(super) async fn follow<W, S>(
-    api: &Api<DynamicObject>,
+pub(super) async fn follow<L, W, S>(
+    api: &Api<L>,
     resource: &ApiResource,
     which: ListParams,
     watch: impl AsyncFn(&WatchParams, &str) -> kube::Result<S>,
     mut tell: impl AsyncFnMut(News<W>),
 ) where
+    L: Listed,
     W: Resource,
     S: Stream<Item = kube::Result<WatchEvent<W>>>,
 {
@@ -100,8 +109,8 @@ pub(super) async fn follow<W, S>(
 }
 
 /// Lists all objects, and returns them with the version to watch from.
-async fn list(
-    api: &Api<DynamicObject>,
+async fn list<L: Listed>(
+    api: &Api<L>,
     resource: &ApiResource,
     which: &ListParams,
     attempts: &mut Attempts<'_>,
@@ -122,7 +131,7 @@ async fn list(
                 continue;
             }
         };
-        objects.extend(page.items.iter().filter_map(|object| read_as(object, resource)));
+        objects.extend(page.items.into_iter().filter_map(|object| read_as(object, resource)));
         match (page.metadata.continue_.filter(|token| !token.is_empty()), page.metadata.resource_version) {
             (Some(token), _) => params = params.continue_token(&token),
             (None, Some(version)) if !version.is_empty() => {
@@ -170,8 +179,9 @@ async fn take_in<W: Resource>(
 }
 
 /// Reads an object; those of a list do not say of which kind they are.
-pub(super) fn read_as(object: &DynamicObject, resource: &ApiResource) -> Option<Object> {
-    let mut value = serde_json::to_value(object).ok()?;
+pub(super) fn read_as<K: Resource + Serialize>(mut object: K, resource: &ApiResource) -> Option<Object> {
+    object.meta_mut().managed_fields = None;
+    let mut value = serde_json::to_value(&object).ok()?;
     value["apiVersion"] = resource.api_version.clone().into();
     value["kind"] = resource.kind.clone().into();
     read::object(&value).ok()
