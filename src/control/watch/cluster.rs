@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{self, ObjectReference};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -28,6 +29,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot, watch as latest};
+use tokio::time::sleep;
 
 use super::Source;
 use super::follow::{News, Pauses, answer, follow, read_as};
@@ -48,6 +50,10 @@ const REPORTER: &str = "adit.dev/agent";
 
 /// The most happenings that wait to be written.
 const HAPPENINGS_MAX: usize = 64;
+
+/// How long after what was found is written it may be written again. Each write is read by every agent: when nodes come by the hundred,
+/// all have a new number of peers to tell at each of them.
+const REPORT_PAUSE: Duration = Duration::from_secs(5);
 
 /// The objects of a cluster.
 pub struct Cluster {
@@ -416,6 +422,9 @@ async fn write_status(client: Client, mut found: latest::Receiver<Option<(String
         };
         if is_done {
             pauses.reset();
+            if report.is_some() {
+                sleep(REPORT_PAUSE).await;
+            }
             if found.changed().await.is_err() {
                 return;
             }
