@@ -206,7 +206,8 @@ impl Node {
     fn adit(&self, args: &[&str]) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("adit").args(args).env_clear();
-        command.env("ADIT_STATE", &self.state).env("ADIT_INTERFACE", self.interface()).stdin(Stdio::null());
+        command.env("ADIT_STATE", &self.state).env("ADIT_RUN", &self.state);
+        command.env("ADIT_INTERFACE", self.interface()).stdin(Stdio::null());
         command
     }
 

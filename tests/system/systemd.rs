@@ -257,7 +257,7 @@ impl Host {
         };
         let values: Vec<_> = values.iter().map(|(name, text)| (*name, value(name, text))).collect();
         let mut variables: Vec<_> = values.iter().map(|(name, text)| (*name, text.as_str())).collect();
-        variables.push(("ADIT_INTERFACE", &self.interface));
+        variables.extend([("ADIT_INTERFACE", self.interface.as_str()), ("ADIT_RUN", &state)]);
         let process = self.namespace.spawn_with("strace", &args, &variables);
         self.processes.push(process.leaves(socket_path(&self.interface)));
         log

@@ -156,3 +156,22 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
     cluster.wait_until_encrypted(&wire, third, first);
     assert_eq!(wire.count(Seen::Canary), 0, "in clear as nodes come and go");
 }
+
+#[test]
+fn the_example_takes_a_cluster_from_off_to_strict() {
+    need_a_cluster!();
+    let Some(cluster) = Cluster::start(2) else { return };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/kubernetes/run");
+    let (kubeconfig, kubectl) = (cluster.plane.kubeconfig(), cluster.plane.assets().join("kubectl"));
+    let variables = [
+        ("KUBECONFIG", kubeconfig.to_str().unwrap()),
+        ("KUBECTL", kubectl.to_str().unwrap()),
+        ("IMAGE", "localhost/busybox:1"),
+    ];
+    let mut process = cluster.plane.namespace().spawn_with(script, &[], &variables);
+    assert!(process.wait(SOON * 30).success(), "{}", process.output());
+    wait_until("the last table", SOON, || process.output().matches("NAME").count() == 3);
+    let output = process.output();
+    assert_eq!(output.matches("node1 → node2: answered").count(), 3, "{output}");
+    assert_eq!(output.matches("node2 → node1: answered").count(), 3, "{output}");
+}
