@@ -11,6 +11,7 @@ use super::log;
 use crate::control::agent::{Agent, Parts};
 use crate::control::api;
 use crate::control::cni::conflist;
+use crate::control::data_plane;
 use crate::control::heal::{self, Healer};
 use crate::control::settings::Settings;
 use crate::control::store::Store;
@@ -82,8 +83,11 @@ fn cleanup(args: &AgentArgs) -> Result<(), String> {
         }
         None => Ok(()),
     };
-    let closed = heal::cleanup(&topology::no_routes(&Settings::default()));
-    closed.map_err(|error| error.to_string()).and(unlisted)
+    let settings = Settings::default();
+    let closed = heal::cleanup(&topology::no_routes(&settings)).map_err(|error| error.to_string());
+    let interface = args.places.interface.as_ref().unwrap_or(&settings.interface);
+    let removed = data_plane::remove(interface).map_err(|error| format!("{interface}: {error}"));
+    closed.and(removed).and(unlisted)
 }
 
 /// Prints the definitions of the custom resources.

@@ -237,8 +237,8 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "ADIT_PUBLIC_KEY", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) public_key: bool,
 
-    /// Removes routes, rules and firewall of the agent from this network namespace, and with --cni-conf-dir the CNI plugin from the
-    /// runtime's configuration, and ends.
+    /// Removes routes, rules and firewall of the agent, and its interface if that is the kernel's, from this network namespace, and with
+    /// --cni-conf-dir the CNI plugin from the runtime's configuration, and ends.
     #[arg(long, env = "ADIT_CLEANUP", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) cleanup: bool,
 }

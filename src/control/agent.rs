@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::api::{Mode, NodeTunnelStatus, PodAddresses};
+use super::api::{Backend, Mode, NodeTunnelStatus, PodAddresses};
 use super::cni::{self, Cni, Facts};
+use super::data_plane::DataPlane;
 use super::firewall::Firewall;
 use super::happening::{Findings, Silence};
 use super::heal::{self, Healer};
@@ -37,7 +38,7 @@ use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane}
 use super::status::{self, Outcome};
 use super::store::Store;
 use super::topology::{Own, Topology, topology};
-use super::uapi_client::{Client, Failed};
+use super::uapi_client::Failed;
 use super::watch::Source;
 use crate::config::Snapshot;
 use crate::crypto::x25519::PrivateKey;
@@ -225,9 +226,8 @@ impl Agent {
             if wake.data_planes && self.is_about_us() {
                 self.hurry();
             }
-            let routes = self.known.as_ref().map(|known| &known.topology.routes);
-            if wake.ways && self.ways.take(routes) {
-                self.ways_due.get_or_insert_with(|| clock::boottime() + WAYS_AFTER);
+            if wake.ways {
+                self.take_ways();
             }
         }
     }
@@ -265,7 +265,7 @@ impl Agent {
     /// Tells whether the socket of our data plane may be another one.
     fn is_about_us(&mut self) -> bool {
         let client = self.client();
-        let name = client.as_ref().and_then(|client| client.path().file_name());
+        let name = client.as_ref().and_then(DataPlane::socket_name);
         let changes = self.data_planes.take();
         if changes.contains(&Change::Anything) {
             // The directory may be gone, and another one in its place.
@@ -280,10 +280,10 @@ impl Agent {
         })
     }
 
-    fn client(&self) -> Option<Client> {
-        let topology = &self.known.as_ref()?.topology;
-        let client = Client::new(&self.parts.sockets, &topology.settings.interface);
-        Some(client.with_private_key(self.parts.private_key.clone()))
+    fn client(&self) -> Option<DataPlane> {
+        let settings = &self.known.as_ref()?.topology.settings;
+        let data_plane = DataPlane::of(&self.parts.sockets, &settings.interface, settings.backend);
+        Some(data_plane.with_private_key(self.parts.private_key.clone()))
     }
 
     /// Takes over what was kept on disk.
@@ -336,6 +336,19 @@ impl Agent {
         }
     }
 
+    /// Takes in what has happened to links and routes.
+    fn take_ways(&mut self) {
+        let topology = self.known.as_ref().map(|known| &known.topology);
+        let news = self.ways.take(topology.map(|topology| &topology.routes));
+        if news.ways {
+            self.ways_due.get_or_insert_with(|| clock::boottime() + WAYS_AFTER);
+        }
+        // Nobody else makes the kernel's interface anew.
+        if news.interface && topology.is_some_and(|topology| topology.settings.backend == Backend::Kernel) {
+            self.hurry();
+        }
+    }
+
     /// Looks at this node's addresses and at the ways to the peers, and tells whether either has changed.
     fn has_moved(&mut self) -> bool {
         let links = self.ways.addresses().unwrap_or_else(|_| self.own.links.clone());
@@ -371,6 +384,7 @@ impl Agent {
             own.chain(node.into_iter().flat_map(|node| node.addresses.iter().copied())).collect();
         let mut inside = topology.routes.entries.iter().map(|entry| entry.prefix.addr());
         let has_ipv6 = inside.any(|addr| addr.is_ipv6()) || topology.addresses.iter().any(IpAddr::is_ipv6);
+        self.ways.follow(&topology.settings.interface);
         let mtu = self.ways.mtu(&peers, &own, topology.settings.fwmark, has_ipv6);
         let before = self.mtu;
         // Without any way, the last ones are as good.
@@ -407,7 +421,8 @@ impl Agent {
             topology.routes.interface.clone_from(interface);
         }
         self.tell(&topology);
-        let client = Client::new(&self.parts.sockets, &topology.settings.interface);
+        let settings = &topology.settings;
+        let client = DataPlane::of(&self.parts.sockets, &settings.interface, settings.backend);
         self.remember_mode(topology.settings.mode, extent);
         let wants_pods = topology.settings.pod_addresses == PodAddresses::Pods;
         self.parts.source.want_pods(&self.own.name, wants_pods);
@@ -564,7 +579,7 @@ impl Agent {
 
     fn step(&mut self) -> Result<(), String> {
         let Some(client) = self.client() else { return Ok(()) };
-        let snapshot = match client.snapshot() {
+        let snapshot = match client.ensure().and_then(|_| client.snapshot()) {
             Ok(snapshot) => snapshot,
             Err(error) => return Err(self.without_data_plane(&error)),
         };
@@ -573,7 +588,7 @@ impl Agent {
         }
         let Some(known) = &self.known else { return Ok(()) };
         if self.is_answered.replace(true) != Some(true) {
-            tracing::info!(socket = %client.path().display(), peers = snapshot.peers.len(), "the data plane answers");
+            tracing::info!(data_plane = %client, peers = snapshot.peers.len(), "the data plane answers");
         }
         self.up = Some(status::up(&snapshot, clock::realtime()));
         let peers = &known.topology.peers;

@@ -326,12 +326,12 @@ words! {
 words! {
     /// Whose data plane is used.
     Backend {
-        /// The kernel's where it has one, else adit's.
+        /// The kernel's where the interface is one of its, else adit's, or any other that answers on a configuration socket.
         #[default]
         Auto,
         /// adit's, or any other that answers on a configuration socket.
         Userspace,
-        /// The kernel's.
+        /// The kernel's; the interface is made if it is not there.
         Kernel,
     }
 }

@@ -25,13 +25,15 @@
 //! - [`happening`]: what people are told of that has happened. Pure.
 //! - [`cni`]: pods that are added, for the CNI plugin.
 //! - [`store`]: the private key, and the objects as last known, on disk.
-//! - [`uapi_client`]: any data plane, by its configuration socket.
+//! - [`data_plane`]: the one that is driven: the kernel's, or
+//! - [`uapi_client`]: any other, by its configuration socket.
 //! - [`watch`]: where objects come from.
 //! - [`agent`]: the loop itself.
 
 pub mod agent;
 pub mod api;
 pub mod cni;
+pub mod data_plane;
 pub mod failed;
 pub mod firewall;
 pub mod happening;

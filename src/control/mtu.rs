@@ -33,6 +33,18 @@ pub struct Ways {
     monitor: Monitor,
     /// The links that they use, each with what was seen of it: its MTU, and whether it is switched on.
     links: BTreeMap<u32, (u32, bool)>,
+    /// The tunnel's interface, and its index as of the last look.
+    followed: String,
+    interface: Option<u32>,
+}
+
+/// What may have changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// The ways, or this node's addresses.
+    pub ways: bool,
+    /// Whether the tunnel's interface is there.
+    pub interface: bool,
 }
 
 impl Ways {
@@ -42,26 +54,45 @@ impl Ways {
     /// If no descriptor is left.
     pub fn open() -> io::Result<Self> {
         let monitor = Monitor::open_for(Groups::LINKS | Groups::ADDRESSES | Groups::ROUTES)?;
-        Ok(Self { netlink: Netlink::open()?, monitor, links: BTreeMap::new() })
+        Ok(Self {
+            netlink: Netlink::open()?,
+            monitor,
+            links: BTreeMap::new(),
+            followed: String::new(),
+            interface: None,
+        })
     }
 
-    /// Takes in what has changed, and tells whether the ways may be others. What happens to our own routes does not count.
-    pub fn take(&mut self, own: Option<&Routes>) -> bool {
+    /// Says which interface is the tunnel's: whether it is there is told from the next look on.
+    pub fn follow(&mut self, interface: &str) {
+        interface.clone_into(&mut self.followed);
+    }
+
+    /// Takes in what has changed. What happens to our own routes does not count.
+    pub fn take(&mut self, own: Option<&Routes>) -> News {
         let is_other = |seen: Option<&(u32, bool)>, mtu, up| seen.is_some_and(|seen| *seen != (mtu, up));
-        let mut may_differ = false;
+        let mut news = News::default();
         for event in self.monitor.take() {
-            may_differ |= match event {
-                Event::Link(link) => is_other(self.links.get(&link.index), link.mtu, link.up),
-                Event::LinkGone(index) => self.links.contains_key(&index),
-                Event::Route { table, .. } => {
-                    table != u32::from(libc::RT_TABLE_LOCAL)
-                        && own.is_none_or(|own| ![own.table, own.pods_table()].contains(&table))
+            match event {
+                Event::Link(link) => {
+                    news.ways |= is_other(self.links.get(&link.index), link.mtu, link.up);
+                    news.interface |=
+                        self.followed == link.name && self.interface.replace(link.index) != Some(link.index);
                 }
-                Event::Address(_) | Event::Lost => true,
-                Event::Rule => false,
-            };
+                Event::LinkGone(index) => {
+                    news.ways |= self.links.contains_key(&index);
+                    news.interface |= self.interface.take_if(|interface| *interface == index).is_some();
+                }
+                Event::Route { table, .. } => {
+                    let is_ours = own.is_some_and(|own| [own.table, own.pods_table()].contains(&table));
+                    news.ways |= table != u32::from(libc::RT_TABLE_LOCAL) && !is_ours;
+                }
+                Event::Address(_) => news.ways = true,
+                Event::Lost => news = News { ways: true, interface: true },
+                Event::Rule => {}
+            }
         }
-        may_differ
+        news
     }
 
     /// Returns the addresses of all links, each with the length of its prefix, in order.
@@ -86,6 +117,7 @@ impl Ways {
         self.links.clear();
         let links: BTreeMap<_, _> =
             self.netlink.links().ok()?.into_iter().map(|link| (link.index, link)).collect();
+        self.interface = links.values().find(|link| link.name == self.followed).map(|link| link.index);
         let mut narrowest: Option<u32> = None;
         let mut see = |interface: u32, mtu: Option<u32>, is_ipv6: bool| {
             let Some(link) = links.get(&interface) else { return };
@@ -209,13 +241,13 @@ mod tests {
             ways.take(None);
             let [wide, narrow] = ["wide", "narrow"].map(|name| netlink.link(name).unwrap().index);
             netlink.set_mtu(wide, 8000)?;
-            assert!(!ways.take(None));
+            assert!(!ways.take(None).ways);
             netlink.set_mtu(narrow, 1300)?;
-            assert!(ways.take(None));
+            assert!(ways.take(None).ways);
             assert_eq!(ways.mtu(&peers(&["10.2.0.2"]), &[], 7, false), Some(1240));
             assert_eq!(ways.mtu(&peers(&["10.2.0.2"]), &[], 7, true), Some(1280), "IPv6 needs that much");
             netlink.add_route((addr("10.3.0.0"), 16), None, Some(wide))?;
-            assert!(ways.take(None));
+            assert!(ways.take(None).ways);
             assert_eq!(ways.mtu(&peers(&["10.3.0.2"]), &[], 7, false), Some(7940));
             Ok(())
         })

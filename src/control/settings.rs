@@ -25,6 +25,8 @@ pub const MARK: u32 = 0x20ad;
 pub struct Settings {
     /// How much is encrypted.
     pub mode: Mode,
+    /// Whose data plane is used.
+    pub backend: Backend,
     /// When Strict takes effect.
     pub strict_gate: StrictGate,
     /// The prefixes of all pods; `None` for those that nodes name.
@@ -67,6 +69,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             mode: Mode::default(),
+            backend: Backend::default(),
             strict_gate: StrictGate::default(),
             cluster_prefixes: None,
             pod_addresses: PodAddresses::default(),
@@ -123,6 +126,7 @@ impl Settings {
         };
         let spec = &config.spec;
         self.mode = spec.mode.unwrap_or(self.mode);
+        self.backend = spec.backend.unwrap_or(self.backend);
         self.strict_gate = spec.strict_gate.unwrap_or(self.strict_gate);
         self.scope = spec.scope.unwrap_or(self.scope);
         self.on_agent_unavailable = spec.on_agent_unavailable.unwrap_or(self.on_agent_unavailable);
@@ -193,9 +197,6 @@ impl Settings {
         const ABSENT: &str = "this agent does not do that";
         if spec.mtu.as_ref().is_some_and(|mtu| *mtu == IntOrString::String("Probe".to_owned())) {
             fault("mtu", ABSENT);
-        }
-        if spec.backend == Some(Backend::Kernel) {
-            fault("backend", ABSENT);
         }
         if spec.key_rotation.is_some() {
             fault("keyRotation", ABSENT);
@@ -319,6 +320,7 @@ mod tests {
         let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
         let (settings, faults) = faults_of(TunnelConfigSpec {
             mode: Some(Mode::Strict),
+            backend: Some(Backend::Kernel),
             strict_gate: Some(StrictGate::Immediate),
             cluster_cidrs: words(&["10.244.0.0/16"]),
             pod_addresses: Some(PodAddresses::Pods),
@@ -345,6 +347,7 @@ mod tests {
         assert!(faults.is_empty(), "{faults:?}");
         let expected = Settings {
             mode: Mode::Strict,
+            backend: Backend::Kernel,
             strict_gate: StrictGate::Immediate,
             cluster_prefixes: Some(vec!["10.244.0.0/16".parse().unwrap()]),
             pod_addresses: PodAddresses::Pods,

@@ -4,7 +4,7 @@
 //! - [`report`]: what was found → what is shown. Pure.
 //! - [`table`]: that, for people.
 //!
-//! Nothing is changed, and nobody need run but the data plane. An interface is an agent's if its public key is the Active one of a node
+//! Nothing is changed, and nobody need run but the data plane, which may be the kernel's. An interface is an agent's if its public key is the Active one of a node
 //! among the agent's objects.
 
 pub mod report;
@@ -15,7 +15,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use self::report::{Found, Kernel, Node, Report};
-use super::api::Mode;
+use super::api::{Backend, Mode};
+use super::data_plane::{self, DataPlane};
 use super::failed;
 use super::firewall::Guard;
 use super::mtu::Ways;
@@ -24,7 +25,7 @@ use super::read;
 use super::route::{Router, Step};
 use super::store::Store;
 use super::topology::{Own, Topology, topology};
-use super::uapi_client::{Client, Failed};
+use super::uapi_client::Failed;
 use crate::config::Snapshot;
 use crate::sys::clock;
 
@@ -75,7 +76,10 @@ fn interfaces_in(directory: &Path) -> io::Result<Vec<String>> {
         let name = entry?.file_name();
         names.extend(name.to_str().and_then(|name| name.strip_suffix(".sock")).map(str::to_owned));
     }
+    // The kernel's have none.
+    names.extend(data_plane::kernels().unwrap_or_default());
     names.sort();
+    names.dedup();
     Ok(names)
 }
 
@@ -89,7 +93,7 @@ fn kept(state: &Path) -> Result<Option<Objects>, String> {
 }
 
 fn find(sockets: &Path, name: String, known: Option<(&Objects, Option<Mode>)>) -> Found {
-    let client = Client::new(sockets, &name);
+    let client = DataPlane::of(sockets, &name, Backend::Auto);
     let told = client.snapshot().and_then(|snapshot| Ok((snapshot, client.statistics()?)));
     let node = match &told {
         Ok((snapshot, _)) => known.and_then(|(objects, mode)| node_of(&name, snapshot, objects, mode)),

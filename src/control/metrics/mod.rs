@@ -24,10 +24,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use self::exposition::{CONTENT_TYPE, Exposition, Histogram, Type};
 use self::server::Answer;
+use super::data_plane::DataPlane;
 use super::firewall::{Counters, Guard};
 use super::session::{self, Session};
 use super::topology::Topology;
-use super::uapi_client::Client;
 use crate::config::{PeerSnapshot, Snapshot, Statistics};
 use crate::crypto::x25519::PublicKey;
 use crate::sys::clock;
@@ -42,7 +42,7 @@ const STUCK: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Progress {
     /// The data plane; `None` until it is known which one is ours.
-    pub client: Option<Client>,
+    pub client: Option<DataPlane>,
     /// The nodes that should be peers.
     pub nodes: BTreeMap<PublicKey, String>,
     /// Other nodes: those whose packets are dropped, and those whose packets go in clear.
@@ -65,7 +65,7 @@ pub struct Progress {
 
 impl Progress {
     /// Takes over what the node should do.
-    pub fn know(&mut self, topology: &Topology, is_complete: bool, client: Client) {
+    pub fn know(&mut self, topology: &Topology, is_complete: bool, client: DataPlane) {
         let nodes = topology.peers.iter().map(|(key, peer)| (*key, peer.node.clone()));
         let is_dropped = topology.not_encrypted.values().filter(|how| how.is_dropped).count();
         let settings = &topology.settings;

@@ -28,8 +28,10 @@ use netlink_sys::{Socket, SocketAddr};
 
 mod monitor;
 pub mod nftables;
+mod raw;
 mod route;
 mod rule;
+pub mod wireguard;
 
 pub use monitor::{Event, Groups, Monitor};
 pub use route::{RouteFilter, RouteKind, TableRoute};
@@ -131,6 +133,27 @@ impl Netlink {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
         ]));
         self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Makes a link of the kernel's WireGuard.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken; `EOPNOTSUPP` if the kernel has no WireGuard.
+    pub fn add_wireguard(&mut self, name: &str) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Removes a link.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is none.
+    pub fn remove_link(&mut self, index: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.change(RouteNetlinkMessage::DelLink(message), 0)
     }
 
     /// Moves a link to `namespace`.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# boot.sh KERNEL TAP SECONDS: becomes a virtual machine with a real kernel's WireGuard in it, without KVM.
+# boot.sh KERNEL TAP SECONDS [PROGRAM]: becomes a virtual machine with a real kernel's WireGuard in it, without KVM.
 #
 # KERNEL is an unpacked linux-image package with modules.dep made (tests/kernel.sh), TAP the device that the guest's eth0 is plugged into. The guest reads
-# commands from our standard input, one a line, and what they print comes out of our standard output. Its tools are busybox and wg.
+# commands from our standard input, one a line, and what they print comes out of our standard output. Its tools are busybox, wg and PROGRAM.
 # It ends after SECONDS, or with this process. Nothing is left behind: the initial RAM disk has no name by the time qemu reads it.
 # Needs: qemu-system-x86 busybox-static cpio kmod wireguard-tools.
 set -euo pipefail
@@ -16,11 +16,12 @@ cp "$(command -v busybox)" "$root/bin/busybox"
 for applet in $("$root/bin/busybox" --list); do
   [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
 done
-wg=$(command -v wg)
-for file in "$wg" $(ldd "$wg" | grep -o '/[^ ]*'); do
-  install -D "$(readlink -f "$file")" "$root$file"
+for program in "$(command -v wg)" ${4+"$4"}; do
+  for file in "$program" $(ldd "$program" | grep -o '/[^ ]*'); do
+    install -D "$(readlink -f "$file")" "$root$file"
+  done
+  ln -sf "$program" "$root/bin/$(basename "$program")"
 done
-ln -sf "$wg" "$root/bin/wg"
 
 for module in virtio_pci virtio_net wireguard; do
   modprobe -d "$kernel" -S "$version" --show-depends "$module"
@@ -57,6 +58,6 @@ chmod +x "$root/init"
 exec 9<"$root.cpio"
 rm -rf "$root" "$root".*
 
-exec qemu-system-x86_64 -accel tcg -cpu max -m 256 -smp 1 -display none -monitor none -serial stdio -no-reboot \
+exec qemu-system-x86_64 -accel tcg -cpu max -m 512 -smp 1 -display none -monitor none -serial stdio -no-reboot \
   -kernel "$kernel/boot/vmlinuz-$version" -initrd /proc/self/fd/9 -append "console=ttyS0 panic=-1 quiet" \
   -netdev "tap,id=net,ifname=$tap,script=no,downscript=no" -device virtio-net-pci,netdev=net

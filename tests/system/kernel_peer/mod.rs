@@ -7,6 +7,8 @@
 //!
 //! `ADIT_KERNEL` names the unpacked package of a kernel (`tests/kernel.sh`). The processor is emulated: nothing here is quick.
 
+mod backend;
+
 use std::env;
 use std::io::Write;
 use std::path::Path;
@@ -34,7 +36,14 @@ impl Guest {
     /// Boots the machine, its network card plugged into the device `tap` of the namespace.
     #[track_caller]
     fn boot(namespace: &Namespace, kernel: &str, tap: &str) -> Self {
-        let machine = namespace.spawn("bash", &[SCRIPT, kernel, tap, GUEST_LIFETIME]);
+        Self::boot_with(namespace, kernel, tap, &[])
+    }
+
+    /// The same, with a program for the guest or without.
+    #[track_caller]
+    fn boot_with(namespace: &Namespace, kernel: &str, tap: &str, program: &[&str]) -> Self {
+        let args = [&[SCRIPT, kernel, tap, GUEST_LIFETIME], program].concat();
+        let machine = namespace.spawn("bash", &args);
         let mut this = Self { machine, read: 0 };
         this.read_until("is up");
         this

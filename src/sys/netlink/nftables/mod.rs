@@ -199,7 +199,7 @@ impl<'a> Batch<'a> {
     }
 
     fn push(&mut self, what: String, kind: u16, flags: u16, attributes: Attributes) {
-        let message = Message::new(kind, NLM_F_REQUEST | flags, FAMILY_INET, &attributes);
+        let message = message::message(kind, NLM_F_REQUEST | flags, FAMILY_INET, &attributes);
         self.messages.push((what, message));
     }
 }
@@ -233,12 +233,12 @@ impl Nftables {
         let Some(last) = batch.messages.len().checked_sub(1) else { return Ok(()) };
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
-        Message::bound(message::BATCH_BEGIN).append_to(&mut bytes, self.next(), 0);
+        message::bound(message::BATCH_BEGIN).append_to(&mut bytes, self.next(), 0);
         for (at, (_, message)) in batch.messages.iter().enumerate() {
             message.append_to(&mut bytes, self.next(), if at == last { NLM_F_ACK } else { 0 });
         }
         let acknowledged = self.sequence;
-        Message::bound(message::BATCH_END).append_to(&mut bytes, self.next(), 0);
+        message::bound(message::BATCH_END).append_to(&mut bytes, self.next(), 0);
         let end = self.sequence;
         let refused = |sequence: u32, source: io::Error| {
             let at = usize::try_from(sequence.wrapping_sub(first).wrapping_sub(1)).ok();
@@ -348,7 +348,7 @@ impl Nftables {
         flags: u16,
         attributes: &Attributes,
     ) -> io::Result<Vec<Vec<u8>>> {
-        let message = Message::new(kind, NLM_F_REQUEST | flags, family, attributes);
+        let message = message::message(kind, NLM_F_REQUEST | flags, family, attributes);
         for _ in 0..ATTEMPTS {
             let mut bytes = Vec::new();
             message.append_to(&mut bytes, self.next(), 0);

@@ -1,0 +1,178 @@
+//! The agent drives the WireGuard of a real kernel, and a peer of ours outside talks to it.
+
+use std::fs;
+
+use super::*;
+use crate::control::nodes::Directory;
+
+const ALLOWED: &str = "wg show adit0 allowed-ips";
+
+impl Guest {
+    /// Writes a file; its text holds no single quotes.
+    #[track_caller]
+    fn write(&mut self, path: &str, lines: &[&str]) {
+        let lines: Vec<_> = lines.iter().map(|line| format!("'{line}'")).collect();
+        self.run(&format!(
+            "printf '%s\\n' {} >/tmp/unfinished && mv /tmp/unfinished {path}",
+            lines.join(" ")
+        ));
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, what: &str, line: &str, is_good: impl Fn(&str) -> bool) {
+        let mut last = String::new();
+        for _ in 0..60 {
+            last = self.try_run(line).1;
+            if is_good(&last) {
+                return;
+            }
+            self.try_run("usleep 200000");
+        }
+        panic!("{what}: {last}\n{}", self.try_run("cat /tmp/log").1);
+    }
+
+    /// Writes the object of a peer.
+    #[track_caller]
+    fn publish(&mut self, name: &str, key: &str, endpoint: &str, prefixes: &str) {
+        self.write(
+            &format!("/tmp/objects/{name}.yaml"),
+            &[
+                "apiVersion: adit.dev/v1alpha1",
+                "kind: NodeTunnel",
+                &format!("metadata: {{name: {name}}}"),
+                &format!("spec: {{keys: [{{publicKey: \"{key}\", state: Active}}], endpoints: [{endpoint}], podPrefixes: [{prefixes}]}}"),
+            ],
+        );
+    }
+}
+
+#[test]
+fn the_agent_drives_a_real_kernels_wireguard() {
+    need!("ip", "wg", "ping", "strip");
+    need!("qemu-system-x86_64", "busybox", "cpio", "modprobe");
+    let kernel = env::var("ADIT_KERNEL").unwrap_or_default();
+    if !Path::new(&kernel).join("boot").is_dir() {
+        skip("an unpacked kernel in ADIT_KERNEL");
+        return;
+    }
+    let outside = Namespace::new();
+    outside.ip("tuntap add tap mode tap");
+    outside.ip("addr add 10.9.0.1/24 dev tap");
+    outside.ip("link set tap up");
+    // Without what debuggers need it fits into the guest's memory.
+    let files = Directory::new();
+    let program = files.path().join("adit");
+    outside.run("strip", &["-o", program.to_str().unwrap(), env!("CARGO_BIN_EXE_adit")]);
+    let mut guest = Guest::boot_with(&outside, &kernel, "tap", &[program.to_str().unwrap()]);
+    fs::remove_file(&program).unwrap();
+    guest.run("ip link set lo up && ip addr add 10.9.0.2/24 dev eth0 && ip link set eth0 up");
+    guest.run("mkdir -p /tmp/objects /var/run");
+
+    let ours = Tunnel::start(Program::Adit, &outside);
+    let other = Key::generate();
+    let state = "--state /tmp/state --run /tmp/run --sockets /tmp/sockets";
+    let key = guest.run(&format!("adit agent --public-key {state}")).trim().to_owned();
+    let line =
+        format!("listen-port {OUR_PORT} peer {key} endpoint 10.9.0.2:{GUEST_PORT} allowed-ips 10.244.2.0/24");
+    ours.set(&outside, &line);
+    outside.ip(&format!("addr add 10.244.1.1/32 dev {}", ours.name));
+    outside.ip(&format!("link set {} up", ours.name));
+    outside.ip(&format!("route add 10.244.2.0/24 dev {}", ours.name));
+
+    // The guest has no nftables: it is Off, so that peers are all that there is.
+    guest.write(
+        "/tmp/objects/config.yaml",
+        &[
+            "apiVersion: adit.dev/v1alpha1",
+            "kind: TunnelConfig",
+            "metadata: {name: default}",
+            &format!(
+                "spec: {{mode: \"Off\", backend: Kernel, listenPort: {GUEST_PORT}, persistentKeepalive: 25s}}"
+            ),
+        ],
+    );
+    guest.publish("guest", &key, "{address: 10.9.0.2, port: 51822}", "10.244.2.0/24");
+    let (first, second) = (ours.key.public(), other.public());
+    let at = format!("{{address: 10.9.0.1, port: {OUR_PORT}}}");
+    guest.publish("first", &first, &at, "10.244.1.0/24, 10.245.1.0/24, \"fd00:1::/64\"");
+    guest.publish("second", &second, "{address: 10.9.0.77, port: 1}", "10.244.3.0/24");
+    let start = format!(
+        "adit agent --node-name guest --objects /tmp/objects {state} >>/tmp/log 2>&1 & echo $! >/tmp/pid"
+    );
+    guest.run(&start);
+    let lines = |first_ips: &[&str], second_ips: &[&str]| {
+        let line = |key: &str, ips: &[&str]| {
+            let mut ips: Vec<_> = ips.iter().map(|ip| (*ip).to_owned()).collect();
+            ips.sort();
+            format!("{key} {}", ips.join(" "))
+        };
+        let mut lines = vec![line(&first, first_ips), line(&second, second_ips)];
+        lines.sort();
+        lines
+    };
+    let are = |expected: Vec<String>| {
+        move |text: &str| {
+            let mut found: Vec<_> = text
+                .lines()
+                .filter_map(|line| {
+                    let (key, ips) = line.split_once('\t')?;
+                    let mut ips: Vec<_> = ips.split_whitespace().collect();
+                    ips.sort_unstable();
+                    Some(format!("{key} {}", ips.join(" ")))
+                })
+                .collect();
+            found.sort();
+            found == expected
+        }
+    };
+    let all = ["10.244.1.0/24", "10.245.1.0/24", "fd00:1::/64"];
+    guest.wait_for("the peers", ALLOWED, are(lines(&all, &["10.244.3.0/24"])));
+    let shown = guest.run("WG_COLOR_MODE=never wg show adit0");
+    assert!(shown.contains(&format!("public key: {key}")) && shown.contains("fwmark: 0x20ad"), "{shown}");
+    assert!(shown.contains(&format!("listening port: {GUEST_PORT}")), "{shown}");
+    assert!(shown.contains("persistent keepalive: every 25 seconds"), "{shown}");
+
+    // Data, both ways.
+    guest.run("ip addr add 10.244.2.1/32 dev adit0 && ip route add 10.244.1.0/24 dev adit0");
+    wait_until("an answer through the tunnel", PATIENCE, || {
+        outside.succeeds("ping -n -c 1 -W 10 -I 10.244.1.1 10.244.2.1")
+    });
+    guest.run("ping -c 1 -W 10 -I 10.244.2.1 10.244.1.1");
+    let handshake = guest.run("wg show adit0 latest-handshakes");
+
+    // A prefix goes, one moves, and a peer; the session of the other stays.
+    guest.publish("first", &first, &at, "10.244.1.0/24, \"fd00:1::/64\"");
+    guest.wait_for(
+        "a prefix less",
+        ALLOWED,
+        are(lines(&["10.244.1.0/24", "fd00:1::/64"], &["10.244.3.0/24"])),
+    );
+    guest.publish("first", &first, &at, "10.244.1.0/24");
+    guest.publish("second", &second, "{address: 10.9.0.77, port: 1}", "10.244.3.0/24, \"fd00:1::/64\"");
+    guest.wait_for(
+        "a prefix moved",
+        ALLOWED,
+        are(lines(&["10.244.1.0/24"], &["10.244.3.0/24", "fd00:1::/64"])),
+    );
+    assert_eq!(guest.run("wg show adit0 latest-handshakes"), handshake);
+    guest.run("rm /tmp/objects/second.yaml");
+    guest.wait_for("one peer", ALLOWED, |text| text.trim() == format!("{first}\t10.244.1.0/24"));
+    let status = guest.run("adit peers --state /tmp/state --sockets /tmp/sockets");
+    assert!(status.contains("first"), "{status}");
+
+    // What somebody removes is made anew, by the next agent as well.
+    guest.run("ip link del adit0");
+    guest.wait_for("the interface", ALLOWED, |text| text.trim() == format!("{first}\t10.244.1.0/24"));
+    guest.run("kill $(cat /tmp/pid)");
+    guest.wait_for("the agent's end", "cat /tmp/log", |text| text.contains("what is programmed stays"));
+    assert!(guest.run(ALLOWED).contains(&first));
+    guest.run(&start);
+    guest.wait_for("the agent", "cat /tmp/log", |text| text.matches("the data plane answers").count() == 2);
+    guest.run("kill $(cat /tmp/pid)");
+    guest.wait_for("the agent's end", "cat /tmp/log", |text| {
+        text.matches("what is programmed stays").count() == 2
+    });
+    // In Off, with nftables or without, there is nothing to be removed but the interface.
+    guest.run("adit agent --cleanup");
+    assert!(!guest.try_run("ip link show adit0").0);
+}
