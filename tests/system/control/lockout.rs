@@ -17,8 +17,9 @@ fn a_node_that_has_lost_its_key_gets_in_again_though_all_host_traffic_is_encrypt
     let first = &mesh.nodes[0].namespace;
     first.sysctl("net/ipv4/ip_forward", "1");
     let ruleset = format!(
-        "table ip api {{ chain to {{ type nat hook prerouting priority dstnat; ip daddr 10.9.0.1 tcp dport 6443 dnat to {ADDRESS}; }}\n\
-        chain from {{ type nat hook postrouting priority srcnat; ip daddr {ADDRESS} masquerade; }} }}\n"
+        "table ip api {{\n\
+        chain to {{ type nat hook prerouting priority dstnat; ip daddr 10.9.0.1 tcp dport 6443 dnat to {ADDRESS}; }}\n\
+        chain from {{ type nat hook postrouting priority srcnat; ip daddr {ADDRESS} masquerade; }}\n}}\n"
     );
     let path = plane.write("api.nft", &ruleset);
     first.run("nft", &["-f", path.to_str().unwrap()]);
@@ -65,6 +66,8 @@ fn a_node_that_has_lost_its_key_gets_in_again_though_all_host_traffic_is_encrypt
     }
 
     // A node comes back with another key, and without anything that it knew.
+    let snapshot = second.state.path().join("snapshot.json");
+    wait_until("what it keeps", SOON, || snapshot.exists());
     drop((second.agent.take(), second.data_plane.take()));
     for name in ["private.key", "snapshot.json"] {
         fs::remove_file(second.state.path().join(name)).unwrap();
