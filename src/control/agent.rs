@@ -25,6 +25,7 @@ use super::data_plane::DataPlane;
 use super::firewall::Firewall;
 use super::happening::{Findings, Silence};
 use super::heal::{self, Healer};
+use super::leaving::Leaving;
 use super::link::Link;
 use super::metrics::server::{Server, places};
 use super::metrics::{self, Watched};
@@ -113,6 +114,8 @@ pub struct Agent {
     note: Note,
     /// Peers with a session, if the data plane answered the last time.
     up: Option<usize>,
+    /// What waits until it is removed.
+    leaving: Leaving,
     /// What was found at the last look, and which peers were silent.
     findings: Findings,
     silence: Silence,
@@ -181,6 +184,7 @@ impl Agent {
             next: Duration::ZERO,
             is_periodic: false,
             up: None,
+            leaving: Leaving::default(),
             findings: Findings::default(),
             silence: Silence::default(),
             lost: BTreeSet::new(),
@@ -201,6 +205,9 @@ impl Agent {
     /// If the system does not let it wait.
     pub fn run(&mut self, signals: &Signals) -> io::Result<()> {
         loop {
+            if self.leaving.next().is_some_and(|due| clock::boottime() >= due) && self.retry == RETRY_FIRST {
+                self.hurry();
+            }
             if clock::boottime() >= self.next {
                 self.look();
             }
@@ -248,7 +255,9 @@ impl Agent {
             PollFd::from_borrowed_fd(self.ways.as_fd(), PollFlags::IN),
         ];
         let told = self.watchdog.as_ref().map(Watchdog::next);
-        let until = [self.keep, self.ways_due, told].into_iter().flatten().fold(self.next, Duration::min);
+        let leaving = self.leaving.next().filter(|_| self.retry == RETRY_FIRST);
+        let until = [self.keep, self.ways_due, told, leaving].into_iter();
+        let until = until.flatten().fold(self.next, Duration::min);
         let time = until.saturating_sub(clock::boottime());
         let timeout = Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
@@ -610,11 +619,23 @@ impl Agent {
                     ready = Some(link.clone());
                 }
                 Step::Route(routes) => self.program(&known.topology, ready.take(), routes.clone())?,
+                Step::Forget(edits) => {
+                    let now = clock::boottime();
+                    let due = self.leaving.due(edits, now);
+                    if !due.is_empty() {
+                        client.apply(&due).map_err(|error| error.to_string())?;
+                    }
+                    self.leaving.done(now);
+                    edited += due.len();
+                }
             }
         }
         if edited > 0 {
             let peers = known.topology.peers.len();
             tracing::info!(edited, peers, is_complete, "the data plane is in step");
+        }
+        if !plan.steps.iter().any(|step| matches!(step, Step::Forget(_))) {
+            self.leaving = Leaving::default();
         }
         self.endpoints = plan.endpoints;
         Ok(())

@@ -329,7 +329,7 @@ impl World {
                 break;
             }
             match step {
-                Step::Configure(edits) => {
+                Step::Configure(edits) | Step::Forget(edits) => {
                     for edit in edits {
                         data_plane.apply(edit, &mut |data_plane| {
                             self.check_table(&before, &after, data_plane, is_complete);
@@ -458,7 +458,9 @@ impl World {
         let mut routes = None;
         for step in &plan.steps {
             match step {
-                Step::Configure(edits) => edits.iter().for_each(|edit| fresh.apply(edit, &mut |_| {})),
+                Step::Configure(edits) | Step::Forget(edits) => {
+                    edits.iter().for_each(|edit| fresh.apply(edit, &mut |_| {}))
+                }
                 Step::Link(_) => {}
                 Step::Route(wanted) => routes = Some(wanted.clone()),
             }
@@ -473,7 +475,7 @@ impl World {
         );
         assert_eq!(Some(&self.routes), routes.as_ref(), "{}", self.story());
         let plan = reconcile(&data_plane.snapshot(), topology, &self.private_key, &self.endpoints, occasion);
-        let edits = plan.steps.iter().filter(|step| matches!(step, Step::Configure(_)));
+        let edits = plan.steps.iter().filter(|step| matches!(step, Step::Configure(_) | Step::Forget(_)));
         assert_eq!(edits.count(), 0, "nothing is left to do: {}", self.story());
     }
 

@@ -12,6 +12,7 @@
 //! - [`objects`], [`read`]: what is known of the cluster; one bad field costs only itself.
 //! - [`settings`], [`topology`]: objects → what this node should do. Pure.
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
+//! - [`leaving`]: what waits until it is removed. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 //! - [`route`], [`firewall`], [`link`]: what leads the kernel from what it has to what the plan says, and the taking of those steps.
 //! - [`mtu`]: what the ways to the peers leave for a packet inside.
@@ -41,6 +42,7 @@ pub mod heal;
 #[cfg(test)]
 mod history;
 pub mod inspect;
+pub mod leaving;
 pub mod link;
 pub mod metrics;
 pub mod mtu;

@@ -4,7 +4,7 @@
 //! 1   data plane: what is to be added or to move       a prefix is accepted before a route leads to it
 //! 2   interface: on, MTU, addresses                    there are no routes to an interface that is off
 //! 3   routes                                           and the rule: last in, first out
-//! 4   data plane: what is to be removed                nothing leads there any more
+//! 4   data plane: what is to be removed                nothing leads there any more, and what was under way has arrived
 //! ```
 //!
 //! Whoever obeys them stops at the first step that fails, and asks again later: each step alone leaves a state that is safe.
@@ -36,6 +36,8 @@ pub enum Step {
     Link(Link),
     /// To be made so, and what else is in the table to be removed.
     Route(Routes),
+    /// To be applied to the data plane a while after the steps before it; see [`super::leaving`].
+    Forget(Vec<Edit>),
 }
 
 /// What is known, and when.
@@ -98,7 +100,7 @@ pub fn reconcile(
         steps.push(Step::Route(topology.routes.clone()));
     }
     if !removals.is_empty() {
-        steps.push(Step::Configure(removals));
+        steps.push(Step::Forget(removals));
     }
     Plan { steps, endpoints, is_held_back }
 }
