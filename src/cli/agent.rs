@@ -8,13 +8,14 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::args::AgentArgs;
 use super::log;
+use super::turn::{Refused, await_turn};
 use crate::control::agent::{Agent, Parts};
 use crate::control::api;
 use crate::control::cni::conflist;
 use crate::control::data_plane;
 use crate::control::heal::{self, Healer};
 use crate::control::settings::Settings;
-use crate::control::store::Store;
+use crate::control::store::{Store, Unusable};
 use crate::control::topology;
 use crate::control::watch::Source;
 use crate::control::watch::cluster::Cluster;
@@ -34,14 +35,22 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
     if args.cleanup {
         return cleanup(args);
     }
-    let store = Store::open(&args.places.state).map_err(|error| error.to_string())?;
-    let private_key = store.private_key(&mut Os).map_err(|error| error.to_string())?;
     if args.public_key {
+        let store = Store::open(&args.places.state).map_err(|error| error.to_string())?;
+        let private_key = store.private_key(&mut Os).map_err(|error| error.to_string())?;
         println!("{}", BASE64.encode(private_key.public().as_bytes()));
         return Ok(());
     }
     log::start(args.log_level, None).map_err(|error| format!("log: {error}"))?;
     let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
+    let store = await_turn(args.wait, Some(&signals), || {
+        Store::open(&args.places.state).map_err(|error| match error {
+            Unusable::InUse(_) => Refused::Taken(error.to_string()),
+            Unusable::Io { .. } | Unusable::Damaged { .. } => Refused::ForGood(error.to_string()),
+        })
+    })?;
+    let Some(store) = store else { return Ok(()) };
+    let private_key = store.private_key(&mut Os).map_err(|error| error.to_string())?;
     let node = args.node_name.as_ref().ok_or("--node-name is needed")?;
     let source: Box<dyn Source> = match &args.objects {
         Some(objects) => {

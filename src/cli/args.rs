@@ -211,6 +211,10 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "ADIT_RUN", value_name = "DIR", default_value = "/run/adit")]
     pub(super) run: PathBuf,
 
+    /// Waits while another agent has the state, and takes over when it has left.
+    #[arg(long, env = "ADIT_WAIT", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
+    pub(super) wait: bool,
+
     /// Seconds between two looks at everything, whether or not anything was told.
     #[arg(long, env = "ADIT_RESYNC", value_name = "SECONDS", default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) resync: u16,

@@ -13,6 +13,7 @@ mod preflight;
 #[cfg(feature = "reference")]
 mod reference;
 mod run;
+mod turn;
 
 use std::process::ExitCode;
 

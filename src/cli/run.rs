@@ -9,6 +9,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::args::InterfaceArgs;
+use super::turn::{Refused, await_turn};
 use super::{daemon, log};
 use crate::config::Configure;
 use crate::crypto::aead;
@@ -25,9 +26,6 @@ use crate::uapi::socket::Socket;
 
 /// Ethernet's 1500 bytes without IPv6 and UDP headers and those of a data message (kernel `device.c`, `wg_setup`).
 const DEFAULT_MTU: u32 = 1420;
-
-/// The time between two looks whether another process has left.
-const TURN: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Has everything encrypted by what was asked for. To be called before anything is.
 ///
@@ -88,29 +86,13 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
 /// # Errors
 /// Names what cannot be set up, and why.
 pub(super) fn open(args: &InterfaceArgs, signals: Option<&Signals>) -> Result<Option<(Tun, Socket)>, String> {
-    let mut is_told = false;
-    loop {
-        let (error, text) = match open_once(args) {
-            Ok(opened) => return Ok(Some(opened)),
-            Err(refused) => refused,
-        };
-        let is_taken = error.raw_os_error() == Some(libc::EBUSY) || error.kind() == io::ErrorKind::AddrInUse;
-        if !(args.wait && is_taken) {
-            return Err(text);
-        }
-        if !std::mem::replace(&mut is_told, true) {
-            tracing::info!(reason = text, "waiting for another process to leave");
-        }
-        let mut fds: Vec<_> =
-            signals.into_iter().map(|signals| PollFd::new(signals, PollFlags::IN)).collect();
-        match poll(&mut fds, Some(&TURN)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(format!("poll: {errno}")),
-        }
-        if signals.is_some_and(Signals::take) {
-            return Ok(None);
-        }
-    }
+    await_turn(args.wait, signals, || {
+        open_once(args).map_err(|(error, text)| {
+            let is_taken =
+                error.raw_os_error() == Some(libc::EBUSY) || error.kind() == io::ErrorKind::AddrInUse;
+            if is_taken { Refused::Taken(text) } else { Refused::ForGood(text) }
+        })
+    })
 }
 
 /// Opens device and socket, or takes over those of the parent. Of an error there is also the text for people.
