@@ -14,11 +14,16 @@ for folder in /run /etc/cni /opt; do mount -t tmpfs none $folder; done
 mkdir -p /run/netns /run/containerd /etc/cni/net.d /opt/cni/bin /var/lib/adit
 mount --bind "$dir/lib" /var/lib/adit
 ln -s "$plugins"/* /opt/cni/bin/
-for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller/$name" 2>/dev/null || true; done
-# In cgroup v1 a group has no CPUs and no memory until it is given them.
-for file in cpuset.cpus cpuset.mems; do
-  if [ -e /sys/fs/cgroup/cpuset/$file ]; then cat /sys/fs/cgroup/cpuset/$file >"/sys/fs/cgroup/cpuset/$name/$file"; fi
-done
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+  mkdir -p "/sys/fs/cgroup/$name"
+  for controller in cpuset cpu io memory pids; do echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true; done
+else
+  for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller/$name" 2>/dev/null || true; done
+  # A group has no CPUs and no memory until it is given them.
+  for file in cpuset.cpus cpuset.mems; do
+    if [ -e /sys/fs/cgroup/cpuset/$file ]; then cat /sys/fs/cgroup/cpuset/$file >"/sys/fs/cgroup/cpuset/$name/$file"; fi
+  done
+fi
 
 if [ -n "$pods" ]; then
   cat >/etc/cni/net.d/10-pods.conflist <<CNI

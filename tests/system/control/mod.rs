@@ -8,6 +8,7 @@ mod host_traffic;
 mod lockout;
 mod loss;
 mod mesh;
+mod monitoring;
 mod mtu;
 pub(crate) mod nodes;
 mod plans;

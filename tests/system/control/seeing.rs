@@ -8,9 +8,25 @@ use serde_json::Value;
 
 use super::nodes::{Mesh, Node};
 use crate::support::tunnel::Program;
-use crate::support::{SOON, need, wait_for, wait_until};
+use crate::support::{Namespace, SOON, need, wait_for, wait_until};
 
 const ADIT: &str = env!("CARGO_BIN_EXE_adit");
+
+/// Gets a path by HTTP in a namespace, and returns status and body; `None` if nobody listens, or stops to listen before the answer.
+pub(super) fn get(namespace: &Namespace, place: &'static str, path: &str) -> Option<(u16, String)> {
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {place}\r\n\r\n");
+    let text = namespace.enter(move || {
+        let mut stream = TcpStream::connect(place).ok()?;
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        Some(text)
+    })?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Some((status, body.to_owned()))
+}
 
 impl Node {
     /// Runs a command that looks at this node, and returns whether it found all well and what it printed.
@@ -27,18 +43,7 @@ impl Node {
 
     /// Asks the agent by HTTP, and returns status and body; `None` if nobody listens, or stops to listen before the answer.
     fn ask(&self, path: &str) -> Option<(u16, String)> {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n");
-        let text = self.namespace.enter(move || {
-            let mut stream = TcpStream::connect("127.0.0.1:9586").ok()?;
-            stream.set_read_timeout(Some(SOON)).unwrap();
-            stream.write_all(request.as_bytes()).ok()?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).ok()?;
-            Some(text)
-        })?;
-        let (head, body) = text.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Some((status, body.to_owned()))
+        get(&self.namespace, "127.0.0.1:9586", path)
     }
 
     /// Returns the samples of the agent's metrics: name with labels, and value.
