@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use crate::config::Prefix;
 #[cfg(feature = "control")]
 use crate::control::api::Mode;
+#[cfg(feature = "control")]
 use crate::control::cni;
 use crate::crypto::aead::Tier;
 use crate::device::Spill;
