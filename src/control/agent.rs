@@ -236,6 +236,10 @@ impl Agent {
             if wake.ways {
                 self.take_ways();
             }
+            if let Some(cni) = self.cni.as_ref().filter(|_| wake.cni) {
+                cni.take();
+                self.publish();
+            }
         }
     }
 
@@ -248,12 +252,9 @@ impl Agent {
 
     fn wait(&self, signals: &Signals) -> io::Result<Wake> {
         let source = self.parts.source.fd();
-        let mut fds = [
-            PollFd::new(signals, PollFlags::IN),
-            PollFd::from_borrowed_fd(source, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.data_planes.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.ways.as_fd(), PollFlags::IN),
-        ];
+        let fds = [signals.as_fd(), source, self.data_planes.as_fd(), self.ways.as_fd()].into_iter();
+        let fds = fds.chain(self.cni.as_ref().map(Cni::fd));
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         let told = self.watchdog.as_ref().map(Watchdog::next);
         let leaving = self.leaving.next().filter(|_| self.retry == RETRY_FIRST);
         let until = [self.keep, self.ways_due, told, leaving].into_iter();
@@ -267,8 +268,9 @@ impl Agent {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let [signal, source, data_planes, ways] = fds.map(|fd| !fd.revents().is_empty());
-        Ok(Wake { signal, source, data_planes, ways })
+        let [signal, source, data_planes, ways, cni] =
+            [0, 1, 2, 3, 4].map(|at| fds.get(at).is_some_and(|fd| !fd.revents().is_empty()));
+        Ok(Wake { signal, source, data_planes, ways, cni })
     }
 
     /// Tells whether the socket of our data plane may be another one.
@@ -340,7 +342,9 @@ impl Agent {
             return;
         };
         let settings = &known.topology.settings;
-        if let Some(tunnel) = published(&known.objects, &self.own, settings, settings.mtu.or(self.mtu)) {
+        let registered = self.cni.as_ref().map(Cni::addresses).unwrap_or_default();
+        let mtu = settings.mtu.or(self.mtu);
+        if let Some(tunnel) = published(&known.objects, &self.own, settings, &registered, mtu) {
             self.parts.source.publish(tunnel);
         }
     }
@@ -681,4 +685,5 @@ struct Wake {
     source: bool,
     data_planes: bool,
     ways: bool,
+    cni: bool,
 }

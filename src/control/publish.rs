@@ -1,7 +1,7 @@
 //! What this node says of itself: made from what the cluster knows of it, and its key. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -22,13 +22,20 @@ const CAPABILITIES: [&str; 1] = ["strict/v1"];
 const PREFIXES_MAX: usize = 512;
 
 /// Returns the `NodeTunnel` that this node should have and has not, or has otherwise. `None` if there is nothing to say: it is as it
-/// should be, or the cluster does not know the node, or its pods are to be told and not known yet. `mtu` is that of the tunnel's interface; while that is not known, what was said stays.
-pub fn published(objects: &Objects, own: &Own, settings: &Settings, mtu: Option<u32>) -> Option<Value> {
+/// should be, or the cluster does not know the node, or its pods are to be told and not known yet. `registered` are addresses of pods that
+/// the cluster does not know of before they have their network. `mtu` is that of the tunnel's interface; while that is not known, what was said stays.
+pub fn published(
+    objects: &Objects,
+    own: &Own,
+    settings: &Settings,
+    registered: &BTreeSet<IpAddr>,
+    mtu: Option<u32>,
+) -> Option<Value> {
     let node = objects.nodes.get(&own.name)?;
     let mtu = mtu.or_else(|| objects.tunnels.get(&own.name)?.mtu);
     let mut pod_prefixes = node.pod_prefixes.clone();
     if settings.pod_addresses == PodAddresses::Pods {
-        pod_prefixes.extend(outside(node, objects.pods.as_ref()?, &own.name));
+        pod_prefixes.extend(outside(node, objects.pods.as_ref()?, registered, &own.name));
     }
     let value = tunnel(node, own, settings, mtu, &pod_prefixes);
     let Ok(Object::Tunnel(_, wanted)) = read::object(&value) else { return None };
@@ -37,9 +44,14 @@ pub fn published(objects: &Objects, own: &Own, settings: &Settings, mtu: Option<
 }
 
 /// Returns the addresses of a node's pods that are outside of its blocks, in order, as far as they can be told.
-fn outside(node: &Node, pods: &BTreeMap<String, Pod>, name: &str) -> Vec<Prefix> {
-    let own = pods.values().filter(|pod| pod.node == name);
-    let hosts: BTreeSet<_> = own.flat_map(|pod| &pod.addresses).map(|addr| Prefix::host(*addr)).collect();
+fn outside(
+    node: &Node,
+    pods: &BTreeMap<String, Pod>,
+    registered: &BTreeSet<IpAddr>,
+    name: &str,
+) -> Vec<Prefix> {
+    let own = pods.values().filter(|pod| pod.node == name).flat_map(|pod| &pod.addresses);
+    let hosts: BTreeSet<_> = own.chain(registered).map(|addr| Prefix::host(*addr)).collect();
     let outside = hosts.into_iter().filter(|host| !node.pod_prefixes.iter().any(|block| block.covers(host)));
     outside.take(PREFIXES_MAX.saturating_sub(node.pod_prefixes.len())).collect()
 }
@@ -91,8 +103,6 @@ fn says_the_same(actual: &Tunnel, wanted: &Tunnel) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::*;
     use crate::crypto::x25519::PublicKey;
 
@@ -112,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_node_says_what_the_cluster_knows_of_it_and_its_key() {
-        let value = published(&objects(), &own(), &Settings::default(), None).unwrap();
+        let value = published(&objects(), &own(), &Settings::default(), &BTreeSet::new(), None).unwrap();
         assert_eq!(value["metadata"]["ownerReferences"][0]["uid"], "u");
         let Ok(Object::Tunnel(name, tunnel)) = read::object(&value) else { panic!("{value}") };
         assert_eq!((name.as_str(), tunnel.active), ("a", Some(PublicKey::new([7; 32]))));
@@ -131,26 +141,30 @@ mod tests {
     #[test]
     fn what_is_said_already_is_not_said_again_and_what_was_changed_is() {
         let mut objects = objects();
-        let value = published(&objects, &own(), &Settings::default(), None).unwrap();
+        let value = published(&objects, &own(), &Settings::default(), &BTreeSet::new(), None).unwrap();
         objects.insert(read::object(&value).unwrap());
         objects.tunnels.get_mut("a").unwrap().created = "2026-01-01T00:00:00Z".to_owned();
-        assert_eq!(published(&objects, &own(), &Settings::default(), None), None);
+        assert_eq!(published(&objects, &own(), &Settings::default(), &BTreeSet::new(), None), None);
         // An MTU that is known is said, and stays said when it is not known any more.
-        let wide = published(&objects, &own(), &Settings::default(), Some(1440)).unwrap();
+        let wide = published(&objects, &own(), &Settings::default(), &BTreeSet::new(), Some(1440)).unwrap();
         assert_eq!(wide["spec"]["mtu"], 1440);
         objects.insert(read::object(&wide).unwrap());
-        assert_eq!(published(&objects, &own(), &Settings::default(), None), None);
+        assert_eq!(published(&objects, &own(), &Settings::default(), &BTreeSet::new(), None), None);
         objects.tunnels.get_mut("a").unwrap().mtu = None;
         objects.tunnels.get_mut("a").unwrap().pod_prefixes.pop();
-        assert_eq!(published(&objects, &own(), &Settings::default(), None), Some(value));
+        assert_eq!(published(&objects, &own(), &Settings::default(), &BTreeSet::new(), None), Some(value));
         objects.nodes.clear();
-        assert_eq!(published(&objects, &own(), &Settings::default(), None), None);
+        assert_eq!(published(&objects, &own(), &Settings::default(), &BTreeSet::new(), None), None);
     }
     #[test]
     fn addresses_of_its_pods_outside_its_blocks_are_said_if_that_is_wanted_and_they_are_known() {
         let mut objects = objects();
         let settings = Settings { pod_addresses: PodAddresses::Pods, ..Settings::default() };
-        assert_eq!(published(&objects, &own(), &settings, None), None, "the pods are not known yet");
+        assert_eq!(
+            published(&objects, &own(), &settings, &BTreeSet::new(), None),
+            None,
+            "the pods are not known yet"
+        );
         let pod = |node: &str, addresses: &[&str]| Pod {
             node: node.to_owned(),
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
@@ -163,7 +177,8 @@ mod tests {
         ];
         objects.pods = Some(pods.map(|(name, pod)| (name.to_owned(), pod)).into());
         let said = |objects: &Objects, settings: &Settings| {
-            published(objects, &own(), settings, None).unwrap()["spec"]["podPrefixes"].clone()
+            published(objects, &own(), settings, &BTreeSet::new(), None).unwrap()["spec"]["podPrefixes"]
+                .clone()
         };
         let blocks = ["10.244.1.0/24", "fd00:1::/64"];
         assert_eq!(
@@ -171,6 +186,11 @@ mod tests {
             json!([blocks[0], blocks[1], "10.7.0.3/32", "10.7.0.9/32", "fd00:9::9/128"])
         );
         assert_eq!(said(&objects, &Settings::default()), json!(blocks));
+        let registered = ["10.7.0.5", "10.244.1.9"].map(|text| text.parse().unwrap()).into();
+        let known = published(&objects, &own(), &settings, &registered, None).unwrap();
+        let prefixes =
+            json!([blocks[0], blocks[1], "10.7.0.3/32", "10.7.0.5/32", "10.7.0.9/32", "fd00:9::9/128"]);
+        assert_eq!(known["spec"]["podPrefixes"], prefixes, "with one that is about to have its network");
         let many =
             (0..=u16::MAX).take(600).map(|n| std::net::Ipv4Addr::from(0x0a08_0000 + u32::from(n)).into());
         let many = Pod { node: "a".to_owned(), addresses: many.collect() };

@@ -15,8 +15,10 @@ pub mod pods;
 pub mod protocol;
 mod server;
 
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,7 +27,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tokio::sync::watch;
 
 use self::pods::Pods;
-use self::server::Server;
+use self::server::{Server, Shared};
 use crate::sys::watch::Changes;
 
 pub use barrier::Facts;
@@ -54,8 +56,9 @@ pub struct Options {
 
 /// The threads: one answers the plugin, one keeps the runtime's configuration. They end, and the socket goes, when this is dropped; pods
 /// stay registered, and the runtime's configuration as it is.
-#[derive(Debug)]
 pub struct Cni {
+    /// Who is on this node.
+    shared: Arc<Shared>,
     /// Gone when the threads are to end.
     facts: Option<watch::Sender<Option<Facts>>>,
     /// Wakes the one that keeps the configuration.
@@ -72,7 +75,8 @@ impl Cni {
         let (facts, latest) = watch::channel(None);
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let server = Server::open(&options, Pods::open(&state.join("pods"))?, latest.clone())?;
-        let mut this = Self { facts: Some(facts), wake: Arc::clone(&wake), threads: Vec::new() };
+        let (shared, facts) = (server.shared(), Some(facts));
+        let mut this = Self { shared, facts, wake: Arc::clone(&wake), threads: Vec::new() };
         this.spawn("cni", move || server.run())?;
         if let Some(directory) = options.configuration.clone() {
             let keeper = Keeper { options, directory, facts: latest, wake, said: String::new() };
@@ -97,6 +101,22 @@ impl Cni {
         if is_news {
             self.wake();
         }
+    }
+
+    /// Returns a descriptor that is readable when [`Self::addresses`] may be others.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.shared.news()
+    }
+
+    /// Takes notice of that.
+    pub fn take(&self) {
+        self.shared.take_news();
+    }
+
+    /// Returns the addresses of all pods that are registered, those that are held among them: the other nodes are to know of a pod before
+    /// it has its network.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.shared.addresses()
     }
 
     fn wake(&self) {

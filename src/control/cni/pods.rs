@@ -118,6 +118,11 @@ impl Pods {
         self.all.get(attachment)
     }
 
+    /// Returns the addresses of all pods.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.all.values().flat_map(|pod| &pod.addresses).copied()
+    }
+
     /// Returns how many there are.
     pub fn count(&self) -> usize {
         self.all.len()

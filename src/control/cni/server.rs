@@ -3,16 +3,18 @@
 //! Only root can reach it. Still, whoever asks can have little of it: so many connections at a time, of which the oldest makes room for
 //! the next; seconds for a question and for its answer; a bounded line.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, eventfd};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -34,11 +36,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// What the connections share.
-struct Shared {
+pub(super) struct Shared {
     pods: Mutex<Pods>,
     facts: watch::Receiver<Option<Facts>>,
     /// Where the plugin leaves word of pods that went while nobody listened.
     gone: PathBuf,
+    /// Readable when there are other pods than before.
+    news: OwnedFd,
 }
 
 /// The server, before it runs.
@@ -61,10 +65,16 @@ impl Server {
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = listen(&options.socket)?;
-        let shared =
-            Arc::new(Shared { pods: Mutex::new(pods), facts, gone: options.plugin_state.join("del") });
+        let news = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let gone = options.plugin_state.join("del");
+        let shared = Arc::new(Shared { pods: Mutex::new(pods), facts, gone, news });
         shared.take_word();
         Ok(Self { runtime, listener, path: options.socket.clone(), shared })
+    }
+
+    /// Returns what outlives it.
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 
     /// Serves until nobody can leave word of a look any more.
@@ -147,7 +157,7 @@ impl Shared {
         match question {
             Question::Add(pod, wait) => self.add(pod, wait).await,
             Question::Del(attachment) => {
-                self.pods().remove(&attachment).map_err(Refused::io)?;
+                self.change(|pods| pods.remove(&attachment))?;
                 Ok(Answer::default())
             }
             Question::Check(attachment) => {
@@ -157,7 +167,7 @@ impl Shared {
             }
             Question::Gc(network, valid) => {
                 self.take_word();
-                let count = self.pods().retain(&network, &valid).map_err(Refused::io)?;
+                let count = self.change(|pods| pods.retain(&network, &valid))?;
                 if count > 0 {
                     tracing::info!(count, network, "pods that are gone are forgotten");
                 }
@@ -173,14 +183,14 @@ impl Shared {
     /// Registers a pod, and waits until it may have its network.
     async fn add(&self, pod: Pod, wait: Duration) -> Result<Answer, Refused> {
         let Pod { attachment, addresses, .. } = pod.clone();
-        self.pods().add(pod).map_err(Refused::io)?;
+        self.change(|pods| pods.add(pod))?;
         let mut facts = self.facts.clone();
         // How it stands by then is what counts.
         let _ = timeout(wait, facts.wait_for(|facts| open(facts.as_ref(), &addresses).is_ok())).await;
         let answer = open(facts.borrow().as_ref(), &addresses);
         if let Err(obstacle) = &answer {
             tracing::warn!(container = attachment.container, %obstacle, "a pod is held");
-            self.pods().remove(&attachment).map_err(Refused::io)?;
+            self.change(|pods| pods.remove(&attachment))?;
         }
         answer.map_err(Refused::later)
     }
@@ -204,11 +214,40 @@ impl Shared {
         for entry in entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b".")) {
             let attachment =
                 fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice::<Attachment>(&text).ok());
-            let removed = attachment.map_or(Ok(false), |attachment| self.pods().remove(&attachment));
-            if let Err(error) = removed.and_then(|_| fs::remove_file(entry.path())) {
+            let removed = match attachment {
+                Some(attachment) => self.change(|pods| pods.remove(&attachment)).map(drop),
+                None => Ok(()),
+            };
+            // What is known twice does no harm.
+            let Ok(()) = removed else { continue };
+            if let Err(error) = fs::remove_file(entry.path()) {
                 tracing::warn!(file = %entry.path().display(), %error, "a pod that went cannot be forgotten");
             }
         }
+    }
+
+    /// Changes the pods, and has that noticed.
+    fn change<T>(&self, act: impl FnOnce(&mut Pods) -> io::Result<T>) -> Result<T, Refused> {
+        let done = act(&mut self.pods()).map_err(Refused::io);
+        // An eventfd takes the first write at once.
+        let _ = rustix::io::write(&self.news, &1_u64.to_ne_bytes());
+        done
+    }
+
+    /// Returns a descriptor that is readable when there are other pods than before.
+    pub(super) fn news(&self) -> BorrowedFd<'_> {
+        self.news.as_fd()
+    }
+
+    /// Takes notice of that.
+    pub(super) fn take_news(&self) {
+        // Empty already is as good.
+        let _ = rustix::io::read(&self.news, &mut [0; 8]);
+    }
+
+    /// Returns the addresses of all pods.
+    pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.pods().addresses().collect()
     }
 
     fn pods(&self) -> MutexGuard<'_, Pods> {
@@ -369,6 +408,7 @@ mod tests {
         lab.start();
         lab.tell(facts());
         assert_eq!(lab.check("one"), json!({ "mtu": 1420 }));
+        assert_eq!(lab.cni.as_ref().unwrap().addresses(), ["10.244.1.5".parse().unwrap()].into());
         assert_eq!(lab.check("two")["code"], 101);
         assert_eq!(fs::read_dir(lab.directory.join("del")).unwrap().count(), 0);
         let gc = json!({ "command": "gc", "network": "n", "valid": [{ "containerID": "three", "ifname": "eth0" }] });

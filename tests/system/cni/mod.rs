@@ -4,6 +4,7 @@ mod chained;
 mod cnitool;
 mod first_packet;
 mod main_mode;
+mod published;
 pub(crate) mod runtime;
 mod setup;
 

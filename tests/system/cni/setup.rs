@@ -64,11 +64,18 @@ impl Lab {
             ("ADIT_STATE", node.state.path().to_str().unwrap()),
             ("ADIT_RUN", node.state.path().to_str().unwrap()),
             ("ADIT_INTERFACE", &node.interface),
-            ("ADIT_OBJECTS", self.mesh.objects.path().to_str().unwrap()),
             ("ADIT_CNI_SOCKET", &socket),
             ("ADIT_CNI_STATE", &state),
         ];
-        node.namespace.spawn_with(env!("CARGO_BIN_EXE_adit"), &["agent"], &[&own, variables].concat())
+        // Those of a cluster, if there is one.
+        let objects = [("ADIT_OBJECTS", self.mesh.objects.path().to_str().unwrap())];
+        let is_in_cluster = variables.iter().any(|(name, _)| *name == "KUBECONFIG");
+        let objects = if is_in_cluster { &[][..] } else { &objects };
+        node.namespace.spawn_with(
+            env!("CARGO_BIN_EXE_adit"),
+            &["agent"],
+            &[&own, objects, variables].concat(),
+        )
     }
 
     /// Waits until pods can be added.

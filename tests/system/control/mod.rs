@@ -11,7 +11,7 @@ mod mesh;
 mod monitoring;
 mod mtu;
 pub(crate) mod nodes;
-mod plans;
+pub(crate) mod plans;
 mod scope;
 mod security;
 mod seeing;

@@ -7,7 +7,7 @@ use crate::support::{SOON, need, wait_until};
 
 /// Starts a control plane with the definitions and a `TunnelConfig`, and makes the nodes' own objects.
 #[track_caller]
-pub(super) fn start(mesh: &Mesh, config: &str) -> Option<ControlPlane> {
+pub(crate) fn start(mesh: &Mesh, config: &str) -> Option<ControlPlane> {
     let plane = ControlPlane::start(&mesh.fabric)?;
     plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/crds.yaml")]);
     plane.kubectl(&[
