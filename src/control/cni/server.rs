@@ -274,7 +274,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::super::{Cni, conflist};
+    use crate::control::cni::{Cni, conflist};
     use super::*;
     use crate::control::api::{Mode, OnAgentUnavailable};
 
