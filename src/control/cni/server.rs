@@ -274,9 +274,9 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use crate::control::cni::{Cni, conflist};
     use super::*;
     use crate::control::api::{Mode, OnAgentUnavailable};
+    use crate::control::cni::{Cni, conflist};
 
     /// A server in a directory that goes with the test.
     struct Lab {

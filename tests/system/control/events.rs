@@ -11,7 +11,10 @@ fn what_happens_to_a_node_is_told_in_events() {
     need!("ip", "wg", "ping", "setpriv");
     let mut mesh = Mesh::new(3);
     let Some(plane) = start(&mesh, "{mode: Strict}") else { return };
-    plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/rbac.yaml")]);
+    for name in ["namespace", "rbac"] {
+        let manifest = format!("{}/cni/manifests/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+        plane.kubectl(&["apply", "-f", &manifest]);
+    }
     let tokens: Vec<_> = mesh.nodes.iter().map(|node| token_of(&plane, node.number)).collect();
     let start_agent = |node: &mut Node| {
         let token = tokens[node.number - 1].to_str().unwrap();
