@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::api::{Backend, Mode, NodeTunnelStatus, PodAddresses};
+use super::api::{Backend, HostTraffic, Mode, NodeTunnelStatus, PodAddresses};
 use super::cni::{self, Cni, Facts};
 use super::data_plane::DataPlane;
 use super::firewall::Firewall;
@@ -31,7 +31,7 @@ use super::metrics::server::{Server, places};
 use super::metrics::{self, Watched};
 use super::mtu::{Note, Ways};
 use super::objects::{Fault, Objects};
-use super::plan::Routes;
+use super::plan::{Kind, Routes};
 use super::preflight::{self, Wanted};
 use super::publish::published;
 use super::read;
@@ -39,9 +39,10 @@ use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane}
 use super::status::{self, Outcome};
 use super::store::Store;
 use super::topology::{Own, Topology, topology};
+use super::translated;
 use super::uapi_client::Failed;
 use super::watch::Source;
-use crate::config::Snapshot;
+use crate::config::{Prefix, Snapshot};
 use crate::crypto::x25519::PrivateKey;
 use crate::sys::clock;
 use crate::sys::netlink::Netlink;
@@ -114,6 +115,8 @@ pub struct Agent {
     note: Note,
     /// Peers with a session, if the data plane answered the last time.
     up: Option<usize>,
+    /// The prefixes that were led into the tunnel at the last look, with nothing past it.
+    tunnelled: BTreeSet<Prefix>,
     /// What waits until it is removed.
     leaving: Leaving,
     /// What was found at the last look, and which peers were silent.
@@ -184,6 +187,7 @@ impl Agent {
             next: Duration::ZERO,
             is_periodic: false,
             up: None,
+            tunnelled: BTreeSet::new(),
             leaving: Leaving::default(),
             findings: Findings::default(),
             silence: Silence::default(),
@@ -642,7 +646,31 @@ impl Agent {
             self.leaving = Leaving::default();
         }
         self.endpoints = plan.endpoints;
+        self.forget_translated();
         Ok(())
+    }
+
+    /// Lets connections begin anew whose packets are led into the tunnel from here on, if their answers would be dropped.
+    fn forget_translated(&mut self) {
+        let Some(Known { topology, .. }) = &self.known else { return };
+        let settings = &topology.settings;
+        let is_concerned = settings.mode == Mode::Strict && settings.host_traffic != HostTraffic::Encrypt;
+        let entries =
+            topology.routes.entries.iter().filter(|entry| is_concerned && entry.kind == Kind::Unicast);
+        let now: BTreeSet<_> = entries.map(|entry| entry.prefix).collect();
+        let new = now.difference(&self.tunnelled).copied().collect::<BTreeSet<_>>();
+        self.tunnelled = now;
+        if new.is_empty() {
+            return;
+        }
+        let own = self.own.links.iter().map(|(addr, _)| *addr);
+        let own: Vec<_> = own.filter(|addr| !topology.addresses.contains(addr)).collect();
+        match translated::forget(&new, &own) {
+            Ok(0) => {}
+            Ok(connections) => tracing::info!(connections, "connections begin anew, through the tunnel"),
+            // Where none are tracked, none are translated.
+            Err(error) => tracing::debug!(%error, "connections cannot be listed"),
+        }
     }
 
     /// Closes what would lead into nothing.

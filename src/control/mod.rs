@@ -12,6 +12,7 @@
 //! - [`objects`], [`read`]: what is known of the cluster; one bad field costs only itself.
 //! - [`settings`], [`topology`]: objects → what this node should do. Pure.
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
+//! - [`translated`]: connections that a new way breaks.
 //! - [`leaving`]: what waits until it is removed. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 //! - [`route`], [`firewall`], [`link`]: what leads the kernel from what it has to what the plan says, and the taking of those steps.
@@ -59,5 +60,6 @@ pub mod settings;
 pub mod status;
 pub mod store;
 pub mod topology;
+pub mod translated;
 pub mod uapi_client;
 pub mod watch;

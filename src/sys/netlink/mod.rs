@@ -26,6 +26,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+pub mod conntrack;
 mod monitor;
 pub mod nftables;
 mod raw;

@@ -1,8 +1,13 @@
 //! Messages and attributes of netlink as bytes, for the families that no library is used for.
 
 use std::fmt;
+use std::io;
 
-use zeroize::Zeroize;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
+use netlink_sys::{Socket, SocketAddr};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{ATTEMPTS, RECEIVE_LEN};
 
 /// `NLMSG_ERROR`, which is an acknowledgement if its code is 0.
 const ERROR: u16 = 2;
@@ -45,6 +50,11 @@ impl Attributes {
         self.0.len()
     }
 
+    #[cfg(test)]
+    pub(in crate::sys::netlink) fn to_bytes(&self) -> Vec<u8> {
+        self.0.clone()
+    }
+
     pub(in crate::sys::netlink) fn append(&mut self, other: &Self) {
         self.0.extend(&other.0);
     }
@@ -59,6 +69,11 @@ impl Attributes {
 
     pub(in crate::sys::netlink) fn text(self, kind: u16, value: &str) -> Self {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat())
+    }
+
+    /// Appends a list as it was received.
+    pub(in crate::sys::netlink) fn nest_bytes(self, kind: u16, inner: &[u8]) -> Self {
+        self.bytes(kind | NESTED, inner)
     }
 
     pub(in crate::sys::netlink) fn nest(self, kind: u16, inner: Self) -> Self {
@@ -116,6 +131,72 @@ impl Drop for Message {
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Message(kind {:#x}, {} bytes)", self.kind, self.body.len())
+    }
+}
+
+/// A socket for requests, one after the other.
+pub(in crate::sys::netlink) struct Requests {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Requests {
+    /// Opens a socket of a family of netlink.
+    pub(in crate::sys::netlink) fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Asks for one thing, for a list by `NLM_F_DUMP`, or for a change by `NLM_F_ACK`, and returns the attributes of each reply.
+    pub(in crate::sys::netlink) fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        general: [u8; 4],
+        attributes: &Attributes,
+    ) -> io::Result<Vec<Zeroizing<Vec<u8>>>> {
+        let message = Message::new(kind, NLM_F_REQUEST | flags, general, attributes);
+        for _ in 0..ATTEMPTS {
+            self.sequence = self.sequence.wrapping_add(1);
+            let mut bytes = Zeroizing::new(Vec::with_capacity(attributes.len() + 64));
+            message.append_to(&mut bytes, self.sequence, 0);
+            self.socket.send(&bytes, 0)?;
+            if let Some(replies) = self.replies(flags & (NLM_F_DUMP | NLM_F_ACK) == 0)? {
+                return Ok(replies);
+            }
+        }
+        Err(io::Error::other("what was listed kept changing"))
+    }
+
+    /// Receives the replies to the last request; `None` if they are a list that changed meanwhile.
+    fn replies(&self, is_question: bool) -> io::Result<Option<Vec<Zeroizing<Vec<u8>>>>> {
+        let mut all = Some(Vec::new());
+        let mut buffer = Zeroizing::new(Vec::with_capacity(RECEIVE_LEN));
+        loop {
+            buffer.clear();
+            self.socket.recv(&mut *buffer, 0)?;
+            for reply in replies(&buffer) {
+                if reply.sequence != self.sequence {
+                    continue;
+                }
+                if reply.flags & NLM_F_DUMP_INTR != 0 {
+                    all = None;
+                }
+                match reply.error {
+                    Some(0) => return Ok(all),
+                    Some(code) => return Err(io::Error::from_raw_os_error(-code)),
+                    None => {}
+                }
+                if let Some(all) = &mut all {
+                    all.push(Zeroizing::new(reply.attributes.to_vec()));
+                }
+                if is_question {
+                    return Ok(all);
+                }
+            }
+        }
     }
 }
 

@@ -7,13 +7,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_sys::protocols::NETLINK_GENERIC;
-use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use zeroize::Zeroizing;
 
-use super::raw::{self, Attributes, Message, attributes, nested};
-use super::{ATTEMPTS, RECEIVE_LEN};
+use super::raw::{Attributes, Requests, attributes, nested};
 
 // linux/genetlink.h
 const GENL_ID_CTRL: u16 = 16;
@@ -134,9 +132,8 @@ pub struct PeerEdit<'a> {
 
 /// A socket for requests to the kernel's WireGuard.
 pub struct Wireguard {
-    socket: Socket,
+    requests: Requests,
     family: u16,
-    sequence: u32,
 }
 
 impl Wireguard {
@@ -145,10 +142,7 @@ impl Wireguard {
     /// # Errors
     /// `ENOENT` if the kernel has no WireGuard, or none loaded; if no descriptor is left.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_GENERIC)?;
-        socket.bind_auto()?;
-        socket.connect(&NetlinkAddr::new(0, 0))?;
-        let mut this = Self { socket, family: GENL_ID_CTRL, sequence: 0 };
+        let mut this = Self { requests: Requests::open(NETLINK_GENERIC)?, family: GENL_ID_CTRL };
         let name = Attributes::new().text(CTRL_ATTR_FAMILY_NAME, "wireguard");
         let replies = this.request(CTRL_CMD_GETFAMILY, 0, &name)?;
         let family = replies.iter().find_map(|reply| nested(reply, CTRL_ATTR_FAMILY_ID)?.first_chunk());
@@ -184,53 +178,13 @@ impl Wireguard {
         Ok(())
     }
 
-    /// Asks, and returns the attributes of each reply.
     fn request(
         &mut self,
         command: u8,
         flags: u16,
         attributes: &Attributes,
     ) -> io::Result<Vec<Zeroizing<Vec<u8>>>> {
-        let message = Message::new(self.family, NLM_F_REQUEST | flags, [command, VERSION, 0, 0], attributes);
-        for _ in 0..ATTEMPTS {
-            self.sequence = self.sequence.wrapping_add(1);
-            let mut bytes = Zeroizing::new(Vec::with_capacity(attributes.len() + 64));
-            message.append_to(&mut bytes, self.sequence, 0);
-            self.socket.send(&bytes, 0)?;
-            if let Some(replies) = self.replies(flags & (NLM_F_DUMP | NLM_F_ACK) == 0)? {
-                return Ok(replies);
-            }
-        }
-        Err(io::Error::other("what was listed kept changing"))
-    }
-
-    /// Receives the replies to the last request; `None` if they are a list that changed meanwhile.
-    fn replies(&self, is_question: bool) -> io::Result<Option<Vec<Zeroizing<Vec<u8>>>>> {
-        let mut all = Some(Vec::new());
-        let mut buffer = Zeroizing::new(Vec::with_capacity(RECEIVE_LEN));
-        loop {
-            buffer.clear();
-            self.socket.recv(&mut *buffer, 0)?;
-            for reply in raw::replies(&buffer) {
-                if reply.sequence != self.sequence {
-                    continue;
-                }
-                if reply.flags & NLM_F_DUMP_INTR != 0 {
-                    all = None;
-                }
-                match reply.error {
-                    Some(0) => return Ok(all),
-                    Some(code) => return Err(io::Error::from_raw_os_error(-code)),
-                    None => {}
-                }
-                if let Some(all) = &mut all {
-                    all.push(Zeroizing::new(reply.attributes.to_vec()));
-                }
-                if is_question {
-                    return Ok(all);
-                }
-            }
-        }
+        self.requests.ask(self.family, flags, [command, VERSION, 0, 0], attributes)
     }
 }
 
@@ -430,6 +384,7 @@ fn array<const N: usize>(value: &[u8]) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::netlink::raw::{self, Message};
 
     fn allowed(text: &str) -> AllowedIp {
         let (addr, len) = text.split_once('/').unwrap();

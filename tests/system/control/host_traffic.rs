@@ -26,7 +26,7 @@ const CLASSES: [(&str, bool, &str, [Frames; 3]); 7] = [
 ];
 
 /// Makes a pod at 10.244.N.9, in a namespace of its own.
-fn pod(node: &Node) -> Namespace {
+pub(super) fn pod(node: &Node) -> Namespace {
     let pod = Namespace::new();
     let n = node.number;
     let (gateway, addr) = (format!("10.244.{n}.254"), format!("10.244.{n}.9/24"));
@@ -36,7 +36,7 @@ fn pod(node: &Node) -> Namespace {
     pod
 }
 
-fn publish(mesh: &Mesh, node: &Node) {
+pub(super) fn publish(mesh: &Mesh, node: &Node) {
     let (n, key) = (node.number, &node.key);
     let text = format!(
         "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node{n}}}\nspec:\n  \
@@ -46,7 +46,7 @@ fn publish(mesh: &Mesh, node: &Node) {
     mesh.write(&format!("node{n}"), &text);
 }
 
-fn config(mesh: &Mesh, mode: &str, host_traffic: &str) {
+pub(super) fn config(mesh: &Mesh, mode: &str, host_traffic: &str) {
     let text = format!(
         "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {{name: default}}\nspec: {{mode: {mode}, hostTraffic: {host_traffic}, \
         strictGate: Immediate, clusterCIDRs: [10.244.0.0/16], exempt: [apiserver, 10.9.0.3/32]}}\n"

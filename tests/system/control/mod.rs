@@ -15,5 +15,6 @@ pub(crate) mod plans;
 mod scope;
 mod security;
 mod seeing;
+mod translated;
 mod unreliable;
 pub(crate) mod wire;
