@@ -492,8 +492,11 @@ impl Agent {
 
     /// Looks at everything once and sets the moment of the next look.
     fn look(&mut self) {
-        if self.is_periodic && self.parts.source.look_again() {
-            self.learn();
+        if self.is_periodic {
+            self.ways.look_anew();
+            if self.parts.source.look_again() {
+                self.learn();
+            }
         }
         self.up = None;
         self.serve_metrics();

@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::plan::Routes;
-use crate::sys::netlink::{Event, Groups, LocalAddress, Monitor, Netlink};
+use crate::sys::netlink::{Event, Groups, Link, LocalAddress, Monitor, Netlink};
 
 /// What IPv4 asks of every link (RFC 791 §3.1).
 const LEAST: u32 = 576;
@@ -33,9 +33,19 @@ pub struct Ways {
     monitor: Monitor,
     /// The links that they use, each with what was seen of it: its MTU, and whether it is switched on.
     links: BTreeMap<u32, (u32, bool)>,
+    /// What was found, until something happens to it: a thousand ways need not be asked for because of one change of the objects.
+    found: Option<Found>,
     /// The tunnel's interface, and its index as of the last look.
     followed: String,
     interface: Option<u32>,
+}
+
+/// Links and ways as of the last time that they were asked for.
+struct Found {
+    mark: u32,
+    links: BTreeMap<u32, Link>,
+    /// The interface by which a peer is reached, and the route's own MTU; `None` if nothing leads there.
+    ways: BTreeMap<IpAddr, Option<(u32, Option<u32>)>>,
 }
 
 /// What may have changed.
@@ -58,6 +68,7 @@ impl Ways {
             netlink: Netlink::open()?,
             monitor,
             links: BTreeMap::new(),
+            found: None,
             followed: String::new(),
             interface: None,
         })
@@ -78,6 +89,9 @@ impl Ways {
                     news.ways |= is_other(self.links.get(&link.index), link.mtu, link.up);
                     news.interface |=
                         self.followed == link.name && self.interface.replace(link.index) != Some(link.index);
+                    if let Some(found) = &mut self.found {
+                        found.links.insert(link.index, link);
+                    }
                 }
                 Event::LinkGone(index) => {
                     news.ways |= self.links.contains_key(&index);
@@ -92,7 +106,15 @@ impl Ways {
                 Event::Rule => {}
             }
         }
+        if news.ways {
+            self.look_anew();
+        }
         news
+    }
+
+    /// Has everything asked for again the next time, whether or not anything was told.
+    pub fn look_anew(&mut self) {
+        self.found = None;
     }
 
     /// Returns the addresses of all links, each with the length of its prefix, in order.
@@ -115,8 +137,11 @@ impl Ways {
         has_ipv6: bool,
     ) -> Option<u32> {
         self.links.clear();
-        let links: BTreeMap<_, _> =
-            self.netlink.links().ok()?.into_iter().map(|link| (link.index, link)).collect();
+        if self.found.as_ref().is_none_or(|found| found.mark != mark) {
+            let links = self.netlink.links().ok()?.into_iter().map(|link| (link.index, link)).collect();
+            self.found = Some(Found { mark, links, ways: BTreeMap::new() });
+        }
+        let Some(Found { links, ways, .. }) = &mut self.found else { return None };
         self.interface = links.values().find(|link| link.name == self.followed).map(|link| link.index);
         let mut narrowest: Option<u32> = None;
         let mut see = |interface: u32, mtu: Option<u32>, is_ipv6: bool| {
@@ -126,10 +151,12 @@ impl Ways {
             let inner = outer.saturating_sub(overhead(is_ipv6));
             narrowest = Some(narrowest.map_or(inner, |narrowest| narrowest.min(inner)));
         };
+        ways.retain(|peer, _| peers.contains(peer));
         for peer in peers {
+            let ask = || self.netlink.way_towards(*peer, mark).ok().map(|way| (way.interface, way.mtu));
             // A peer that nothing leads to has no say.
-            if let Ok(way) = self.netlink.way_towards(*peer, mark) {
-                see(way.interface, way.mtu, peer.is_ipv6());
+            if let Some((interface, mtu)) = *ways.entry(*peer).or_insert_with(ask) {
+                see(interface, mtu, peer.is_ipv6());
             }
         }
         if peers.is_empty() {
@@ -242,6 +269,12 @@ mod tests {
             let [wide, narrow] = ["wide", "narrow"].map(|name| netlink.link(name).unwrap().index);
             netlink.set_mtu(wide, 8000)?;
             assert!(!ways.take(None).ways);
+            assert_eq!(
+                ways.mtu(&peers(&["10.1.0.2"]), &[], 7, false),
+                Some(7940),
+                "seen, though not in use then"
+            );
+            assert_eq!(ways.mtu(&peers(&["10.2.0.2"]), &[], 7, false), Some(1440));
             netlink.set_mtu(narrow, 1300)?;
             assert!(ways.take(None).ways);
             assert_eq!(ways.mtu(&peers(&["10.2.0.2"]), &[], 7, false), Some(1240));
