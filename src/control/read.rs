@@ -83,8 +83,7 @@ pub fn object(value: &Value) -> Result<Object, NoObject> {
     }
 }
 
-/// Returns objects that are read as these, but for the faults, but for what agents found, and but
-/// for pods: what matters of them is in the node's own object.
+/// Returns objects that are read as these, but for the faults, and but for pods: what matters of them is in the node's own object.
 pub fn values(objects: &Objects) -> Vec<Value> {
     let tunnels = objects.tunnels.iter().map(|(name, tunnel)| tunnel_value(name, tunnel));
     let configs = objects.configs.iter().map(|(name, config)| {
@@ -124,9 +123,17 @@ fn tunnel_value(name: &str, tunnel: &Tunnel) -> Value {
     let endpoints = tunnel.endpoints.iter().map(|endpoint| {
         json!({ "address": endpoint.ip().to_string(), "port": endpoint.port(), "zone": tunnel.zone })
     });
+    // As little as is read of it.
+    let status = tunnel.is_ready.map(|is_ready| {
+        let status = if is_ready { "True" } else { "False" };
+        let conditions =
+            ["DataplaneReady", "PeersInSync"].map(|kind| json!({ "type": kind, "status": status }));
+        json!({ "conditions": conditions })
+    });
     json!({
         "apiVersion": VERSION,
         "kind": "NodeTunnel",
+        "status": status,
         "metadata": { "name": name, "creationTimestamp": tunnel.created, "labels": tunnel.labels },
         "spec": {
             "keys": tunnel.keys.iter().map(key).collect::<Vec<_>>(),
@@ -515,6 +522,10 @@ mod tests {
         });
         let mut objects = Objects::default();
         objects.insert(object(&text).unwrap());
+        for (name, is_ready) in [("ready", true), ("unready", false)] {
+            let tunnel = Tunnel { is_ready: Some(is_ready), ..Tunnel::default() };
+            objects.insert(Object::Tunnel(name.to_owned(), tunnel));
+        }
         let settings = config_of(json!({
             "mode": "Strict", "clusterCIDRs": ["Auto"], "mtu": 1400, "routing": { "table": "Auto" }, "persistentKeepalive": "25s",
         }));

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::config::{PeerSnapshot, Snapshot, Statistics};
 use crate::control::firewall::Counters;
 use crate::control::session::{self, Session};
+use crate::control::status;
 use crate::control::topology::Topology;
 use crate::crypto::x25519::PublicKey;
 
@@ -128,6 +129,9 @@ pub struct NodeReport {
     /// Why it is not what it should be, if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
+    /// The nodes that Strict waits for, and why, if it is wanted and waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strict_waits_for: Option<String>,
     /// The nodes that are not talked to through the tunnel.
     pub not_encrypted: Vec<NotEncrypted>,
     /// What the kernel has; `None` if that cannot be looked at.
@@ -267,6 +271,7 @@ impl NodeReport {
             name,
             mode: format!("{:?}", topology.settings.mode),
             degraded: topology.degraded.as_ref().map(ToString::to_string),
+            strict_waits_for: (!topology.waits_for.is_empty()).then(|| status::named(&topology.waits_for)),
             not_encrypted: not_encrypted.collect(),
             kernel,
             kernel_error,

@@ -55,6 +55,9 @@ fn write_node(text: &mut String, node: &NodeReport) -> fmt::Result {
     if let Some(degraded) = &node.degraded {
         line(text, "degraded", degraded)?;
     }
+    if let Some(nodes) = &node.strict_waits_for {
+        line(text, "Strict", &format!("waits for {nodes}"))?;
+    }
     let others = node.not_encrypted.iter().map(|other| {
         let how = if other.dropped { "dropped" } else { "in clear" };
         format!("{} ({}, {how})", other.node, other.reason)

@@ -109,6 +109,11 @@ fn strict_takes_effect_once_every_node_is_ready_and_stays() {
     let has_blackholes =
         |node: &super::nodes::Node| node.namespace.ip("route show table 8365").contains("blackhole");
     assert!(!has_blackholes(first));
+    let status = ["status", &first.interface, "--state", first.state.path().to_str().unwrap()];
+    wait_until("the same on the node", SOON, || {
+        let (_, text) = first.namespace.try_run(env!("CARGO_BIN_EXE_adit"), &status);
+        text.contains("mode Permissive") && text.contains("waits for node3 (NotPublished)\n")
+    });
     // An agent that is started anew goes on waiting.
     drop(first.agent.take());
     first.start_agent_with("KUBECONFIG", &plane.kubeconfig());
