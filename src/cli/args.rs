@@ -323,6 +323,10 @@ pub(super) struct PreflightArgs {
     #[arg(long, env = "ADIT_OBJECTS", value_name = "DIR")]
     pub(super) objects: Option<PathBuf>,
 
+    /// How the cluster is reached, as kubectl is told, to ask what an agent may do there [default: as a pod of it, if this is one].
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub(super) kubeconfig: Option<PathBuf>,
+
     #[command(flatten)]
     pub(super) places: PlaceArgs,
 

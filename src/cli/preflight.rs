@@ -1,5 +1,6 @@
 //! `adit preflight`: whether this node can do it, for people and for programs.
 
+use std::env;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
@@ -11,6 +12,7 @@ use crate::control::preflight::{Finding, Verdict, Wanted, judge, look};
 use crate::control::read;
 use crate::control::store::Store;
 use crate::control::watch::Source;
+use crate::control::watch::access::Reach;
 use crate::control::watch::directory::Directory;
 
 /// Looks at the node and prints what was found.
@@ -39,6 +41,13 @@ fn wanted(args: &PreflightArgs) -> Result<Wanted, String> {
     wanted.peers.extend(&args.peer);
     wanted.state.clone_from(&args.places.state);
     wanted.sockets.clone_from(&args.places.sockets);
+    let is_pod = || env::var_os("KUBERNETES_SERVICE_HOST").map(|_| Reach::Pod);
+    // Whoever is told by files has no cluster to ask.
+    wanted.cluster = match (&args.objects, &args.kubeconfig) {
+        (Some(_), _) => None,
+        (None, Some(path)) => Some(Reach::Kubeconfig(path.clone())),
+        (None, None) => is_pod(),
+    };
     Ok(wanted)
 }
 

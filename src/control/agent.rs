@@ -419,7 +419,12 @@ impl Agent {
         wanted.settings.interface.clone_from(&known.topology.settings.interface);
         wanted.state = self.parts.store.directory().to_owned();
         wanted.sockets.clone_from(&self.parts.sockets);
-        preflight::log(&wanted);
+        wanted.cluster = self.parts.source.reach();
+        // Who is asked may take his time, and nothing waits for it.
+        let checking = std::thread::Builder::new().name("preflight".to_owned());
+        if let Err(error) = checking.spawn(move || preflight::log(&wanted)) {
+            tracing::warn!(%error, "the node cannot be checked");
+        }
         self.is_checked = true;
     }
 

@@ -77,7 +77,7 @@ impl Host {
         let report: Value =
             serde_json::from_str(&text[..=end]).unwrap_or_else(|error| panic!("{error}: {text}"));
         let checks = report["checks"].as_array().unwrap();
-        assert_eq!(checks.len(), 19, "{text}");
+        assert_eq!(checks.len(), 20, "{text}");
         let word = |check: &Value, field: &str| {
             let word = check[field].as_str().filter(|word| !word.is_empty());
             word.unwrap_or_else(|| panic!("{field} of {check}")).to_owned()

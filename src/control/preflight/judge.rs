@@ -164,7 +164,22 @@ pub(super) const CHECKS: &[Check] = &[
         fix: "set spec.mtu of the TunnelConfig to 60 bytes (IPv4) or 80 (IPv6) less than the smallest MTU on the way; add a missing route",
         judge: path_mtu,
     },
+    Check {
+        id: "rbac",
+        why: "an agent that may not read the objects knows no peers, and one that may not write its own is nobody's peer",
+        fix: "apply rbac.yaml of adit's manifests, and run the agent under the service account adit-agent",
+        judge: rbac,
+    },
 ];
+
+fn rbac(_: &Wanted, facts: &Facts) -> (Verdict, String) {
+    match &facts.refused {
+        None => (Skip, "no cluster is named".to_owned()),
+        Some(Err(error)) => (Warn, format!("the API server cannot be asked: {error}")),
+        Some(Ok(refused)) if refused.is_empty() => (Pass, "all that an agent does is allowed".to_owned()),
+        Some(Ok(refused)) => (Fail, format!("not allowed: {}", refused.join(", "))),
+    }
+}
 
 fn capability(_: &Wanted, facts: &Facts) -> (Verdict, String) {
     match facts.is_capable {
@@ -518,6 +533,7 @@ mod tests {
             key_modes: (Some(0o600), Some(0o700)),
             has_snapshot: true,
             ways: vec![([10, 9, 0, 2].into(), Ok(link("eth0")))],
+            refused: Some(Ok(Vec::new())),
         };
         (wanted, facts)
     }

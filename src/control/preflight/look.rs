@@ -11,8 +11,10 @@ use std::time::{Duration, SystemTime};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Wanted;
+use crate::control::api::PodAddresses;
 use crate::control::firewall::Guard;
 use crate::control::uapi_client::Client;
+use crate::control::watch::access;
 use crate::sys::clock;
 use crate::sys::netlink::nftables::DroppingChain;
 use crate::sys::netlink::{Link, Netlink, PolicyRule, RouteFilter, TableRoute};
@@ -69,6 +71,8 @@ pub struct Facts {
     pub has_snapshot: bool,
     /// By which interface peers are reached.
     pub ways: Vec<(IpAddr, io::Result<Link>)>,
+    /// What an agent does in the cluster and may not do, in words; `None` where there is no cluster to ask.
+    pub refused: Option<Result<Vec<String>, String>>,
 }
 
 /// A data plane that answers.
@@ -110,6 +114,12 @@ pub fn look(wanted: &Wanted) -> Facts {
             .iter()
             .map(|peer| (*peer, ask(&mut netlink, |netlink| way(netlink, *peer, settings.fwmark, &links))))
             .collect(),
+        refused: wanted.cluster.as_ref().map(|reach| {
+            let refused = access::refused(reach, settings.pod_addresses == PodAddresses::Pods);
+            refused
+                .map(|deeds| deeds.iter().map(ToString::to_string).collect())
+                .map_err(|error| error.to_string())
+        }),
         links,
     }
 }

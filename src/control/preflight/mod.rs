@@ -22,6 +22,7 @@ pub use look::{DataPlane, Facts, look};
 
 use super::objects::Objects;
 use super::settings::Settings;
+use super::watch::access::Reach;
 use crate::config::Prefix;
 
 /// What the node is to be able to do.
@@ -39,6 +40,8 @@ pub struct Wanted {
     pub state: PathBuf,
     /// Where data planes have their configuration sockets.
     pub sockets: PathBuf,
+    /// How the cluster is reached; `None` where there is none, or nobody has said.
+    pub cluster: Option<Reach>,
 }
 
 impl Wanted {

@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, oneshot, watch as latest};
 use tokio::time::sleep;
 
 use super::Source;
+use super::access::Reach;
 use super::follow::{News, Pauses, answer, follow, read_as};
 use crate::control::api::{Mode, NodeTunnel, NodeTunnelStatus, TunnelConfig, TunnelConfigSpec};
 use crate::control::happening::Happening;
@@ -58,6 +59,7 @@ const REPORT_PAUSE: Duration = Duration::from_secs(5);
 /// The objects of a cluster.
 pub struct Cluster {
     shared: Arc<Shared>,
+    reach: Reach,
     api_servers: Vec<IpAddr>,
     published: latest::Sender<Option<Value>>,
     reported: latest::Sender<Option<(String, NodeTunnelStatus)>>,
@@ -129,8 +131,10 @@ impl Cluster {
             });
         })?;
         let api_servers = api_servers.into_iter().collect();
+        let reach = kubeconfig.map_or(Reach::Pod, |path| Reach::Kubeconfig(path.to_owned()));
         Ok(Self {
             shared,
+            reach,
             api_servers,
             published,
             reported,
@@ -177,6 +181,10 @@ impl Source for Cluster {
         &self.api_servers
     }
 
+    fn reach(&self) -> Option<Reach> {
+        Some(self.reach.clone())
+    }
+
     fn want_pods(&mut self, node: &str, is_wanted: bool) {
         let wanted = is_wanted.then(|| node.to_owned());
         self.pods_of.send_if_modified(|before| {
@@ -200,7 +208,11 @@ impl Source for Cluster {
     }
 }
 
-async fn configuration(kubeconfig: Option<&Path>) -> io::Result<Config> {
+/// Returns how the API server is reached.
+///
+/// # Errors
+/// If that is not said, or cannot be read.
+pub(super) async fn configuration(kubeconfig: Option<&Path>) -> io::Result<Config> {
     let Some(path) = kubeconfig else { return Config::incluster().map_err(io::Error::other) };
     let file = Kubeconfig::read_from(path).map_err(io::Error::other)?;
     Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(io::Error::other)

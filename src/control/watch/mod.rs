@@ -1,9 +1,11 @@
 //! Where objects come from. Everything that waits is here; what follows from the objects is decided elsewhere.
 //!
+//! - [`access`]: what an agent does there, and whether it may.
 //! - [`cluster`]: the Kubernetes API.
 //! - `follow`: the objects of one kind there.
 //! - [`directory`]: YAML files, for machines without a cluster.
 
+pub mod access;
 pub mod cluster;
 pub mod directory;
 mod follow;
@@ -34,6 +36,11 @@ pub trait Source {
     /// Returns where the API server is; nothing where there is none.
     fn api_servers(&self) -> &[IpAddr] {
         &[]
+    }
+
+    /// Returns how the cluster is reached; `None` where there is none.
+    fn reach(&self) -> Option<access::Reach> {
+        None
     }
 
     /// Says whether the pods of this node are to be among the objects. A source that has them at hand gives them in any case.

@@ -1,9 +1,12 @@
 //! What an agent may do in the cluster: with the role and the policy that come with adit, and a token as kubelet gets one for its pod.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::cluster::{ControlPlane, as_peer, node_object};
-use super::nodes::Mesh;
+use super::nodes::{Mesh, Node};
 use crate::support::tunnel::Program;
 use crate::support::{SOON, need, wait_until};
 
@@ -153,4 +156,60 @@ fn node9(key: &str) -> String {
     format!(
         "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node9}}\nspec:\n  keys: [{{publicKey: \"{key}\", state: Active}}]\n"
     )
+}
+
+/// Returns the checks that neither pass nor are skipped, with what was seen.
+fn preflight(node: &Node, kubeconfig: &Path) -> BTreeMap<String, (String, String)> {
+    let state = node.state.path().to_str().unwrap();
+    let args = ["preflight", "-o", "json", "--state", state, "--kubeconfig", kubeconfig.to_str().unwrap()];
+    let (_, text) = node.namespace.try_run(env!("CARGO_BIN_EXE_adit"), &args);
+    // Behind the report, on the other stream, is what failed.
+    let end = text.rfind('}').unwrap_or_else(|| panic!("{text}"));
+    let report: Value = serde_json::from_str(&text[..=end]).unwrap();
+    let checks = report["checks"].as_array().unwrap().iter();
+    let word = |check: &Value, field: &str| check[field].as_str().unwrap().to_owned();
+    let found = checks.map(|check| (word(check, "id"), (word(check, "result"), word(check, "evidence"))));
+    found.filter(|(_, (result, _))| result != "pass" && result != "skip").collect()
+}
+
+#[test]
+fn preflight_tells_what_an_agent_may_not_do() {
+    need!("ip", "wg", "setpriv");
+    let mesh = Mesh::new(1);
+    let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
+    plane.kubectl(&["create", "namespace", "adit-system"]);
+    plane.kubectl(&["apply", "-f", &manifest("crds"), "-f", &manifest("rbac")]);
+    plane.apply("node.yaml", &node_object(&mesh.nodes[0]));
+    let token = token_of(&plane, 1);
+    let node = &mesh.nodes[0];
+    let without = |mut found: BTreeMap<String, _>| {
+        found.remove("rbac");
+        found
+    };
+    let healthy = preflight(node, &token);
+    assert_eq!(healthy.get("rbac"), None, "{healthy:?}");
+    for (kind, at, verbs, words) in [
+        ("clusterrole", 0, r#"["get","list","create","patch"]"#, "not allowed: watch nodetunnels.adit.dev"),
+        ("clusterrole", 1, r#"["get"]"#, "not allowed: patch nodetunnels/status.adit.dev"),
+        ("role", 1, r#"["patch"]"#, "not allowed: create events.events.k8s.io in default"),
+    ] {
+        let path = format!("jsonpath={{.rules[{at}].verbs}}");
+        let before = plane.kubectl(&["-n", "default", "get", kind, "adit-agent", "-o", &path]);
+        let patch = |verbs: &str| {
+            let patch = format!(r#"[{{"op":"replace","path":"/rules/{at}/verbs","value":{verbs}}}]"#);
+            plane.kubectl(&["-n", "default", "patch", kind, "adit-agent", "--type=json", "-p", &patch]);
+        };
+        patch(verbs);
+        wait_until(words, SOON, || {
+            let found = preflight(node, &token);
+            assert_eq!(without(found.clone()), without(healthy.clone()));
+            found.get("rbac").is_some_and(|(result, evidence)| result == "fail" && evidence == words)
+        });
+        patch(before.trim());
+        wait_until("all is allowed again", SOON, || !preflight(node, &token).contains_key("rbac"));
+    }
+    // Who cannot ask does not know.
+    let nowhere = plane.write("nowhere", &std::fs::read_to_string(&token).unwrap().replace(":6443", ":6444"));
+    let found = preflight(node, &nowhere);
+    assert!(found["rbac"].1.contains("the API server cannot be asked"), "{found:?}");
 }

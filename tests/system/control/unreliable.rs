@@ -249,7 +249,8 @@ fn run(seed: u64, permille: u64) {
             && own["status"]["peers"]["total"] == expected.len()
     });
     let faults = rig.double.faults();
-    eprintln!("seed {seed}: {} calls, {:?}", faults.calls(), faults.counts());
+    let watched = rig.double.watched_bytes();
+    eprintln!("seed {seed}: {} calls, {watched} B watched, {:?}", faults.calls(), faults.counts());
     let failed: u64 = faults.counts().values().sum();
     assert!(failed > 8 && faults.calls() > 40, "nothing has gone wrong");
 }
