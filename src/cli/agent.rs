@@ -1,6 +1,7 @@
 //! `adit agent`: the control loop, wired to a source of objects, a data plane and the kernel's routes.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -68,7 +69,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         sockets: args.places.sockets.clone(),
         run: args.run.clone(),
         resync: Duration::from_secs(args.resync.into()),
-        store,
+        store: Arc::new(store),
         source,
         metrics: args.metrics.clone(),
         healer: Healer::start().map_err(|error| format!("netlink: {error}"))?,

@@ -25,6 +25,7 @@ use super::data_plane::DataPlane;
 use super::firewall::Firewall;
 use super::happening::{Findings, Silence};
 use super::heal::{self, Healer};
+use super::keep::Keeper;
 use super::leaving::Leaving;
 use super::link::Link;
 use super::metrics::server::{Server, places};
@@ -76,7 +77,7 @@ pub struct Parts {
     /// The time between two looks without another reason.
     pub resync: Duration,
     /// What outlives the process.
-    pub store: Store,
+    pub store: Arc<Store>,
     /// Where objects come from.
     pub source: Box<dyn Source>,
     /// Where metrics are served, in place of what the objects say; see [`places`].
@@ -92,6 +93,8 @@ pub struct Agent {
     /// Who answers the CNI plugin. Before what it stands on: it ends first.
     cni: Option<Cni>,
     parts: Parts,
+    /// Who writes the objects to disk.
+    keeper: Keeper,
     own: Own,
     netlink: Netlink,
     data_planes: Changes,
@@ -177,6 +180,7 @@ impl Agent {
             mtu: None,
             ways_due: None,
             note: Note::new(&parts.run),
+            keeper: Keeper::start(Arc::clone(&parts.store))?,
             parts,
             known: None,
             endpoints: Endpoints::new(),
@@ -431,9 +435,7 @@ impl Agent {
     /// Keeps the objects on disk, if they have changed.
     fn keep_objects(&mut self) {
         let (Some(known), Some(_)) = (&self.known, self.keep.take()) else { return };
-        if let Err(error) = self.parts.store.keep_snapshot(&read::values(&known.objects)) {
-            tracing::error!(%error, "the objects cannot be kept");
-        }
+        self.keeper.keep(known.objects.clone());
     }
 
     fn know(&mut self, objects: Objects, extent: Extent) {

@@ -514,7 +514,7 @@ fn the_order_in_which_objects_come_makes_no_difference() {
         let mut world = World::new(seed);
         (0..EVENTS).for_each(|_| world.event());
         let mut all: Vec<Object> =
-            read::values(&world.objects).iter().map(|value| read::object(value).unwrap()).collect();
+            read::values(&world.objects).map(|value| read::object(&value).unwrap()).collect();
         let wanted = topology(&world.objects, &world.own);
         let mut objects = Objects::default();
         while !all.is_empty() {

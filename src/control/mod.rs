@@ -26,6 +26,7 @@
 //! - [`status`]: what its agent tells the cluster. Pure.
 //! - [`happening`]: what people are told of that has happened. Pure.
 //! - [`cni`]: pods that are added, for the CNI plugin.
+//! - [`keep`]: writes them there beside the loop.
 //! - [`store`]: the private key, and the objects as last known, on disk.
 //! - [`data_plane`]: the one that is driven: the kernel's, or
 //! - [`uapi_client`]: any other, by its configuration socket.
@@ -43,6 +44,7 @@ pub mod heal;
 #[cfg(test)]
 mod history;
 pub mod inspect;
+pub mod keep;
 pub mod leaving;
 pub mod link;
 pub mod metrics;

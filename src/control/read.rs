@@ -83,8 +83,9 @@ pub fn object(value: &Value) -> Result<Object, NoObject> {
     }
 }
 
-/// Returns objects that are read as these, but for the faults, and but for pods: what matters of them is in the node's own object.
-pub fn values(objects: &Objects) -> Vec<Value> {
+/// Returns objects that are read as these, but for the faults, but for what agents found, and but
+/// for pods: what matters of them is in the node's own object.
+pub fn values(objects: &Objects) -> impl Iterator<Item = Value> {
     let tunnels = objects.tunnels.iter().map(|(name, tunnel)| tunnel_value(name, tunnel));
     let configs = objects.configs.iter().map(|(name, config)| {
         json!({
@@ -112,7 +113,7 @@ pub fn values(objects: &Objects) -> Vec<Value> {
             "endpoints": [{ "addresses": texts(addresses) }],
         })
     });
-    tunnels.chain(configs).chain(nodes).chain(api_servers).collect()
+    tunnels.chain(configs).chain(nodes).chain(api_servers)
 }
 
 fn tunnel_value(name: &str, tunnel: &Tunnel) -> Value {
@@ -541,7 +542,7 @@ mod tests {
         ));
         objects.insert(Object::ApiServers("kubernetes".to_owned(), vec![IpAddr::from([192, 0, 2, 9])]));
         let mut again = Objects::default();
-        values(&objects).iter().for_each(|value| again.insert(object(value).unwrap()));
+        values(&objects).for_each(|value| again.insert(object(&value).unwrap()));
         assert_eq!(again, objects);
         assert_eq!(again.tunnels["a"].endpoints.len(), 2);
     }
