@@ -87,17 +87,16 @@ fn an_agent_tells_that_it_is_ready_lives_and_stops() {
 }
 
 #[test]
-fn who_goes_to_the_background_is_not_taken_for_a_service() {
+fn the_watchdog_of_another_process_is_left_alone() {
     need!("ip", "setpriv");
     let (namespace, manager, name) = (Namespace::new(), Manager::new(), ifname());
     let variables = manager.variables();
-    let parent = "4294967295".to_owned();
+    let another = "4294967295";
     let child = namespace.spawn_command(env!("CARGO_BIN_EXE_adit"), &["-f", &name], |command| {
-        command.envs(variables).env("WATCHDOG_PID", parent);
+        command.envs(variables).env("WATCHDOG_PID", another);
     });
     let mut process = Process::new("adit", child.unwrap()).leaves(socket_path(&name));
     assert_eq!(manager.hear(), "READY=1");
-    // The watchdog is another process's.
     manager.socket.set_read_timeout(Some(std::time::Duration::from_millis(600))).unwrap();
     assert!(manager.socket.recv(&mut [0; 64]).is_err());
     manager.socket.set_read_timeout(Some(SOON)).unwrap();

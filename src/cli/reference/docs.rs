@@ -1,5 +1,5 @@
 //! `docs/reference`: every command, setting, metric and drop reason, as the program has them. With `ADIT_BLESS=1` the test that finds a
-//! page stale writes it anew.
+//! page stale writes it anew. Two pages are written by hand: of those the words are looked up.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -26,8 +26,13 @@ const MADE: &str = "<!-- Made from the program by `ADIT_BLESS=1 cargo test --lib
 #[test]
 fn the_committed_pages_are_those_of_the_program() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference");
-    let pages =
-        [("commands", commands()), ("settings", settings()), ("metrics", metrics()), ("drops", drops())];
+    let pages = [
+        ("commands", commands()),
+        ("settings", settings()),
+        ("metrics", metrics()),
+        ("drops", drops()),
+        ("preflight", preflight()),
+    ];
     let mut stale = Vec::new();
     for (name, text) in pages {
         let file = directory.join(name).with_extension("md");
@@ -42,6 +47,52 @@ fn the_committed_pages_are_those_of_the_program() {
         }
     }
     assert!(stale.is_empty(), "stale in docs/reference: {stale:?}; ADIT_BLESS=1 cargo test --lib reference");
+}
+
+#[test]
+fn every_word_of_a_status_or_an_event_is_explained() {
+    let page = include_str!("../../../docs/reference/reasons.md");
+    let sources = [
+        include_str!("../../control/happening.rs"),
+        include_str!("../../control/status.rs"),
+        include_str!("../../control/topology.rs"),
+    ];
+    let is_word = |text: &&str| {
+        text.starts_with(|first: char| first.is_ascii_uppercase())
+            && text.bytes().all(|byte| byte.is_ascii_alphabetic())
+    };
+    for source in sources {
+        for word in program_of(source).split('"').skip(1).step_by(2).filter(is_word) {
+            assert!(page.contains(&format!("`{word}`")), "{word}");
+        }
+    }
+}
+
+#[test]
+fn every_key_and_error_of_the_cni_plugin_is_explained() {
+    let page = include_str!("../../../docs/reference/cni.md");
+    let source = program_of(include_str!("../../../cni/src/config.rs"));
+    let keys =
+        ["text(&raw, \"", "path(\"", "raw.get(\""].into_iter().flat_map(|call| source.split(call).skip(1));
+    let keys: Vec<_> = keys.filter_map(|rest| rest.split_once('"')).map(|(key, _)| key).collect();
+    assert!(keys.len() > 8, "{keys:?}");
+    // Of an earlier text of the specification.
+    for key in keys.iter().filter(|key| **key != "cni.dev/attachments") {
+        assert!(page.contains(&format!("`{key}`")), "{key}");
+    }
+    let numbers = program_of(include_str!("../../../cni/src/error.rs")).lines();
+    let numbers = numbers
+        .filter_map(|line| line.trim().strip_prefix("Self::")?.split_once(" => ")?.1.strip_suffix(','));
+    let numbers: Vec<u32> = numbers.filter_map(|number| number.parse().ok()).collect();
+    assert!(numbers.len() > 8, "{numbers:?}");
+    for number in numbers {
+        assert!(page.contains(&format!("\n| {number} |")), "{number}");
+    }
+}
+
+/// Returns a source without its tests.
+fn program_of(source: &str) -> &str {
+    source.split("\n#[cfg(test)]").next().unwrap_or_default()
 }
 
 // ---- commands
@@ -370,6 +421,20 @@ fn drops() -> String {
     );
     for reason in Dropped::ALL {
         let _ = writeln!(text, "| `{}` | {} |", reason.name(), cell(reason.meaning()));
+    }
+    text
+}
+
+// ---- pre-flight checks
+
+fn preflight() -> String {
+    let mut text = format!(
+        "{MADE}# Pre-flight checks\n\n`adit preflight` makes them; an agent makes them when it starts and logs what does not pass. Each ends as `pass`; \
+        `warn`, it works but not in every way; `fail`, it does not; or `skip`, it could not be looked at. The evidence says what was seen.\n\n\
+        | Check | Why | What helps |\n|---|---|---|\n"
+    );
+    for [id, why, fix] in crate::control::preflight::checks() {
+        let _ = writeln!(text, "| `{id}` | {} | {} |", cell(why), cell(fix));
     }
     text
 }

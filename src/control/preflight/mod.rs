@@ -65,6 +65,12 @@ impl Wanted {
     }
 }
 
+/// Returns name, reason and help of every check.
+#[cfg(test)]
+pub(crate) fn checks() -> impl Iterator<Item = [&'static str; 3]> {
+    judge::CHECKS.iter().map(|check| [check.id, check.why, check.fix])
+}
+
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
