@@ -3,7 +3,7 @@
 //! The runtime takes the first network of a directory, by the order of names (libcni, `ConfFiles`). In chained mode the plugin is put
 //! behind the last one of that network; one of a single plugin becomes a list for that. In main mode a network of our own is laid there.
 //! Whoever else writes to the directory is followed. Files are written beside their place and renamed; what was there before is kept
-//! with the ending [`BACKUP`].
+//! with the ending `BACKUP`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
