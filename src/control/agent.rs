@@ -637,6 +637,7 @@ impl Agent {
                     ready = Some(link.clone());
                 }
                 Step::Route(routes) => self.program(&known.topology, ready.take(), routes.clone())?,
+                Step::Greet(edits) => client.apply(edits).map_err(|error| error.to_string())?,
                 Step::Forget(edits) => {
                     let now = clock::boottime();
                     let due = self.leaving.due(edits, now);

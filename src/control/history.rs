@@ -329,7 +329,7 @@ impl World {
                 break;
             }
             match step {
-                Step::Configure(edits) | Step::Forget(edits) => {
+                Step::Configure(edits) | Step::Greet(edits) | Step::Forget(edits) => {
                     for edit in edits {
                         data_plane.apply(edit, &mut |data_plane| {
                             self.check_table(&before, &after, data_plane, is_complete);
@@ -458,7 +458,7 @@ impl World {
         let mut routes = None;
         for step in &plan.steps {
             match step {
-                Step::Configure(edits) | Step::Forget(edits) => {
+                Step::Configure(edits) | Step::Greet(edits) | Step::Forget(edits) => {
                     edits.iter().for_each(|edit| fresh.apply(edit, &mut |_| {}))
                 }
                 Step::Link(_) => {}

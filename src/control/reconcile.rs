@@ -4,7 +4,8 @@
 //! 1   data plane: what is to be added or to move       a prefix is accepted before a route leads to it
 //! 2   interface: on, MTU, addresses                    there are no routes to an interface that is off
 //! 3   routes                                           and the rule: last in, first out
-//! 4   data plane: what is to be removed                nothing leads there any more, and what was under way has arrived
+//! 4   data plane that begins anew: a greeting          peers go on with sessions that it has lost, until they hear from it
+//! 5   data plane: what is to be removed                nothing leads there any more, and what was under way has arrived
 //! ```
 //!
 //! Whoever obeys them stops at the first step that fails, and asks again later: each step alone leaves a state that is safe.
@@ -21,7 +22,7 @@ use super::link::Link;
 use super::plan::Routes;
 use super::topology::{Peer, Topology};
 use crate::config::diff::{Difference, diff};
-use crate::config::{Desired, DesiredPeer, Edit, PeerSnapshot, PresharedKey, Snapshot};
+use crate::config::{Desired, DesiredPeer, Edit, PeerEdit, PeerSnapshot, PresharedKey, Snapshot};
 use crate::crypto::x25519::{PrivateKey, PublicKey};
 
 /// A session that is older cannot be used ([W] §6.1, Reject-After-Time): a peer without a younger one is silent.
@@ -36,6 +37,9 @@ pub enum Step {
     Link(Link),
     /// To be made so, and what else is in the table to be removed.
     Route(Routes),
+    /// To be applied to the data plane, so that it sends each peer something: a peer that sends without an answer would notice after 15
+    /// seconds only that its session is lost ([W] §6.5).
+    Greet(Vec<Edit>),
     /// To be applied to the data plane a while after the steps before it; see [`super::leaving`].
     Forget(Vec<Edit>),
 }
@@ -99,6 +103,9 @@ pub fn reconcile(
     if !is_held_back {
         steps.push(Step::Route(topology.routes.clone()));
     }
+    if actual.peers.is_empty() && !topology.peers.is_empty() {
+        steps.push(Step::Greet(greetings(topology)));
+    }
     if !removals.is_empty() {
         steps.push(Step::Forget(removals));
     }
@@ -111,6 +118,19 @@ pub fn without_data_plane(topology: &Topology) -> Option<Routes> {
     let mut routes = topology.routes.clone();
     routes.close();
     (topology.settings.mode == Mode::Strict).then_some(routes)
+}
+
+/// Returns what makes a data plane send each peer a keepalive, and a handshake before it: a peer for which persistent keepalives are
+/// switched on is sent one at once.
+fn greetings(topology: &Topology) -> Vec<Edit> {
+    let keepalives = [1, topology.settings.persistent_keepalive];
+    let edit = |(key, seconds)| PeerEdit {
+        update_only: true,
+        persistent_keepalive: Some(seconds),
+        ..PeerEdit::new(key)
+    };
+    let each = topology.peers.keys().flat_map(|key| keepalives.map(|seconds| (*key, seconds)));
+    each.map(|each| Edit::Peer(edit(each))).collect()
 }
 
 fn desired_peer(peer: &Peer, endpoint: Option<SocketAddr>, persistent_keepalive: u16) -> DesiredPeer {

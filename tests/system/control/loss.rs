@@ -95,6 +95,23 @@ fn stranger(number: u8, round: u8) -> String {
     )
 }
 
+/// A peer that only sends goes on with a session that the other end has lost, and would for 15 seconds ([W] §6.5).
+#[test]
+fn a_data_plane_that_begins_anew_is_heard_of_though_its_node_has_nothing_to_say() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(2);
+    mesh.start(Program::Adit);
+    let [first, second] = &mut mesh.nodes[..] else { panic!("two nodes") };
+    second.wait_for_pod_of(first);
+    let flow = flow(second, first);
+    flow.wait_for_arrival();
+    drop(first.data_plane.take());
+    let start = boottime();
+    first.start_data_plane(Program::Adit);
+    flow.wait_for_arrival();
+    assert!(boottime() - start < Duration::from_secs(10), "{:?}", boottime() - start);
+}
+
 #[test]
 fn a_data_plane_that_is_killed_under_traffic_leaks_nothing_and_traffic_is_back_with_it() {
     need!("ip", "wg", "ping", "setpriv");
