@@ -244,7 +244,7 @@ fn tunnel(number: u32, turn: u32) -> Value {
     let [_, _, high, low] = number.to_be_bytes();
     let mut key = [7; 32];
     key[..4].copy_from_slice(&number.to_le_bytes());
-    let inner = format!("10.{}.{low}.{}/32", 64 + high, turn % 256);
+    let inner = format!("10.{}.{low}.{}/32", 64 + high, 1 + turn % 250);
     let prefixes: Vec<_> = [prefix(number)].into_iter().chain((turn > 0).then_some(inner)).collect();
     json!({
         "metadata": { "name": format!("node{number}") },

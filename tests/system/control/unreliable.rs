@@ -166,7 +166,7 @@ fn run(seed: u64, permille: u64) {
         match rig.below(10) {
             // A node comes.
             0..=3 => {
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     rig.double.put(Kind::Node, node(number));
                 }
                 let node = said.entry(number).or_default();
@@ -175,7 +175,7 @@ fn run(seed: u64, permille: u64) {
             // One goes.
             4 if said.remove(&number).is_some() => {
                 rig.double.delete(Kind::Tunnel, &format!("node{number}"));
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     rig.double.delete(Kind::Node, &format!("node{number}"));
                 }
             }

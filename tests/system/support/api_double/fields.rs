@@ -109,12 +109,15 @@ impl Fields {
     }
 }
 
+/// A leaf, by its path from some place on.
+type Leaf<'a> = (&'a [Step], &'a Value);
+
 /// Puts together what lies below one place.
-fn assemble(leaves: &[(&[Step], &Value)]) -> Value {
+fn assemble(leaves: &[Leaf<'_>]) -> Value {
     if let [([], value)] = leaves {
         return (*value).clone();
     }
-    let mut groups: Vec<(&Step, Vec<(&[Step], &Value)>)> = Vec::new();
+    let mut groups: Vec<(&Step, Vec<Leaf<'_>>)> = Vec::new();
     for (path, value) in leaves {
         let Some((step, rest)) = path.split_first() else { continue };
         match groups.iter_mut().find(|(other, _)| *other == step) {
