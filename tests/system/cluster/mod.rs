@@ -102,16 +102,22 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
 
     cluster.plane.kubectl(&["apply", "-k", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests")]);
     cluster.wait_for_rollout("adit-system", "daemonset/adit");
-    for mode in ["Permissive", "Strict"] {
-        if mode == "Strict" {
-            let patch = r#"{"spec":{"mode":"Strict"}}"#;
-            cluster.plane.kubectl(&["patch", "tunnelconfig", "default", "--type=merge", "-p", patch]);
+    cluster.wait_until_encrypted(&wire, first, second);
+    for mode in ["Off", "Permissive", "Strict"] {
+        let patch = format!(r#"{{"spec":{{"mode":"{mode}"}}}}"#);
+        cluster.plane.kubectl(&["patch", "tunnelconfig", "default", "--type=merge", "-p", &patch]);
+        if mode == "Off" {
+            wait_until("cleartext in mode Off", A_WHILE, || {
+                wire.forget(Seen::Canary);
+                cluster.echoes(first, second) && wire.count(Seen::Canary) > 0
+            });
+        } else {
+            cluster.wait_until_encrypted(&wire, first, second);
         }
-        cluster.wait_until_encrypted(&wire, first, second);
         works(&cluster);
         wire.forget(Seen::Canary);
         assert!(cluster.echoes(first, second) && cluster.echoes(second, first));
-        assert_eq!(wire.count(Seen::Canary), 0, "in clear in mode {mode}");
+        assert_eq!(wire.count(Seen::Canary) == 0, mode != "Off", "in clear in mode {mode}");
     }
     let table = cluster.plane.kubectl(&["get", "nodetunnels"]);
     assert!(["node1", "node2"].iter().all(|node| table.contains(node)), "{table}");

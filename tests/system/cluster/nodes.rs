@@ -1,7 +1,7 @@
 //! Nodes with kubelet and containerd, each in namespaces of its own, and the control plane beside them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -300,10 +300,10 @@ impl KubeNode {
     fn end(&mut self) {
         drop(self.process.take());
         // Its control groups, which nothing is in any more.
-        let root = PathBuf::from("/sys/fs/cgroup");
-        let controllers = fs::read_dir(&root).into_iter().flatten().flatten().map(|entry| entry.path());
-        let groups: Vec<_> = controllers.chain([root.clone()]).map(|place| place.join(&self.name)).collect();
-        for group in groups {
+        let root = Path::new("/sys/fs/cgroup");
+        let controllers = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        for place in controllers.chain([root.to_owned()]) {
+            let group = place.join(&self.name);
             wait_until("an empty control group", SOON, || remove_groups(&group));
         }
     }
