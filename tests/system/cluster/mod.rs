@@ -26,6 +26,8 @@ macro_rules! need_a_cluster {
     };
 }
 
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests");
+
 /// Two pods of a Deployment that must not share a node, and a Service before them.
 const WORKLOAD: &str = r#"
 apiVersion: apps/v1
@@ -100,7 +102,7 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
     works(&cluster);
     assert!(wire.count(Seen::Canary) > 0, "pods are seen in clear without adit");
 
-    cluster.plane.kubectl(&["apply", "-k", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests")]);
+    cluster.plane.kubectl(&["apply", "-k", MANIFESTS]);
     cluster.wait_for_rollout("adit-system", "daemonset/adit");
     cluster.wait_until_encrypted(&wire, first, second);
     for mode in ["Off", "Permissive", "Strict"] {
@@ -161,6 +163,19 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
     });
     cluster.wait_until_encrypted(&wire, third, first);
     assert_eq!(wire.count(Seen::Canary), 0, "in clear as nodes come and go");
+
+    // Taken away again, as docs/operations.md says, nothing is left.
+    cluster.plane.kubectl(&["delete", "daemonset", "-n", "adit-system", "adit"]);
+    for node in ["node1", "node3"] {
+        cluster.clean_up(node);
+        let left = cluster.left_on(node);
+        assert!(!left.contains("lookup 8365") && !left.contains("adit"), "{left}");
+    }
+    wait_until("pods in clear as before", A_WHILE, || {
+        wire.forget(Seen::Canary);
+        cluster.echoes(first, third) && wire.count(Seen::Canary) > 0
+    });
+    cluster.plane.kubectl(&["delete", "-k", MANIFESTS, "--ignore-not-found"]);
 }
 
 #[test]

@@ -239,6 +239,32 @@ impl Cluster {
         self.try_agent_of(node).unwrap_or_else(|| panic!("no agent on {node}"))
     }
 
+    /// Has what the agent made on a node taken away, by a pod on it.
+    #[track_caller]
+    pub(super) fn clean_up(&self, node: &str) {
+        let image = concat!("--image=localhost/adit:", env!("CARGO_PKG_VERSION"));
+        let target = format!("node/{node}");
+        let start = ["debug", &target, "--profile=sysadmin", image, "--"];
+        let command = ["/usr/bin/adit", "agent", "--cleanup", "--cni-conf-dir", "/host/etc/cni/net.d"];
+        let text = self.plane.kubectl(&[&start[..], &command].concat());
+        let pod = text.split_whitespace().find(|word| word.starts_with("node-debugger-")).expect(&text);
+        let phase = "--for=jsonpath={.status.phase}=Succeeded";
+        let (success, waited) =
+            self.plane.try_kubectl(&["wait", phase, "--timeout=60s", &format!("pod/{pod}")]);
+        assert!(success, "{waited}: {}", self.plane.try_kubectl(&["logs", pod]).1);
+    }
+
+    /// Returns rules, firewall and CNI configuration of a node.
+    pub(super) fn left_on(&self, node: &str) -> String {
+        let node = self.nodes.iter().find(|known| known.name == node).unwrap();
+        let first = node.process.as_ref().unwrap().id();
+        let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap();
+        let child = children.split_whitespace().next().unwrap();
+        let lists = fs::read_dir(format!("/proc/{child}/root/etc/cni/net.d")).unwrap().flatten();
+        let lists: String = lists.filter_map(|list| fs::read_to_string(list.path()).ok()).collect();
+        node.namespace.ip("rule") + &node.namespace.run("nft", &["list", "ruleset"]) + &lists
+    }
+
     /// Takes a node out of the cluster and ends all that runs there.
     #[track_caller]
     pub(super) fn remove_node(&mut self, name: &str) {
