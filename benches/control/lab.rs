@@ -56,7 +56,7 @@ impl Lab {
         let kubeconfig = mesh.objects.path().join("kubeconfig");
         let (api, kubeconfig) = if is_real {
             let plane = ControlPlane::start(&mesh.fabric)?;
-            plane.install("Strict");
+            plane.install("{mode: Strict}");
             plane.apply("node.yaml", &node_object(&mesh.nodes[0]));
             make(&plane, nodes);
             let kubeconfig = plane.kubeconfig();
@@ -115,40 +115,54 @@ impl Lab {
         let mut listener = Listener::new(&self.api, &self.kubeconfig, &self.mesh);
         let one = |turn: u32| {
             let number = 2 + turn * 7 % (self.nodes - 1);
-            drop(monitor.take());
-            let asked = boottime();
-            let expected = self.change(number, turn + 1);
-            let (mut heard, mut routed) = (listener.source.is_none().then_some(asked), None);
-            while heard.is_none() || routed.is_none() {
-                wait(monitor.as_fd(), listener.source.as_ref().map(Source::fd));
-                let now = boottime();
-                let is_ours = |event: &Event| matches!(event, Event::Route { table, .. } if *table == TABLE);
-                if routed.is_none() && monitor.take().iter().any(is_ours) {
-                    routed = Some(now);
-                }
-                if heard.is_none() && listener.has_heard(number, &expected) {
-                    heard = Some(now);
-                }
-                assert!(now < asked + PATIENCE, "a change is not followed: {}", self.agent().output());
+            // What the change before this one leads to, to its end.
+            while wait(monitor.as_fd(), None, 100) {
+                drop(monitor.take());
             }
-            routed.unwrap().saturating_sub(heard.unwrap())
+            let asked = boottime();
+            let object = tunnel(number, turn + 1);
+            let expected = object["spec"]["podPrefixes"][1].as_str().expect("there are two");
+            let expected: Prefix = expected.parse().expect("it is one");
+            std::thread::scope(|scope| {
+                // kubectl is not waited for: the event is there before it has ended.
+                self.change(scope, number, object);
+                let (mut heard, mut routed) = (listener.source.is_none().then_some(asked), None);
+                while heard.is_none() || routed.is_none() {
+                    wait(monitor.as_fd(), listener.source.as_ref().map(Source::fd), 1000);
+                    let now = boottime();
+                    let is_ours =
+                        |event: &Event| matches!(event, Event::Route { table, .. } if *table == TABLE);
+                    if routed.is_none() && monitor.take().iter().any(is_ours) {
+                        routed = Some(now);
+                    }
+                    if heard.is_none() && listener.has_heard(number, &expected) {
+                        heard = Some(now);
+                    }
+                    assert!(now < asked + PATIENCE, "a change is not followed: {}", self.agent().output());
+                }
+                routed.unwrap().saturating_sub(heard.unwrap())
+            })
         };
         (0..count).map(one).collect()
     }
 
-    /// Gives a node another prefix beside its own, and returns it.
-    fn change(&self, number: u32, turn: u32) -> Prefix {
-        let object = tunnel(number, turn);
-        let prefixes = object["spec"]["podPrefixes"].clone();
+    /// Begins to give a node the prefixes of `object`.
+    fn change<'scope>(
+        &'scope self,
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        number: u32,
+        object: Value,
+    ) {
         match &self.api {
             Api::Double(double) => double.put(Kind::Tunnel, object),
             Api::Real(plane) => {
-                let patch = json!({ "spec": { "podPrefixes": prefixes } }).to_string();
+                let patch = json!({ "spec": { "podPrefixes": object["spec"]["podPrefixes"] } }).to_string();
                 let name = format!("node{number}");
-                plane.kubectl(&["patch", "nodetunnel", &name, "--type=merge", "-p", &patch]);
+                scope.spawn(move || {
+                    plane.kubectl(&["patch", "nodetunnel", &name, "--type=merge", "-p", &patch])
+                });
             }
         }
-        prefixes[1].as_str().expect("there are two").parse().expect("it is one")
     }
 }
 
@@ -185,12 +199,12 @@ impl Listener {
     }
 }
 
-/// Waits until there is something to read, for a second at most.
-fn wait(monitor: BorrowedFd<'_>, source: Option<BorrowedFd<'_>>) {
+/// Waits until there is something to read, so many milliseconds at most, and tells whether there is.
+fn wait(monitor: BorrowedFd<'_>, source: Option<BorrowedFd<'_>>, milliseconds: i64) -> bool {
     let mut fds: Vec<_> =
         [monitor].into_iter().chain(source).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-    let _ = poll(&mut fds, Some(&second));
+    let limit = Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 };
+    poll(&mut fds, Some(&limit)).is_ok_and(|ready| ready > 0)
 }
 
 /// Has kubectl make nodes and what they say of themselves.

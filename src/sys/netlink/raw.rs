@@ -149,6 +149,17 @@ impl Requests {
         Ok(Self { socket, sequence: 0 })
     }
 
+    /// Returns the socket, for requests of another form.
+    pub(in crate::sys::netlink) fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
+    /// Returns the sequence number of the next message.
+    pub(in crate::sys::netlink) fn next(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
     /// Asks for one thing, for a list by `NLM_F_DUMP`, or for a change by `NLM_F_ACK`, and returns the attributes of each reply.
     pub(in crate::sys::netlink) fn ask(
         &mut self,
@@ -159,9 +170,8 @@ impl Requests {
     ) -> io::Result<Vec<Zeroizing<Vec<u8>>>> {
         let message = Message::new(kind, NLM_F_REQUEST | flags, general, attributes);
         for _ in 0..ATTEMPTS {
-            self.sequence = self.sequence.wrapping_add(1);
             let mut bytes = Zeroizing::new(Vec::with_capacity(attributes.len() + 64));
-            message.append_to(&mut bytes, self.sequence, 0);
+            message.append_to(&mut bytes, self.next(), 0);
             self.socket.send(&bytes, 0)?;
             if let Some(replies) = self.replies(flags & (NLM_F_DUMP | NLM_F_ACK) == 0)? {
                 return Ok(replies);

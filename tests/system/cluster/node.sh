@@ -1,10 +1,11 @@
 #!/bin/sh
-# node.sh DIR NAME ADDRESS PODS: what a node of a test's cluster boots: containerd, kube-proxy and kubelet, in a mount and a process namespace of
-# its own, so that all that runs there and all that is mounted is gone with its first process. DIR holds kubeconfig and the images.
+# node.sh DIR NAME ADDRESS PODS GROUP: what a node of a test's cluster boots: containerd, kube-proxy and kubelet, in a mount and a process namespace of
+# its own, so that all that runs there and all that is mounted is gone with its first process. DIR holds kubeconfig and the images; GROUP is the
+# control group that all is in.
 #
 # The network namespace is the caller's. Folders that pods mount from the host are the node's own.
 set -eu
-dir=$1 name=$2 address=$3 pods=$4 bin=$KUBEBUILDER_ASSETS
+dir=$1 name=$2 address=$3 pods=$4 group=$5 bin=$KUBEBUILDER_ASSETS
 
 mount --make-rprivate /
 mount --make-rshared /
@@ -15,13 +16,13 @@ mkdir -p /run/netns /run/containerd /etc/cni/net.d /opt/cni/bin /var/lib/adit
 mount --bind "$dir/lib" /var/lib/adit
 ln -s "$plugins"/* /opt/cni/bin/
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-  mkdir -p "/sys/fs/cgroup/$name"
+  mkdir -p "/sys/fs/cgroup/$group"
   for controller in cpuset cpu io memory pids; do echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true; done
 else
-  for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller/$name" 2>/dev/null || true; done
+  for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller/$group" 2>/dev/null || true; done
   # A group has no CPUs and no memory until it is given them.
   for file in cpuset.cpus cpuset.mems; do
-    if [ -e /sys/fs/cgroup/cpuset/$file ]; then cat /sys/fs/cgroup/cpuset/$file >"/sys/fs/cgroup/cpuset/$name/$file"; fi
+    if [ -e /sys/fs/cgroup/cpuset/$file ]; then cat /sys/fs/cgroup/cpuset/$file >"/sys/fs/cgroup/cpuset/$group/$file"; fi
   done
 fi
 
@@ -57,7 +58,7 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 cgroupDriver: cgroupfs
-cgroupRoot: /$name
+cgroupRoot: /$group
 failSwapOn: false
 localStorageCapacityIsolation: false
 address: $address

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -24,12 +25,16 @@ pub(super) struct Cluster {
     _beside: Vec<Process>,
     /// How many nodes have been booted.
     booted: usize,
+    /// One cluster at a time is enough for a small machine.
+    _turn: MutexGuard<'static, ()>,
 }
 
 /// A node. What runs there ends with it.
 pub(super) struct KubeNode {
     number: usize,
     pub(super) name: String,
+    /// The control group that all of it is in.
+    group: String,
     namespace: Namespace,
     /// What it keeps on disk.
     _directory: Directory,
@@ -48,6 +53,8 @@ impl Cluster {
     /// Starts a control plane and so many nodes, and waits until they are ready; `None` if something for that is missing.
     #[track_caller]
     pub(super) fn start(count: usize) -> Option<Self> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let fabric = Namespace::new();
         fabric.ip("link add fabric type bridge");
         fabric.ip("link set fabric up");
@@ -91,7 +98,8 @@ impl Cluster {
         let images = Directory::new();
         make_busybox_image(images.path());
         fs::copy(image, images.path().join("adit.tar")).unwrap();
-        let mut this = Self { nodes: Vec::new(), plane, fabric, images, _beside: beside, booted: 0 };
+        let mut this =
+            Self { nodes: Vec::new(), plane, fabric, images, _beside: beside, booted: 0, _turn: turn };
         for _ in 0..count {
             this.add_node();
         }
@@ -137,13 +145,22 @@ impl Cluster {
                 fs::hard_link(image.path(), directory.path().join(image.file_name())).unwrap();
             }
         }
+        let group = directory.path().file_name().unwrap().to_str().unwrap().to_owned();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/system/cluster/node.sh");
         let pods = format!("10.244.{number}.0/24");
         let args = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", script];
-        let args = [&args[..], &[directory.path().to_str().unwrap(), &name, &address, &pods]].concat();
+        let args =
+            [&args[..], &[directory.path().to_str().unwrap(), &name, &address, &pods, &group]].concat();
         let assets = self.plane.assets().to_str().unwrap().to_owned();
         let process = namespace.spawn_with("unshare", &args, &[("KUBEBUILDER_ASSETS", &assets)]);
-        self.nodes.push(KubeNode { number, name, namespace, _directory: directory, process: Some(process) });
+        self.nodes.push(KubeNode {
+            group,
+            number,
+            name,
+            namespace,
+            _directory: directory,
+            process: Some(process),
+        });
     }
 
     #[track_caller]
@@ -329,7 +346,7 @@ impl KubeNode {
         let root = Path::new("/sys/fs/cgroup");
         let controllers = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
         for place in controllers.chain([root.to_owned()]) {
-            let group = place.join(&self.name);
+            let group = place.join(&self.group);
             wait_until("an empty control group", SOON, || remove_groups(&group));
         }
     }

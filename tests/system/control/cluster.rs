@@ -99,18 +99,20 @@ impl ControlPlane {
         wait_until("the API server", SOON * 2, || self.try_kubectl(&["get", "--raw", "/readyz"]).0);
     }
 
-    /// Installs the definitions and a mode.
+    /// Installs the definitions.
     #[track_caller]
-    pub(super) fn install(&self, mode: &str) {
+    pub(crate) fn define(&self) {
         self.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/crds.yaml")]);
-        self.kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "crd/nodetunnels.adit.dev",
-            "crd/tunnelconfigs.adit.dev",
-        ]);
+        let definitions = ["crd/nodetunnels.adit.dev", "crd/tunnelconfigs.adit.dev"];
+        self.kubectl(&[&["wait", "--for=condition=Established"], &definitions[..]].concat());
+    }
+
+    /// Installs the definitions and a `TunnelConfig` for all nodes.
+    #[track_caller]
+    pub(crate) fn install(&self, spec: &str) {
+        self.define();
         let config = "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec:";
-        self.apply("config.yaml", &format!("{config} {{mode: \"{mode}\"}}\n"));
+        self.apply("config.yaml", &format!("{config} {spec}\n"));
     }
 
     /// Has etcd forget the history of everything up to the newest change.
@@ -242,13 +244,7 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     need!("ip", "wg", "ping", "setpriv");
     let mut mesh = Mesh::new(3);
     let Some(mut plane) = ControlPlane::start(&mesh.fabric) else { return };
-    plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/crds.yaml")]);
-    plane.kubectl(&[
-        "wait",
-        "--for=condition=Established",
-        "crd/nodetunnels.adit.dev",
-        "crd/tunnelconfigs.adit.dev",
-    ]);
+    plane.define();
     // As the README says.
     plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/config.yaml")]);
     plane.kubectl(&[

@@ -31,17 +31,7 @@ fn a_node_that_has_lost_its_key_gets_in_again_though_all_host_traffic_is_encrypt
             users: [{{name: test, user: {{token: {TOKEN}}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n"
         ),
     );
-    plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/crds.yaml")]);
-    plane.kubectl(&[
-        "wait",
-        "--for=condition=Established",
-        "crd/nodetunnels.adit.dev",
-        "crd/tunnelconfigs.adit.dev",
-    ]);
-    plane.apply(
-        "config.yaml",
-        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict, hostTraffic: Encrypt}\n",
-    );
+    plane.install("{mode: Strict, hostTraffic: Encrypt}");
     plane.apply(
         "slice.yaml",
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nendpoints: [{addresses: [10.9.0.1]}]\n\

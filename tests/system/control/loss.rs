@@ -171,7 +171,7 @@ fn the_api_server_is_away_and_its_history_is_gone_and_nobody_loses_a_packet() {
     need!("ip", "wg", "ping", "setpriv");
     let mut mesh = Mesh::new(3);
     let Some(mut plane) = ControlPlane::start(&mesh.fabric) else { return };
-    plane.install("Strict");
+    plane.install("{mode: Strict}");
     mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
     let kubeconfig = plane.kubeconfig();
     let variables = [("KUBECONFIG", kubeconfig.to_str().unwrap()), ("ADIT_LOG_LEVEL", "debug")];

@@ -9,17 +9,7 @@ use crate::support::{SOON, need, wait_until};
 #[track_caller]
 pub(crate) fn start(mesh: &Mesh, config: &str) -> Option<ControlPlane> {
     let plane = ControlPlane::start(&mesh.fabric)?;
-    plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/crds.yaml")]);
-    plane.kubectl(&[
-        "wait",
-        "--for=condition=Established",
-        "crd/nodetunnels.adit.dev",
-        "crd/tunnelconfigs.adit.dev",
-    ]);
-    let text = format!(
-        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {{name: default}}\nspec: {config}\n"
-    );
-    plane.apply("config.yaml", &text);
+    plane.install(config);
     mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
     Some(plane)
 }

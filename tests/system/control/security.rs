@@ -53,13 +53,8 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
     for name in ["crds", "rbac", "policy", "daemonset"] {
         plane.kubectl(&["apply", "--dry-run=server", "-f", &manifest(name)]);
     }
-    plane.kubectl(&["apply", "-f", &manifest("crds"), "-f", &manifest("rbac")]);
-    plane.kubectl(&[
-        "wait",
-        "--for=condition=Established",
-        "crd/nodetunnels.adit.dev",
-        "crd/tunnelconfigs.adit.dev",
-    ]);
+    plane.define();
+    plane.kubectl(&["apply", "-f", &manifest("rbac")]);
     mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
     let tokens: Vec<_> = mesh.nodes.iter().map(|node| token_of(&plane, node.number)).collect();
     let own = &tokens[0];

@@ -89,10 +89,15 @@ pub(super) const LIST_ELEMENT: u16 = 1;
 pub(super) const VERDICT_DROP: u32 = 0;
 pub(super) const VERDICT_ACCEPT: u32 = 1;
 
+/// Returns the kind of a message about objects of a family, and what stands before its attributes.
+pub(super) fn head(kind: u16, family: u8) -> (u16, [u8; 4]) {
+    (u16::from_be_bytes([SUBSYSTEM, kind.to_be_bytes()[1]]), [family, 0, 0, 0])
+}
+
 /// Returns a message about objects of a family.
 pub(super) fn message(kind: u16, flags: u16, family: u8, attributes: &Attributes) -> Message {
-    let kind = u16::from_be_bytes([SUBSYSTEM, kind.to_be_bytes()[1]]);
-    Message::new(kind, flags, [family, 0, 0, 0], attributes)
+    let (kind, general) = head(kind, family);
+    Message::new(kind, flags, general, attributes)
 }
 
 /// Returns the message that begins or ends a batch.

@@ -10,14 +10,15 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 pub use expression::{Expression, Side};
 use message::{Attributes, FAMILY_INET, Message, attributes, be32, be64, nested, text};
 
-use super::{ATTEMPTS, RECEIVE_LEN};
+use super::RECEIVE_LEN;
+use super::raw::Requests;
 use crate::sys::fault;
 
 /// A range of addresses of one family, both ends included.
@@ -205,10 +206,7 @@ impl<'a> Batch<'a> {
 }
 
 /// A socket for requests.
-pub struct Nftables {
-    socket: Socket,
-    sequence: u32,
-}
+pub struct Nftables(Requests);
 
 impl Nftables {
     /// Opens a socket.
@@ -216,12 +214,11 @@ impl Nftables {
     /// # Errors
     /// `EPROTONOSUPPORT` if the kernel has no netfilter; if no descriptor is left.
     pub fn open() -> io::Result<Self> {
-        let mut socket = open()?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
+        fault::check(fault::Call::Netfilter)?;
+        let mut requests = Requests::open(NETLINK_NETFILTER)?;
         // A refusal need not repeat what it refuses.
-        let _ = socket.set_cap_ack(true);
-        Ok(Self { socket, sequence: 0 })
+        let _ = requests.socket().set_cap_ack(true);
+        Ok(Self(requests))
     }
 
     /// Carries out all of a batch or nothing.
@@ -231,27 +228,30 @@ impl Nftables {
     /// for an expression that the kernel does not know.
     pub fn commit(&mut self, batch: &Batch<'_>) -> Result<(), Refused> {
         let Some(last) = batch.messages.len().checked_sub(1) else { return Ok(()) };
-        let first = self.sequence.wrapping_add(1);
+        let Self(requests) = self;
+        let first = requests.next();
         let mut bytes = Vec::new();
-        message::bound(message::BATCH_BEGIN).append_to(&mut bytes, self.next(), 0);
+        message::bound(message::BATCH_BEGIN).append_to(&mut bytes, first, 0);
+        let mut acknowledged = first;
         for (at, (_, message)) in batch.messages.iter().enumerate() {
-            message.append_to(&mut bytes, self.next(), if at == last { NLM_F_ACK } else { 0 });
+            acknowledged = requests.next();
+            message.append_to(&mut bytes, acknowledged, if at == last { NLM_F_ACK } else { 0 });
         }
-        let acknowledged = self.sequence;
-        message::bound(message::BATCH_END).append_to(&mut bytes, self.next(), 0);
-        let end = self.sequence;
+        let end = requests.next();
+        message::bound(message::BATCH_END).append_to(&mut bytes, end, 0);
         let refused = |sequence: u32, source: io::Error| {
             let at = usize::try_from(sequence.wrapping_sub(first).wrapping_sub(1)).ok();
             let named = at.and_then(|at| batch.messages.get(at)).map(|(what, _)| what.clone());
             Refused { what: named.unwrap_or_else(|| format!("table inet {}", batch.table)), source }
         };
         // The kernel takes a batch in one piece.
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&self.socket, bytes.len() * 2);
-        self.socket.send(&bytes, 0).map_err(|error| refused(first, error))?;
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&*requests.socket(), bytes.len() * 2);
+        requests.socket().send(&bytes, 0).map_err(|error| refused(first, error))?;
 
         let mut outcome = Ok(());
         loop {
-            let received = self.receive().map_err(|error| refused(first, error))?;
+            let mut received = Vec::with_capacity(RECEIVE_LEN);
+            requests.socket().recv(&mut received, 0).map_err(|error| refused(first, error))?;
             for reply in message::replies(&received) {
                 let is_ours = reply.sequence.wrapping_sub(first) <= end.wrapping_sub(first);
                 let Some(code) = reply.error.filter(|_| is_ours) else { continue };
@@ -348,54 +348,9 @@ impl Nftables {
         flags: u16,
         attributes: &Attributes,
     ) -> io::Result<Vec<Vec<u8>>> {
-        let message = message::message(kind, NLM_F_REQUEST | flags, family, attributes);
-        for _ in 0..ATTEMPTS {
-            let mut bytes = Vec::new();
-            message.append_to(&mut bytes, self.next(), 0);
-            self.socket.send(&bytes, 0)?;
-            if let Some(replies) = self.replies(flags & NLM_F_DUMP == 0)? {
-                return Ok(replies);
-            }
-        }
-        Err(io::Error::other("what was listed kept changing"))
-    }
-
-    /// Receives the replies to the last request; `None` if they are a list that changed meanwhile.
-    fn replies(&self, is_question: bool) -> io::Result<Option<Vec<Vec<u8>>>> {
-        let mut all = Some(Vec::new());
-        loop {
-            let received = self.receive()?;
-            for reply in message::replies(&received) {
-                if reply.sequence != self.sequence {
-                    continue;
-                }
-                if reply.flags & NLM_F_DUMP_INTR != 0 {
-                    all = None;
-                }
-                match reply.error {
-                    Some(0) => return Ok(all),
-                    Some(code) => return Err(io::Error::from_raw_os_error(-code)),
-                    None => {}
-                }
-                if let Some(all) = &mut all {
-                    all.push(reply.attributes.to_vec());
-                }
-                if is_question {
-                    return Ok(all);
-                }
-            }
-        }
-    }
-
-    fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = Vec::with_capacity(RECEIVE_LEN);
-        self.socket.recv(&mut buffer, 0)?;
-        Ok(buffer)
-    }
-
-    fn next(&mut self) -> u32 {
-        self.sequence = self.sequence.wrapping_add(1);
-        self.sequence
+        let (kind, general) = message::head(kind, family);
+        let replies = self.0.ask(kind, flags, general, attributes)?;
+        Ok(replies.into_iter().map(|mut reply| std::mem::take(&mut *reply)).collect())
     }
 }
 
