@@ -138,15 +138,21 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
     assert!(sent - received <= 4);
     cluster.wait_for_rollout("adit-system", "daemonset/adit");
 
-    // An update replaces all pods, and data planes with them: packets are lost, but none is in clear.
-    let ping = cluster.ping(first, second);
-    cluster.plane.kubectl(&["-n", "adit-system", "rollout", "restart", "daemonset/adit"]);
-    cluster.wait_for_rollout("adit-system", "daemonset/adit");
-    cluster.wait_until_encrypted(&wire, first, second);
-    let (sent, received) = answered(ping);
-    eprintln!("an update: {sent} sent, {} lost, one every {INTERVAL} s", sent - received);
-    assert!(received > 0);
-    assert_eq!(wire.count(Seen::Canary), 0, "in clear during an update");
+    // An update replaces all pods, and data planes with them, one beside the other; a pod that is deleted is gone before the next one comes.
+    // Packets are lost, but none is in clear.
+    for (what, line) in [
+        ("an update", &["rollout", "restart", "daemonset/adit"][..]),
+        ("a pod deleted", &["delete", "pods", "--field-selector=spec.nodeName=node1"]),
+    ] {
+        let ping = cluster.ping(first, second);
+        cluster.plane.kubectl(&[&["-n", "adit-system"], line].concat());
+        cluster.wait_for_rollout("adit-system", "daemonset/adit");
+        cluster.wait_until_encrypted(&wire, first, second);
+        let (sent, received) = answered(ping);
+        eprintln!("{what}: {sent} sent, {} lost, one every {INTERVAL} s", sent - received);
+        assert!(received > 0, "{what}");
+        assert_eq!(wire.count(Seen::Canary), 0, "in clear: {what}");
+    }
 
     // A node comes, and one goes.
     cluster.add_node();
