@@ -32,7 +32,7 @@ use super::metrics::server::{Server, places};
 use super::metrics::{self, Watched};
 use super::mtu::{Note, Ways};
 use super::objects::{Fault, Objects};
-use super::plan::{Kind, Routes};
+use super::plan::{Kind, Masquerade, Routes};
 use super::preflight::{self, Wanted};
 use super::publish::published;
 use super::read;
@@ -703,8 +703,13 @@ impl Agent {
     fn program(&self, topology: &Topology, link: Option<Link>, routes: Routes) -> Result<(), String> {
         let settings = &topology.settings;
         let is_strict = settings.mode == Mode::Strict;
-        let firewall = (settings.mode != Mode::Off).then(|| Firewall {
+        // Behind another network the translation is that one's, in main mode it is ours whatever is encrypted.
+        let is_main = self.parts.cni.as_ref().is_some_and(|cni| cni.mode == cni::Mode::Main);
+        let masquerade = if is_main { topology.masquerade.clone() } else { Masquerade::default() };
+        let is_wanted = settings.mode != Mode::Off || !masquerade.sources.is_empty();
+        let firewall = is_wanted.then(|| Firewall {
             hosts: topology.open_addresses.clone(),
+            masquerade,
             ..Firewall::of(&routes, settings.listen_port, is_strict)
         });
         let done = self.parts.healer.set(heal::Desired { link, routes, firewall });

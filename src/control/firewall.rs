@@ -8,6 +8,7 @@
 //!              TCP that opens through the tunnel: count, clamp the MSS to the MTU of the routes
 //! postrouting  Strict: to a protected address, not by the tunnel, not the tunnel's own datagram: count, drop
 //!              Strict, where pods' traffic to nodes is encrypted: from a pod of this node to a node, not by the tunnel: count, drop
+//! translate    where adit makes the pods' network: from a pod of this node to no address of the cluster, not by the tunnel: masquerade
 //! ```
 //!
 //! Protected is an address that the plan's routes lead into the tunnel or nowhere. The table repeats what the routes say, for the moments when these are gone: before they are made, and after somebody has removed them or the rule. Incoming packets are
@@ -23,7 +24,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::failed::Failed;
-use super::plan::{Entry, FromPods, Kind, Routes};
+use super::plan::{Entry, FromPods, Kind, Masquerade, Routes};
 use super::ranges;
 use crate::config::Prefix;
 use crate::sys::netlink::nftables::{
@@ -36,6 +37,9 @@ pub const TABLE: &str = "adit";
 /// `mangle`: before the chains that translate addresses of packets that leave, and before most that filter.
 const PRIORITY: i32 = -150;
 
+/// `srcnat`: where sources are translated, behind all that looks at them.
+const NAT_PRIORITY: i32 = 100;
+
 /// The sets of protected addresses, and whether they are of IPv6.
 const PROTECTED: [(&str, bool); 2] = [("protected4", false), ("protected6", true)];
 
@@ -44,6 +48,9 @@ const PODS: [(&str, &str, bool); 2] = [("pods4", "nodes4", false), ("pods6", "no
 
 /// The sets of this host's addresses that pods may reach in clear, likewise.
 const HOSTS: [(&str, bool); 2] = [("hosts4", false), ("hosts6", true)];
+
+/// The sets of this node's pods and of the cluster's addresses, likewise.
+const MASQUERADE: [(&str, &str, bool); 2] = [("local4", "cluster4", false), ("local6", "cluster6", true)];
 
 const WIREGUARD: &str = "wireguard";
 const INGRESS: &str = "cleartext_ingress";
@@ -67,6 +74,8 @@ pub struct Firewall {
     pub from_pods: FromPods,
     /// The addresses of this host that pods of other nodes may reach in clear.
     pub hosts: Vec<IpAddr>,
+    /// What leaves the cluster under this node's address.
+    pub masquerade: Masquerade,
 }
 
 impl Firewall {
@@ -80,17 +89,27 @@ impl Firewall {
             entries: routes.entries.clone(),
             from_pods: routes.from_pods.clone(),
             hosts: Vec::new(),
+            masquerade: Masquerade::default(),
         }
     }
 
     /// Returns the sets with their families and ranges. Under a blackhole for the whole cluster those of the protected addresses stay the
     /// same when nodes come and go.
     fn sets(&self) -> Vec<(&'static str, bool, Vec<Range>)> {
+        let mut sets = Vec::new();
+        if self.masquerades() {
+            let local = all_of(self.masquerade.sources.iter().copied());
+            let cluster = all_of(self.masquerade.inside.iter().copied());
+            for (from, to, is_ipv6) in MASQUERADE {
+                sets.push((from, is_ipv6, ranges::protected(&local, is_ipv6)));
+                sets.push((to, is_ipv6, ranges::protected(&cluster, is_ipv6)));
+            }
+        }
         if !self.is_strict {
-            return Vec::new();
+            return sets;
         }
         let protected = |(set, is_ipv6)| (set, is_ipv6, ranges::protected(&self.entries, is_ipv6));
-        let mut sets: Vec<_> = PROTECTED.map(protected).into();
+        sets.extend(PROTECTED.map(protected));
         if self.guards_pods() {
             let pods = all_of(self.from_pods.sources.iter().copied());
             for (from, to, is_ipv6) in PODS {
@@ -109,6 +128,10 @@ impl Firewall {
         self.is_strict && !self.from_pods.entries.is_empty()
     }
 
+    fn masquerades(&self) -> bool {
+        !self.masquerade.sources.is_empty()
+    }
+
     /// Returns the table without the sets' elements: what can only be changed by making it anew.
     fn frame(&self) -> Frame {
         Frame {
@@ -118,6 +141,7 @@ impl Firewall {
             is_strict: self.is_strict,
             guards_pods: self.guards_pods(),
             has_open_hosts: self.is_strict && !self.hosts.is_empty(),
+            masquerades: self.masquerades(),
         }
     }
 }
@@ -136,13 +160,22 @@ struct Frame {
     is_strict: bool,
     guards_pods: bool,
     has_open_hosts: bool,
+    masquerades: bool,
+}
+
+/// What a kernel may not be able to do.
+#[derive(Clone, Copy)]
+struct Able {
+    clamps: bool,
+    translates: bool,
 }
 
 impl Frame {
     /// Appends the chains and rules.
-    fn add_to(&self, batch: &mut Batch<'_>, clamps: bool) {
+    fn add_to(&self, batch: &mut Batch<'_>, able: Able) {
         use Expression::{
-            Accept, ClampMss, Count, Drop, In, Interface, OtherInterface, OtherMark, TcpOpening, UdpTo,
+            Accept, ClampMss, Count, Drop, In, Interface, Masquerade, OtherInterface, OtherMark, TcpOpening,
+            UdpTo,
         };
         let tunnel = &self.interface[..];
         let not_from_tunnel = OtherInterface(Side::Source, tunnel);
@@ -178,9 +211,19 @@ impl Frame {
             let rule = [OtherInterface(Side::Destination, tunnel), from, to, Count(EGRESS), Drop];
             batch.add_rule("postrouting", "cleartext from a pod to another node", &rule);
         }
-        for side in [Side::Source, Side::Destination].into_iter().filter(|_| clamps) {
+        for side in [Side::Source, Side::Destination].into_iter().filter(|_| able.clamps) {
             let rule = [Interface(side, tunnel), TcpOpening, Count(OPENED), ClampMss];
             batch.add_rule("forward", "MSS", &rule);
+        }
+        if self.masquerades && able.translates {
+            batch.add_nat_chain("translate", Hook::Postrouting, NAT_PRIORITY);
+            for (local, cluster, is_ipv6) in MASQUERADE {
+                let from = In { side: Side::Source, is_ipv6, set: local };
+                let to = In { side: Side::Destination, is_ipv6, set: cluster };
+                let not_to_tunnel = OtherInterface(Side::Destination, tunnel);
+                batch.add_rule("translate", "to a pod", &[from, to, Accept]);
+                batch.add_rule("translate", "out of the cluster", &[not_to_tunnel, from, Masquerade]);
+            }
         }
     }
 }
@@ -257,7 +300,7 @@ impl Guard {
         self.made = None;
         let reading = |error| Failed::new("reading table inet adit", error);
         let counts = self.nftables.counters(TABLE).map_err(reading)?;
-        let table = |clamps| {
+        let table = |able: Able| {
             let mut batch = Batch::new(TABLE);
             // What is not there cannot be removed, so it is made first.
             batch.add_table();
@@ -270,13 +313,25 @@ impl Guard {
                 batch.add_set(set, is_ipv6);
                 batch.add_ranges(set, &ranges);
             }
-            frame.add_to(&mut batch, clamps);
+            frame.add_to(&mut batch, able);
             batch
         };
-        if let Err(refused) = self.nftables.commit(&table(true)) {
-            // A kernel that cannot clamp can drop.
-            self.nftables.commit(&table(false))?;
-            tracing::warn!(%refused, "pods' TCP is not told of the tunnel's MTU");
+        // A kernel that cannot clamp or translate can drop.
+        let mut able = Able { clamps: true, translates: frame.masquerades };
+        let mut refusals = Vec::new();
+        while let Err(refused) = self.nftables.commit(&table(able)) {
+            able = match able {
+                Able { clamps: true, translates } => Able { clamps: false, translates },
+                Able { translates: true, .. } => Able { clamps: true, translates: false },
+                Able { .. } => return Err(refused.into()),
+            };
+            refusals.push(refused.to_string());
+        }
+        if !able.clamps {
+            tracing::warn!(refused = refusals.first(), "pods' TCP is not told of the tunnel's MTU");
+        }
+        if frame.masquerades && !able.translates {
+            tracing::error!(refused = refusals.get(1), "pods do not reach what is outside of the cluster");
         }
         let fingerprint = self.nftables.fingerprint(TABLE).map_err(reading)?;
         self.made = fingerprint.map(|fingerprint| Made { frame, fingerprint });
@@ -367,6 +422,7 @@ mod tests {
                 entries: vec![Entry { prefix, kind: Kind::Blackhole }],
                 from_pods: FromPods::default(),
                 hosts: Vec::new(),
+                masquerade: Masquerade::default(),
             };
             // Table, three chains, a rule for the tunnel and six that drop.
             let dropping = 1 + 3 + 1 + 6;
@@ -382,6 +438,42 @@ mod tests {
             guard.cleanup().unwrap();
             assert_eq!(guard.nftables.fingerprint(TABLE)?, None);
             assert_eq!(guard.counters().unwrap(), Counters::default());
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_table_that_translates_is_left_alone_until_it_is_to_translate_something_else() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let mut guard = Guard::open()?;
+            if guard.nftables.fingerprint(TABLE).is_err() {
+                eprintln!("skipped: nftables missing in this kernel");
+                return Ok(());
+            }
+            let prefix = |second| Prefix::new([10, second, 0, 0].into(), 16).unwrap();
+            let routes = Routes { interface: "adit0".to_owned(), fwmark: 1, ..Routes::default() };
+            let mut desired = Firewall::of(&routes, 51820, false);
+            desired.masquerade = Masquerade { sources: vec![prefix(1)], inside: vec![prefix(1), prefix(2)] };
+            // Table, four chains, a rule for the tunnel, two that clamp and four that translate.
+            assert!(guard.sync(&desired).unwrap());
+            let made = guard.nftables.fingerprint(TABLE)?.unwrap();
+            assert_eq!(made.len(), 1 + 4 + 1 + 2 + 4);
+            assert!(!guard.sync(&desired).unwrap());
+            // A node comes: the table stays, with one address more.
+            desired.masquerade.inside.push(prefix(3));
+            assert!(guard.sync(&desired).unwrap());
+            assert_eq!(guard.nftables.fingerprint(TABLE)?.unwrap(), made);
+            let cluster = guard.nftables.ranges(TABLE, "cluster4")?;
+            assert_eq!(cluster, [([10, 1, 0, 0].into(), [10, 3, 255, 255].into())]);
+            // Somebody else makes the pods' network.
+            desired.masquerade = Masquerade::default();
+            assert!(guard.sync(&desired).unwrap());
+            assert_eq!(guard.nftables.fingerprint(TABLE)?.unwrap().len(), 1 + 3 + 1 + 2);
             Ok(())
         })
         .unwrap();

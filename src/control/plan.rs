@@ -42,6 +42,15 @@ pub struct FromPods {
     pub entries: Vec<Entry>,
 }
 
+/// Packets that leave the cluster with this node's address in place of a pod's, which nobody outside knows the way to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Masquerade {
+    /// The prefixes of this node's pods; without any, nothing is translated.
+    pub sources: Vec<Prefix>,
+    /// Where their addresses are known: what goes there is left as it is.
+    pub inside: Vec<Prefix>,
+}
+
 /// One route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Entry {

@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::api::{HostTraffic, Mode, PodAddresses, Scope, StrictGate};
 use super::objects::{Fault, Objects, Tunnel};
-use super::plan::{Entry, FromPods, Kind, Routes};
+use super::plan::{Entry, FromPods, Kind, Masquerade, Routes};
 use super::settings::Settings;
 use crate::config::Prefix;
 use crate::crypto::x25519::PublicKey;
@@ -56,6 +56,8 @@ pub struct Topology {
     pub peers: BTreeMap<PublicKey, Peer>,
     /// Its routes.
     pub routes: Routes,
+    /// What it has to translate if nobody else makes the pods' network.
+    pub masquerade: Masquerade,
     /// The addresses of its tunnel's interface.
     pub addresses: Vec<IpAddr>,
     /// Its own addresses at which pods of other nodes arrive in clear, as traffic to nodes is not encrypted, or not to this one.
@@ -253,6 +255,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         peers,
         waits_for,
         open_addresses: own_addresses.unwrap_or_default(),
+        masquerade: masquerade(&settings, &claimed, &own.name),
         routes: routing.finish(),
         addresses: own_tunnel.map(|tunnel| tunnel.tunnel_addresses.clone()).unwrap_or_default(),
         not_encrypted,
@@ -292,6 +295,17 @@ fn waits_for(
     let names: BTreeSet<_> = objects.tunnels.keys().chain(objects.nodes.keys()).collect();
     let others = names.into_iter().filter(|name| **name != own.name);
     others.filter_map(|name| Some((name.clone(), unready(name)?))).collect()
+}
+
+/// Returns what of this node's pods goes out of the cluster: to no prefix of pods and to no tunnel's address.
+fn masquerade(settings: &Settings, claimed: &BTreeMap<&str, Granted>, own: &str) -> Masquerade {
+    let cluster = settings.cluster_prefixes.iter().flatten();
+    let inside = claimed.values().flat_map(|granted| granted.pods.iter().chain(&granted.tunnels));
+    let inside: BTreeSet<_> = cluster.chain(inside).copied().collect();
+    Masquerade {
+        sources: claimed.get(own).map(|granted| granted.pods.clone()).unwrap_or_default(),
+        inside: inside.into_iter().collect(),
+    }
 }
 
 fn degraded(own: &Own, tunnel: Option<&Tunnel>, keys: &BTreeMap<PublicKey, &str>) -> Option<Degraded> {
@@ -838,6 +852,25 @@ mod tests {
         }
         set(&mut objects, |spec| spec.mode = Some(Mode::Permissive));
         assert!(!self::entries(&of(&objects)).iter().any(|entry| entry.starts_with("blackhole")));
+    }
+
+    #[test]
+    fn pods_keep_their_addresses_inside_the_cluster_whatever_the_mode() {
+        for mode in [Mode::Off, Mode::Permissive, Mode::Strict] {
+            let mut objects = objects(mode);
+            set(&mut objects, |spec| {
+                spec.cluster_cidrs = Some(vec!["10.244.0.0/16".to_owned(), "fd00::/16".to_owned()]);
+            });
+            // One that has said nothing of itself.
+            let silent = Node { pod_prefixes: vec![prefix("10.244.9.0/24")], ..Node::default() };
+            objects.nodes.insert("d".to_owned(), silent);
+            let Masquerade { sources, inside } = of(&objects).masquerade;
+            assert_eq!(sources, node(1).pod_prefixes, "{mode:?}");
+            let expected = ["10.244.0.0/16", "10.244.9.0/24", "10.244.2.0/32", "fd00::/16", "fd00:3::/64"];
+            assert!(expected.iter().all(|text| inside.contains(&prefix(text))), "{inside:?}");
+            // Nodes are outside: they need not know the way to pods.
+            assert!(!inside.iter().any(|prefix| prefix.contains([192, 0, 2, 2].into())));
+        }
     }
 
     #[test]

@@ -284,7 +284,8 @@ impl KernelReport {
         Self {
             interface_up: kernel.is_up,
             missing_routes: kernel.missing,
-            firewall_in_place: kernel.has_firewall == kernel.wants_firewall,
+            // One that is not wanted may be there to masquerade, in main mode.
+            firewall_in_place: kernel.has_firewall || !kernel.wants_firewall,
             cleartext_dropped_ingress: kernel.counters.cleartext_ingress.packets,
             cleartext_dropped_egress: kernel.counters.cleartext_egress.packets,
         }

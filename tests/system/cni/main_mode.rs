@@ -1,6 +1,7 @@
 //! Main mode: pods' networks without any other plugin but the one for addresses.
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
@@ -11,8 +12,9 @@ use serde_json::{Value, json};
 use super::need_plugins;
 use super::runtime::{Call, Pod, Runtime};
 use super::setup::Lab;
+use crate::support::puppet::udp;
 use crate::support::tunnel::Program;
-use crate::support::{SOON, pause, wait_until};
+use crate::support::{Namespace, SOON, need, pause, wait_until};
 
 #[test]
 fn pods_of_two_nodes_talk_through_the_tunnel_and_leave_nothing() {
@@ -235,4 +237,67 @@ fn the_agent_lays_the_network_once_it_is_ready_and_cleanup_takes_it_away() {
     lab.node().namespace.run(env!("CARGO_BIN_EXE_adit"), &args);
     assert_eq!(types("10-flannel.conflist"), ["flannel"]);
     assert_eq!(fs::read_dir(&configuration).unwrap().count(), 1, "no backup is left");
+}
+
+/// Has a pod send a datagram to an address of another namespace; returns whom that sees as its sender, if it arrives.
+fn seen_as(pod: &Pod, place: &Namespace, addr: &str) -> Option<IpAddr> {
+    let addr: IpAddr = addr.parse().unwrap();
+    let listener = udp(place, &SocketAddr::new(addr, 0).to_string());
+    listener.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let target = listener.local_addr().unwrap();
+    let any = if addr.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    udp(&pod.namespace, any).send_to(b"who", target).ok()?;
+    listener.recv_from(&mut [0; 10]).ok().map(|(_, from)| from.ip())
+}
+
+#[test]
+fn pods_reach_the_outside_under_their_nodes_address_and_each_other_under_their_own() {
+    need_plugins!();
+    need!("nft");
+    let mut lab = Lab::new(2);
+    let outside = Namespace::new();
+    lab.mesh.fabric.join("outside", &[], &outside, "eth0", &["10.9.0.200/24", "fd09::200/64"]);
+    lab.mesh.fabric.ip("link set outside master fabric");
+    lab.node().namespace.ip("addr add fd09::1/64 dev eth0 nodad");
+    for (number, mode) in [(0, "chained"), (1, "main")] {
+        lab.mesh.nodes[number].start_data_plane(Program::Adit);
+        lab.start_agent(number, &[("ADIT_CNI_MODE", mode)]);
+    }
+    (0..2).for_each(|number| lab.wait_until_ready(number));
+    let pod = Pod::new();
+    let result = Runtime::of("1.0.0", &[lab.main(0)]).add_only(&lab.node().namespace, &pod).unwrap();
+    let own = [0, 1].map(|family| {
+        let address = result["ips"][family]["address"].as_str().unwrap();
+        address.split_once('/').unwrap().0.parse::<IpAddr>().unwrap()
+    });
+    let node: [IpAddr; 2] = ["10.9.0.1", "fd09::1"].map(|addr| addr.parse().unwrap());
+    let out = || ["10.9.0.200", "fd09::200"].map(|addr| seen_as(&pod, &outside, addr));
+    let inside = |lab: &Lab| {
+        ["10.244.2.1", "fd00:244:2::1"].map(|addr| seen_as(&pod, &lab.mesh.nodes[1].namespace, addr))
+    };
+    // The control: nobody translates.
+    assert_eq!((out(), inside(&lab)), (own.map(Some), own.map(Some)));
+
+    drop(lab.mesh.nodes[0].agent.take());
+    lab.start_agent(0, &[("ADIT_CNI_MODE", "main")]);
+    let is_translated = || out() == node.map(Some);
+    wait_until("the nodes' addresses outside", SOON, || is_translated());
+    assert_eq!(inside(&lab), own.map(Some));
+    assert!(pod.namespace.pings("10.9.0.200") && pod.namespace.pings("fd09::200"), "and are answered");
+    // Whoever takes it away has it back.
+    lab.node().namespace.sh("nft flush chain inet adit translate");
+    wait_until("the rules to be mended", SOON, || is_translated());
+    // With nothing encrypted as well.
+    lab.mesh.write(
+        "config",
+        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: \"Off\", mtu: 1420}\n",
+    );
+    let table = || lab.node().namespace.try_run("nft", &["list", "table", "inet", "adit"]).1;
+    wait_until("no Strict", SOON, || !table().contains("protected4"));
+    assert!(table().contains("masquerade") && is_translated());
+
+    drop(lab.mesh.nodes[0].agent.take());
+    lab.node().namespace.run(env!("CARGO_BIN_EXE_adit"), &["agent", "--cleanup"]);
+    assert!(!lab.node().namespace.succeeds("nft list table inet adit"));
+    assert_eq!(out(), own.map(Some));
 }

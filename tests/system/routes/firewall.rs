@@ -80,6 +80,8 @@ fn nft_reads_what_is_meant_for_pods_and_hosts() {
     firewall.from_pods.entries =
         vec![entry("192.168.2.1/32", Kind::Unicast), entry("fd20:2::1/128", Kind::Throw)];
     firewall.hosts = vec!["192.168.1.1".parse().unwrap()];
+    firewall.masquerade.sources = vec!["10.244.1.0/24".parse().unwrap()];
+    firewall.masquerade.inside = vec!["10.244.0.0/16".parse().unwrap()];
     lab.a.healer.set(desired.clone()).unwrap();
     let rules = lab.a.namespace.sh("nft -s list ruleset");
     for line in [
@@ -89,6 +91,9 @@ fn nft_reads_what_is_meant_for_pods_and_hosts() {
         "set hosts4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = { 192.168.1.1 }",
         "iifname != \"adit0\" ip saddr @protected4 ip daddr @hosts4 accept",
         "oifname != \"adit0\" ip saddr @pods4 ip daddr @nodes4 counter name \"cleartext_egress\" drop",
+        "type nat hook postrouting priority srcnat; policy accept;\n\t\tip saddr @local4 ip daddr @cluster4 accept\n\t\t\
+        oifname != \"adit0\" ip saddr @local4 masquerade fully-random",
+        "oifname != \"adit0\" ip6 saddr @local6 masquerade fully-random",
     ] {
         assert!(rules.contains(line), "{line:?} in {rules}");
     }

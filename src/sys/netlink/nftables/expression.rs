@@ -42,6 +42,9 @@ pub enum Expression<'a> {
     Count(&'a str),
     /// Lowers the MSS that the sender of a TCP segment announces to what fits into the MTU of the routes there and back. From Linux 4.14 on.
     ClampMss,
+    /// Replaces the source of a connection that begins by the address of the interface that it leaves by, and a port at random. In a chain
+    /// made by [`super::Batch::add_nat_chain`] only.
+    Masquerade,
     /// The table has no objection; others may.
     Accept,
     /// The packet is gone.
@@ -73,6 +76,8 @@ const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
+const RANDOM_FULLY: u32 = 0x10;
 /// `NFT_RT_TCPMSS`.
 const RT_TCPMSS: u32 = 3;
 /// `NFT_BYTEORDER_HTON`.
@@ -140,6 +145,7 @@ impl Expression<'_> {
                     .be32(7, REGISTER);
                 push(push(list, "byteorder", swap), "exthdr", write)
             }
+            Self::Masquerade => push(list, "masq", Attributes::new().be32(1, RANDOM_FULLY)),
             Self::Accept => verdict(list, VERDICT_ACCEPT),
             Self::Drop => verdict(list, VERDICT_DROP),
         }

@@ -176,6 +176,15 @@ impl<'a> Batch<'a> {
 
     /// Makes a chain that sees the packets of `hook`, before other chains of a higher `priority`, and accepts what no rule decides about.
     pub fn add_chain(&mut self, name: &str, hook: Hook, priority: i32) {
+        self.push_chain(name, "filter", hook, priority);
+    }
+
+    /// Makes a chain that sees the first packet of each connection at `hook`, and may translate its addresses. From Linux 5.2 on.
+    pub fn add_nat_chain(&mut self, name: &str, hook: Hook, priority: i32) {
+        self.push_chain(name, "nat", hook, priority);
+    }
+
+    fn push_chain(&mut self, name: &str, kind: &str, hook: Hook, priority: i32) {
         let place = Attributes::new()
             .be32(message::HOOK_NUMBER, hook.number())
             .be32(message::HOOK_PRIORITY, priority.cast_unsigned());
@@ -184,7 +193,7 @@ impl<'a> Batch<'a> {
             .text(message::CHAIN_NAME, name)
             .nest(message::CHAIN_HOOK, place)
             .be32(message::CHAIN_POLICY, message::VERDICT_ACCEPT)
-            .text(message::CHAIN_TYPE, "filter");
+            .text(message::CHAIN_TYPE, kind);
         self.push(format!("chain {name}"), message::NEW_CHAIN, NLM_F_CREATE, chain);
     }
 
