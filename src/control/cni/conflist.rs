@@ -1,7 +1,8 @@
 //! Has the container runtime call the plugin: the runtime's configuration, and the plugin's program.
 //!
 //! The runtime takes the first network of a directory, by the order of names (libcni, `ConfFiles`). In chained mode the plugin is put
-//! behind the last one of that network; one of a single plugin becomes a list for that. In main mode a network of our own is laid there.
+//! behind the last one of that network; one of a single plugin becomes a list for that. In main mode a network of our own is laid there,
+//! with `portmap` behind it if that is where the runtime looks for plugins.
 //! Whoever else writes to the directory is followed. Files are written beside their place and renamed; what was there before is kept
 //! with the ending `BACKUP`.
 
@@ -19,6 +20,8 @@ use crate::control::api::OnAgentUnavailable;
 
 /// The program's name, by which the configuration refers to it.
 pub const PLUGIN: &str = "adit-cni";
+/// The plugin that leads ports of the host to pods, where it is installed.
+const PORTMAP: &str = "portmap";
 /// The network of main mode.
 const OWN: &str = "10-adit.conflist";
 /// How the name of a file ends that was there before.
@@ -140,13 +143,15 @@ fn lay(directory: &Path, options: &Options, facts: &Facts) -> Result<bool, Faile
     let mut plugin = entry(options, facts);
     let ranges = facts.pods.iter().map(|prefix| json!([{ "subnet": prefix.to_string() }]));
     plugin["ipam"] = json!({ "type": "host-local", "ranges": ranges.collect::<Vec<_>>() });
-    let network = json!({
-        // A runtime that knows 1.1.0 takes the best of the second.
-        "cniVersion": "1.0.0",
-        "cniVersions": ["1.0.0", "1.1.0"],
-        "name": "adit",
-        "plugins": [plugin],
-    });
+    let mut network = json!({ "cniVersion": "1.0.0", "name": "adit", "plugins": [plugin] });
+    if has_portmap(options) {
+        // Releases before 1.6 know nothing later than 1.0.0, and which it is only its own word would tell.
+        let portmap = json!({ "type": PORTMAP, "capabilities": { "portMappings": true } });
+        network["plugins"] = json!([plugin, portmap]);
+    } else {
+        // A runtime that knows 1.1.0 takes the best of these, and calls STATUS and GC then.
+        network["cniVersions"] = json!(["1.0.0", "1.1.0"]);
+    }
     let path = directory.join(OWN);
     if path.exists() && read(&path)?.as_ref() == Some(&network) {
         return Ok(true);
@@ -155,6 +160,12 @@ fn lay(directory: &Path, options: &Options, facts: &Facts) -> Result<bool, Faile
     sync(directory)?;
     tracing::info!(network = %path.display(), "the network of the pods is there");
     Ok(true)
+}
+
+fn has_portmap(options: &Options) -> bool {
+    // A link may lead to what is seen on the host alone.
+    let is_there = |place: &PathBuf| fs::symlink_metadata(place.join(PORTMAP)).is_ok();
+    options.program.as_ref().is_some_and(|(_, place)| is_there(place))
 }
 
 fn entry(options: &Options, facts: &Facts) -> Value {
@@ -401,6 +412,26 @@ mod tests {
         install(&options, &facts()).unwrap();
         remove(&directory.0).unwrap();
         assert_eq!(directory.names(), ["20-flannel.conflist"]);
+    }
+
+    #[test]
+    fn in_main_mode_ports_are_mapped_where_there_is_a_plugin_for_it() {
+        let directory = Directory::new("portmap");
+        let (program, place) = (directory.0.join("new"), directory.0.join("bin"));
+        fs::create_dir(&place).unwrap();
+        fs::write(&program, "program").unwrap();
+        let options = Options { program: Some((program, place.clone())), ..directory.options(Mode::Main) };
+        install(&options, &facts()).unwrap();
+        assert_eq!(directory.types("10-adit.conflist"), ["adit-cni"]);
+        assert_eq!(directory.network("10-adit.conflist")["cniVersions"], json!(["1.0.0", "1.1.0"]));
+        // As Debian has it on the host: in a container the link leads nowhere.
+        std::os::unix::fs::symlink("/nowhere/portmap", place.join("portmap")).unwrap();
+        install(&options, &facts()).unwrap();
+        assert_eq!(directory.types("10-adit.conflist"), ["adit-cni", "portmap"]);
+        let network = directory.network("10-adit.conflist");
+        assert_eq!((&network["cniVersion"], &network["cniVersions"]), (&json!("1.0.0"), &Value::Null));
+        remove(&directory.0).unwrap();
+        assert!(!directory.names().contains(&"10-adit.conflist".to_owned()));
     }
 
     #[test]

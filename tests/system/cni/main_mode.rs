@@ -164,10 +164,12 @@ fn pods_are_added_side_by_side_and_removed_by_gc() {
 #[test]
 fn the_agent_lays_the_network_once_it_is_ready_and_cleanup_takes_it_away() {
     need_plugins!();
+    need!("iptables");
     let mut lab = Lab::new(1);
     let [configuration, programs] = ["net.d", "bin"].map(|name| lab.files.path().join(name));
     [&configuration, &programs].into_iter().for_each(|path| fs::create_dir(path).unwrap());
     let program = Path::new(super::runtime::plugin_directory()).join("adit-cni");
+    std::os::unix::fs::symlink(Path::new(super::PLUGINS).join("portmap"), programs.join("portmap")).unwrap();
     let variables = |mode: &'static str| {
         [
             ("ADIT_CNI_CONF_DIR", configuration.to_str().unwrap().to_owned()),
@@ -197,13 +199,15 @@ fn the_agent_lays_the_network_once_it_is_ready_and_cleanup_takes_it_away() {
     assert_eq!(fs::read_dir(&configuration).unwrap().count(), 0, "not before the data plane answers");
     lab.mesh.nodes[0].start_data_plane(Program::Adit);
     let soon = |what: &str, done: &dyn Fn() -> bool| wait_until(what, SOON, done);
-    soon("the network", &|| types("10-adit.conflist") == ["adit-cni"]);
+    soon("the network", &|| types("10-adit.conflist") == ["adit-cni", "portmap"]);
     assert_eq!(fs::read(programs.join("adit-cni")).unwrap(), fs::read(&program).unwrap());
     // A runtime uses what it finds there.
     let mut list: Value =
         serde_json::from_slice(&fs::read(configuration.join("10-adit.conflist")).unwrap()).unwrap();
     list["plugins"][0]["ipam"]["dataDir"] = lab.path("leases0").into();
     list["name"] = "net".into();
+    list["plugins"][1]["runtimeConfig"] =
+        json!({ "portMappings": [{ "hostPort": 18080, "containerPort": 8080, "protocol": "udp" }] });
     let mut runtime = Runtime::new(list);
     let pod = Pod::new();
     let host = &lab.node().namespace;
@@ -218,6 +222,14 @@ fn the_agent_lays_the_network_once_it_is_ready_and_cleanup_takes_it_away() {
                 .trim_end_matches("/32")
         )
     );
+    // A port of the node leads to the pod.
+    let outside = Namespace::new();
+    lab.mesh.fabric.join("outside", &[], &outside, "eth0", &["10.9.0.200/24"]);
+    lab.mesh.fabric.ip("link set outside master fabric");
+    let (listener, client) = (udp(&pod.namespace, "0.0.0.0:8080"), udp(&outside, "0.0.0.0:0"));
+    listener.set_read_timeout(Some(SOON)).unwrap();
+    client.send_to(b"knock", "10.9.0.1:18080").unwrap();
+    assert_eq!(listener.recv_from(&mut [0; 10]).unwrap().0, 5);
     runtime.del(host, &pod).unwrap();
 
     // Chained: behind whatever is there, whenever it comes.
