@@ -48,6 +48,13 @@ struct Found {
     ways: BTreeMap<IpAddr, Option<(u32, Option<u32>)>>,
 }
 
+/// Leaves out what every link has. Each pod comes with a link whose addresses are the same as those of others, or its own alone: nothing
+/// that depends on this node's addresses is to be looked at for that.
+fn known_beyond(addresses: impl Iterator<Item = (IpAddr, u8)>) -> Vec<(IpAddr, u8)> {
+    let is_local = |addr: IpAddr| matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
+    addresses.filter(|(addr, _)| !is_local(*addr)).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// What may have changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct News {
@@ -117,14 +124,12 @@ impl Ways {
         self.found = None;
     }
 
-    /// Returns the addresses of all links, each with the length of its prefix, in order.
+    /// Returns the addresses of all links, each with the length of its prefix, in order and once: those that are known beyond their link.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn addresses(&mut self) -> io::Result<Vec<(IpAddr, u8)>> {
-        let mut addresses: Vec<_> = self.netlink.all_addresses()?.iter().map(|addr| addr.address).collect();
-        addresses.sort_unstable();
-        Ok(addresses)
+        Ok(known_beyond(self.netlink.all_addresses()?.iter().map(|addr| addr.address)))
     }
 
     /// Returns the MTU in bytes that the ways to `peers` leave, for datagrams with this mark; where there are none, the links that have the
@@ -224,6 +229,21 @@ fn write(directory: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::sys::netns;
+
+    #[test]
+    fn a_pods_link_brings_no_address_that_is_news() {
+        let addresses = |texts: &[&str]| -> Vec<(IpAddr, u8)> {
+            let split =
+                |text: &&str| text.split_once('/').map(|(addr, len)| (addr.to_owned(), len.to_owned()));
+            let pairs = texts.iter().filter_map(split);
+            pairs.map(|(addr, len)| (addr.parse().unwrap(), len.parse().unwrap())).collect()
+        };
+        let node = ["192.0.2.1/24", "2001:db8::1/64", "169.254.1.1/32"];
+        let pods = ["169.254.1.1/32", "fe80::1/128", "fe80::5054:ff:fe00:1/64"];
+        let known = |texts: &[&str]| known_beyond(addresses(texts).into_iter());
+        assert_eq!(known(&[&node[..], &pods].concat()), known(&node));
+        assert_ne!(known(&[&node[..], &["192.0.2.9/24"]].concat()), known(&node));
+    }
 
     #[test]
     fn the_narrowest_way_counts_and_each_family_has_its_headers() {
