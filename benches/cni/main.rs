@@ -10,10 +10,10 @@
 //! main mode; each with an IPv4 address of host-local. Time is that of the plugins' processes from start to end, as a runtime waits for
 //! them; a pod's namespace is made before. Ratios are meaningful, absolute figures are the machine's.
 //!
-//! The table goes to standard output, raw rows to `bench/cni.csv` in cargo's target folder.
+//! The table goes to standard output, raw rows to `bench/cni.csv` in cargo's target folder, what the agent logs to `bench/cni-agent.log`.
 
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -170,6 +170,8 @@ fn bench(settings: &Settings) -> io::Result<()> {
         way.at_once = add_at_once(&lab, &way.plugins, settings.at_once)?;
     }
     write_rows(&ways)?;
+    let log = lab.node().agent.as_ref().map(support::Process::output).unwrap_or_default();
+    fs::write(output::folder()?.join("cni-agent.log"), log)?;
     print(&ways, &machine, settings);
     Ok(())
 }
