@@ -22,11 +22,21 @@ pub(super) struct Cluster {
     pub(super) plane: ControlPlane,
     pub(super) fabric: Namespace,
     images: Directory,
+    network: PodNetwork,
     _beside: Vec<Process>,
     /// How many nodes have been booted.
     booted: usize,
     /// One cluster at a time is enough for a small machine.
     _turn: MutexGuard<'static, ()>,
+}
+
+/// Who makes the pods' network.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum PodNetwork {
+    /// Debian's `bridge`, which is there from the start.
+    Bridge,
+    /// Nobody: a node is not ready before somebody comes.
+    None,
 }
 
 /// A node. What runs there ends with it.
@@ -50,9 +60,9 @@ pub(super) struct Pod {
 }
 
 impl Cluster {
-    /// Starts a control plane and so many nodes, and waits until they are ready; `None` if something for that is missing.
+    /// Starts a control plane and so many nodes, and waits until they are ready if they can be; `None` if something for that is missing.
     #[track_caller]
-    pub(super) fn start(count: usize) -> Option<Self> {
+    pub(super) fn start(count: usize, network: PodNetwork) -> Option<Self> {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let fabric = Namespace::new();
@@ -98,13 +108,21 @@ impl Cluster {
         let images = Directory::new();
         make_busybox_image(images.path());
         fs::copy(image, images.path().join("adit.tar")).unwrap();
-        let mut this =
-            Self { nodes: Vec::new(), plane, fabric, images, _beside: beside, booted: 0, _turn: turn };
+        let mut this = Self {
+            nodes: Vec::new(),
+            plane,
+            fabric,
+            images,
+            network,
+            _beside: beside,
+            booted: 0,
+            _turn: turn,
+        };
         for _ in 0..count {
             this.add_node();
         }
-        for node in &this.nodes {
-            this.wait_until_ready(&node.name);
+        if network == PodNetwork::Bridge {
+            this.wait_until_all_are_ready();
         }
         wait_until("the default service account", A_WHILE, || {
             this.plane.try_kubectl(&["get", "serviceaccount", "default"]).0
@@ -147,7 +165,10 @@ impl Cluster {
         }
         let group = directory.path().file_name().unwrap().to_str().unwrap().to_owned();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/system/cluster/node.sh");
-        let pods = format!("10.244.{number}.0/24");
+        let pods = match self.network {
+            PodNetwork::Bridge => format!("10.244.{number}.0/24"),
+            PodNetwork::None => String::new(),
+        };
         let args = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", script];
         let args =
             [&args[..], &[directory.path().to_str().unwrap(), &name, &address, &pods, &group]].concat();
@@ -164,11 +185,21 @@ impl Cluster {
     }
 
     #[track_caller]
+    pub(super) fn wait_until_all_are_ready(&self) {
+        self.nodes.iter().for_each(|node| self.wait_until_ready(&node.name));
+    }
+
+    #[track_caller]
     pub(super) fn wait_until_ready(&self, node: &str) {
         let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
         wait_until(&format!("{node} to be ready"), A_WHILE, || {
             self.plane.try_kubectl(&["get", "node", node, "-o", path]).1 == "True"
         });
+    }
+
+    pub(super) fn set_mode(&self, mode: &str) {
+        let patch = format!(r#"{{"spec":{{"mode":"{mode}"}}}}"#);
+        self.plane.kubectl(&["patch", "tunnelconfig", "default", "--type=merge", "-p", &patch]);
     }
 
     #[track_caller]
