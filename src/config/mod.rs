@@ -237,6 +237,19 @@ pub struct Statistics {
     pub workers: usize,
     /// Packets that went no further since the start, by reason. Every reason is there, and most are 0.
     pub dropped: BTreeMap<String, u64>,
+    /// Handshakes since the start, by the time from the first initiation to the confirmed session.
+    pub handshakes: Durations,
+}
+
+/// Durations, counted by length.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Durations {
+    /// How many were at most so long, and longer than the bound before. Nothing is known if there is no bound.
+    pub within: BTreeMap<Duration, u64>,
+    /// How many were longer than every bound.
+    pub longer: u64,
+    /// The sum of all.
+    pub sum: Duration,
 }
 
 /// Why a change was refused: the operator's mistake, or the system's refusal.

@@ -17,7 +17,7 @@ use std::time::Duration;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::config::{
-    AllowedIpEdit, Edit, PeerEdit, PeerSnapshot, Prefix, PresharedKey, Snapshot, Statistics,
+    AllowedIpEdit, Durations, Edit, PeerEdit, PeerSnapshot, Prefix, PresharedKey, Snapshot, Statistics,
 };
 use crate::crypto::secret::Secret;
 use crate::crypto::x25519::{PrivateKey, PublicKey};
@@ -206,16 +206,33 @@ fn read_lines(
 pub fn read_statistics(reply: &str) -> Result<Statistics, Failed> {
     let mut statistics = Statistics::default();
     read_lines(reply, |key, value| {
-        match (key, key.strip_prefix("dropped_")) {
-            ("version", _) => value.clone_into(&mut statistics.version),
-            ("crypto", _) => value.clone_into(&mut statistics.crypto),
-            ("workers", _) => statistics.workers = number(value)?,
-            (_, Some(reason)) => drop(statistics.dropped.insert(reason.to_owned(), number(value)?)),
-            (_, None) => {}
+        match key {
+            "version" => value.clone_into(&mut statistics.version),
+            "crypto" => value.clone_into(&mut statistics.crypto),
+            "workers" => statistics.workers = number(value)?,
+            _ => {
+                if let Some(reason) = key.strip_prefix("dropped_") {
+                    statistics.dropped.insert(reason.to_owned(), number(value)?);
+                } else if let Some(bound) = key.strip_prefix("handshakes_us_") {
+                    read_durations(&mut statistics.handshakes, bound, number(value)?);
+                }
+            }
         }
         Ok(())
     })?;
     Ok(statistics)
+}
+
+fn read_durations(durations: &mut Durations, bound: &str, value: u64) {
+    match bound {
+        "inf" => durations.longer = value,
+        "sum" => durations.sum = Duration::from_micros(value),
+        _ => {
+            if let Ok(bound) = bound.parse() {
+                durations.within.insert(Duration::from_micros(bound), value);
+            }
+        }
+    }
 }
 
 /// Reads the reply to `get=1`, of a data plane that should have the key `expected`.
@@ -469,13 +486,19 @@ mod tests {
     #[test]
     fn statistics_are_read_and_what_is_not_known_is_passed_over() {
         let statistics = read_statistics(
-            "version=1\ncrypto=avx2\nfuture=x\nworkers=2\ndropped_a=0\ndropped_b=7\nerrno=0\n\n",
+            "version=1\ncrypto=avx2\nfuture=x\nworkers=2\ndropped_a=0\ndropped_b=7\n\
+            handshakes_us_500=3\nhandshakes_us_future=1\nhandshakes_us_inf=4\nhandshakes_us_sum=5\nerrno=0\n\n",
         );
         let expected = Statistics {
             version: "1".to_owned(),
             crypto: "avx2".to_owned(),
             workers: 2,
             dropped: [("a", 0), ("b", 7)].map(|(reason, packets)| (reason.to_owned(), packets)).into(),
+            handshakes: Durations {
+                within: [(Duration::from_micros(500), 3)].into(),
+                longer: 4,
+                sum: Duration::from_micros(5),
+            },
         };
         assert_eq!(statistics.unwrap(), expected);
         let wrong = read_statistics("version=1\ndropped_a=-1\nerrno=0\n\n");

@@ -41,6 +41,7 @@ use crate::crypto::random::Os;
 use crate::sys::offload::Wanted;
 use crate::sys::tun::Tun;
 use crate::wireguard::dropped::{Dropped, Drops};
+use crate::wireguard::handshake_times::HandshakeTimes;
 use crate::wireguard::interface::Interface;
 use control::Control;
 use shared::{Request, Shared};
@@ -63,6 +64,7 @@ fn cores() -> usize {
 /// A running interface. Dropping it stops the threads and closes device and sockets.
 pub struct Device {
     shared: Arc<Shared>,
+    handshake_times: Arc<HandshakeTimes>,
     requests: mpsc::Sender<Request>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -82,6 +84,7 @@ impl Device {
     ) -> io::Result<Self> {
         let drops = Arc::new(Drops::default());
         let mut interface = Interface::new(Arc::clone(&drops), Box::new(Os));
+        let handshake_times = Arc::clone(interface.handshake_times());
         let offloads = tun.offloads();
         let queues: Vec<_> = tun.into_queues().into_iter().map(Arc::new).collect();
         // What was insisted on and cannot be had is said now, not when the link comes up.
@@ -99,7 +102,7 @@ impl Device {
             control_poll,
             receiver,
         )?;
-        let mut device = Self { shared, requests, threads: Vec::new() };
+        let mut device = Self { shared, handshake_times, requests, threads: Vec::new() };
         let handshakes = queues.len();
         // The last one has no queue of its own.
         let queues: Vec<_> = queues.iter().chain(queues.first()).map(Arc::clone).collect();
@@ -150,6 +153,7 @@ impl Configure for Device {
             // The last ones are for handshakes.
             workers: self.shared.sockets.len() - 1,
             dropped: Dropped::ALL.iter().map(count).collect(),
+            handshakes: self.handshake_times.durations(),
         })
     }
 }

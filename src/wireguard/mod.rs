@@ -8,6 +8,7 @@ pub mod constants;
 pub mod cookie;
 pub mod dropped;
 pub mod endpoint;
+pub mod handshake_times;
 pub mod index;
 pub mod interface;
 mod keyed;

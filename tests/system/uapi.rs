@@ -1,6 +1,6 @@
 //! The configuration socket of the built program: the protocol word for word, clients that misbehave, and changes under traffic.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::UdpSocket;
@@ -761,6 +761,11 @@ fn statistics_count_what_was_dropped_and_leave_the_configuration_as_it_was() {
         .map(|(reason, _)| reason)
         .collect();
     assert_eq!(reasons, Dropped::ALL.iter().map(|reason| reason.name()).collect());
+    // That of the first echo request, which was waited for.
+    let times = statistics.lines().filter_map(|line| line.strip_prefix("handshakes_us_")?.split_once('='));
+    let times: BTreeMap<_, u64> = times.map(|(bound, value)| (bound, value.parse().unwrap())).collect();
+    assert!(times.len() > 2 && times["sum"] > 0, "{statistics}");
+    assert_eq!(times.values().sum::<u64>() - times["sum"], 1, "{statistics}");
 
     let dropped = |client: &mut Client, reason: &str| -> u64 {
         let statistics = client.ask("stats=1\n\n");

@@ -357,8 +357,8 @@ fn not_obeyed() -> Vec<(String, String, String)> {
 fn metrics() -> String {
     let mut text = format!(
         "{MADE}# Metrics\n\n`adit agent --metrics ADDRESS:PORT`, or `spec.metrics.address` of a TunnelConfig, serves them at `/metrics` for \
-        Prometheus. Names end in the unit; a counter starts anew at 0 with the process that counts: the data plane for packets and bytes \
-        (`adit_dropped_packets_total`, `adit_peer_…`), the agent for its looks, the kernel's firewall for \
+        Prometheus. Names end in the unit; a counter starts anew at 0 with the process that counts: the data plane for packets, bytes \
+        and handshakes (`adit_dropped_packets_total`, `adit_peer_…`, `adit_handshake_duration_seconds`), the agent for its looks, the kernel's firewall for \
         `adit_cleartext_dropped_packets_total`. A metric that nobody can tell is absent: those of the data plane while it does not answer.\n\n\
         | Metric | Type | Labels | Unit | Meaning |\n|---|---|---|---|---|\n"
     );

@@ -227,7 +227,7 @@ impl Interface {
         };
         let [up, idle, down] = session::count(&snapshot.peers, now);
         let (data_plane, dropped) = match statistics {
-            Some(Statistics { version, crypto, workers, mut dropped }) => {
+            Some(Statistics { version, crypto, workers, mut dropped, handshakes: _ }) => {
                 dropped.retain(|_, packets| *packets > 0);
                 (Some(DataPlane { version, crypto, workers }), dropped)
             }
@@ -345,6 +345,7 @@ pub(super) mod tests {
             crypto: "avx2".to_owned(),
             workers: 2,
             dropped: [("no_peer", 3), ("replayed", 0)].map(|(why, n)| (why.to_owned(), n)).into(),
+            ..Statistics::default()
         };
         Found {
             interface: "adit0".to_owned(),

@@ -6,11 +6,16 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
+use crate::config::Durations;
+
 /// What [`Exposition::text`] is to be served as.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The upper bounds of a histogram's buckets in seconds, but for the last one, which has none.
-pub const BOUNDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// The upper bounds of a [`Histogram`]'s buckets in microseconds, but for the last one, which has none.
+const BOUNDS: [u64; 13] = [
+    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000,
+];
 
 /// How a family's values behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +37,7 @@ pub struct Histogram {
 impl Histogram {
     /// Counts one.
     pub fn observe(&mut self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let at = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
+        let at = BOUNDS.partition_point(|bound| Duration::from_micros(*bound) < duration);
         self.counts[at] += 1;
         self.sum += duration;
     }
@@ -41,6 +45,15 @@ impl Histogram {
     /// Returns how many there were.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
+    }
+
+    /// Returns what was counted.
+    pub fn durations(&self) -> Durations {
+        Durations {
+            within: BOUNDS.map(Duration::from_micros).into_iter().zip(self.counts).collect(),
+            longer: self.counts[BOUNDS.len()],
+            sum: self.sum,
+        }
     }
 }
 
@@ -62,16 +75,17 @@ impl Exposition {
     }
 
     /// Adds a histogram.
-    pub fn histogram(&mut self, name: &'static str, help: &str, histogram: &Histogram) {
+    pub fn histogram(&mut self, name: &'static str, help: &str, durations: &Durations) {
         self.head(name, "histogram", help);
-        let mut within = 0;
-        let bounds = BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
-        for (bound, count) in bounds.zip(histogram.counts) {
-            within += count;
-            self.line(format_args!("{name}_bucket{{le=\"{bound}\"}} {within}"));
+        let mut total = 0;
+        for (bound, count) in &durations.within {
+            total += count;
+            self.line(format_args!("{name}_bucket{{le=\"{}\"}} {total}", bound.as_secs_f64()));
         }
-        self.line(format_args!("{name}_sum {}", histogram.sum.as_secs_f64()));
-        self.line(format_args!("{name}_count {within}"));
+        total += durations.longer;
+        self.line(format_args!("{name}_bucket{{le=\"+Inf\"}} {total}"));
+        self.line(format_args!("{name}_sum {}", durations.sum.as_secs_f64()));
+        self.line(format_args!("{name}_count {total}"));
     }
 
     /// Returns the whole text.
@@ -142,7 +156,7 @@ mod tests {
             histogram.observe(Duration::from_millis(millis));
         }
         let mut exposition = Exposition::default();
-        exposition.histogram("a_seconds", "What it is.", &histogram);
+        exposition.histogram("a_seconds", "What it is.", &histogram.durations());
         let text = exposition.text();
         for line in [
             "# TYPE a_seconds histogram",

@@ -193,7 +193,7 @@ fn text(progress: &Progress, sample: &Sample, now: Duration) -> String {
     all.histogram(
         "adit_reconcile_duration_seconds",
         "Time of one look at everything, with the steps that it led to.",
-        &progress.looks,
+        &progress.looks.durations(),
     );
     all.family("adit_reconcile_failures_total", Counter, "Looks at everything in which something failed.")
         .sample(&[], progress.failures);
@@ -221,7 +221,7 @@ fn text(progress: &Progress, sample: &Sample, now: Duration) -> String {
         dropped.sample(&[("direction", "ingress")], cleartext_ingress.packets);
         dropped.sample(&[("direction", "egress")], cleartext_egress.packets);
     }
-    if let Some(Statistics { version, crypto, workers, dropped }) = &sample.statistics {
+    if let Some(Statistics { version, crypto, workers, dropped, handshakes }) = &sample.statistics {
         all.family("adit_data_plane_info", Gauge, "The data plane; always 1.")
             .sample(&[("version", version), ("crypto", crypto)], 1);
         all.family("adit_data_plane_workers", Gauge, "Worker threads of the data plane.")
@@ -230,6 +230,14 @@ fn text(progress: &Progress, sample: &Sample, now: Duration) -> String {
             all.family("adit_dropped_packets_total", Counter, "Packets that the data plane dropped.");
         for (reason, packets) in dropped {
             drops.sample(&[("reason", reason)], packets);
+        }
+        // A data plane that is older than its agent does not tell.
+        if !handshakes.within.is_empty() {
+            all.histogram(
+                "adit_handshake_duration_seconds",
+                "Time from the first initiation that the data plane sent a peer to the confirmed session.",
+                handshakes,
+            );
         }
     }
     if let Some(snapshot) = &sample.snapshot {
@@ -288,6 +296,7 @@ pub(crate) fn every_metric() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Durations;
     use crate::control::session::tests::peer;
 
     const NOW: Duration = Duration::from_secs(1000);
@@ -295,8 +304,19 @@ mod tests {
     pub(super) fn sample() -> Sample {
         let peers = vec![peer(2, None, 148), peer(1, Some(Duration::from_millis(999_900)), 7)];
         let dropped = [("no_peer".to_owned(), 0), ("replayed".to_owned(), 3)].into();
-        let statistics =
-            Statistics { version: "1".to_owned(), crypto: "avx2".to_owned(), workers: 2, dropped };
+        let statistics = Statistics {
+            version: "1".to_owned(),
+            crypto: "avx2".to_owned(),
+            workers: 2,
+            dropped,
+            handshakes: Durations {
+                within: [(500, 1), (5_000_000, 2)]
+                    .map(|(us, count)| (Duration::from_micros(us), count))
+                    .into(),
+                longer: 1,
+                sum: Duration::from_millis(12_500),
+            },
+        };
         Sample {
             snapshot: Some(Snapshot { peers, ..Snapshot::default() }),
             statistics: Some(statistics),
@@ -336,6 +356,11 @@ mod tests {
                 "adit_cleartext_dropped_packets_total{direction=\"egress\"} 0",
                 "adit_dropped_packets_total{reason=\"no_peer\"} 0",
                 "adit_dropped_packets_total{reason=\"replayed\"} 3",
+                "adit_handshake_duration_seconds_bucket{le=\"0.0005\"} 1",
+                "adit_handshake_duration_seconds_bucket{le=\"5\"} 3",
+                "adit_handshake_duration_seconds_bucket{le=\"+Inf\"} 4",
+                "adit_handshake_duration_seconds_sum 12.5",
+                "adit_handshake_duration_seconds_count 4",
                 "adit_peers{state=\"up\"} 1",
                 "adit_peers{state=\"idle\"} 0",
                 "adit_peers{state=\"down\"} 1",
@@ -363,7 +388,8 @@ mod tests {
     fn without_a_data_plane_there_is_nothing_of_its() {
         let text = text(&Progress::default(), &Sample::default(), NOW);
         expect(&text, &["adit_data_plane_up 0"]);
-        for name in ["adit_peers", "adit_dropped", "adit_cleartext", "adit_data_plane_info"] {
+        for name in ["adit_peers", "adit_dropped", "adit_cleartext", "adit_data_plane_info", "adit_handshake"]
+        {
             assert!(!text.contains(name), "{text}");
         }
     }

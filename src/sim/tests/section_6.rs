@@ -81,6 +81,38 @@ fn handshakes_are_repeated_every_five_seconds_and_given_up_after_ninety() {
 }
 
 #[test]
+fn a_handshake_is_timed_from_its_first_initiation_to_the_confirmed_session() {
+    let mut sim = Sim::new(41);
+    let (a, b) = (sim.add_node(), sim.add_node());
+    sim.introduce(a, b);
+    let timed = |sim: &Sim, node: usize| {
+        let durations = sim.nodes[node].tunnel.interface().handshake_times().durations();
+        (durations.within.values().sum::<u64>() + durations.longer, durations.sum)
+    };
+    // Given up: nobody is waited for any more.
+    sim.conditions.loss = 1000;
+    sim.send(a, b, 50);
+    sim.run_for(seconds(200));
+    assert_eq!(timed(&sim, a), (0, Duration::ZERO));
+    // Two initiations are lost, the third is answered: there and back in 10 ms.
+    sim.take_log();
+    sim.send(a, b, 50);
+    sim.run_for(seconds(6));
+    sim.conditions.loss = 0;
+    sim.run_for(seconds(6));
+    let initiations = times(sim.log(), a, 1);
+    let [first, _, third] = initiations[..] else { panic!("{initiations:?}") };
+    let time = third.since(first) + Duration::from_millis(10);
+    assert_eq!(timed(&sim, a), (1, time));
+    assert_eq!(timed(&sim, b), (0, Duration::ZERO), "the responder has waited for nobody");
+    // The next handshake is timed on its own.
+    sim.run_for(seconds(180));
+    sim.send(a, b, 50);
+    sim.run_for(seconds(1));
+    assert_eq!(timed(&sim, a), (2, time + Duration::from_millis(10)));
+}
+
+#[test]
 fn the_jitter_of_retransmissions_differs() {
     let mut sim = Sim::new(6);
     let (a, b) = (sim.add_node(), sim.add_node());

@@ -51,6 +51,7 @@ impl Interface {
         }
         for id in self.ids() {
             self.forget_handshake(id);
+            self.stop_waiting(id);
             if let Some(control) = self.peers.get_mut(&id) {
                 control.static_static = None;
                 // Kernel `noise.c`, `wg_noise_expire_current_peer_keypairs`: the new key need not wait for the old one's handshake.
@@ -118,6 +119,7 @@ impl Interface {
             static_static: None,
             cookie: cookie::Generator::new(&public_key),
             handshake: Handshake::Idle,
+            waits_since: None,
             latest_timestamp: None,
             last_initiation_consumed: None,
             last_timestamp_sent: None,

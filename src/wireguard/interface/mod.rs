@@ -29,6 +29,7 @@ use crate::wireguard::allowed_ips::AllowedIps;
 use crate::wireguard::constants::{INITIATION_INTERVAL, MAX_PEERS, MAX_TIMER_HANDSHAKES};
 use crate::wireguard::dropped::{Dropped, Drops};
 use crate::wireguard::endpoint::Endpoint;
+use crate::wireguard::handshake_times::HandshakeTimes;
 use crate::wireguard::index::{Entry, Table};
 use crate::wireguard::keyed::Keyed;
 use crate::wireguard::keypair::{Keypair, Role};
@@ -134,6 +135,8 @@ struct Control {
     static_static: Option<Option<Secret<32>>>,
     cookie: cookie::Generator,
     handshake: Handshake,
+    /// When the first initiation was sent of those that no session has come of yet.
+    waits_since: Option<Instant>,
     /// The greatest timestamp that an initiation of this peer carried ([W] §5.1).
     latest_timestamp: Option<Timestamp>,
     last_initiation_consumed: Option<Instant>,
@@ -170,6 +173,7 @@ pub struct Interface {
     limiter: RateLimiter,
     load: Load,
     drops: Arc<Drops>,
+    handshake_times: Arc<HandshakeTimes>,
     random: Box<dyn Random + Send>,
 }
 
@@ -201,6 +205,7 @@ impl Interface {
             limiter: RateLimiter::new(seeds[1], RATE_LIMITER_ENTRIES),
             load: Load::default(),
             drops,
+            handshake_times: Arc::default(),
             random,
         }
     }
@@ -393,6 +398,11 @@ impl Interface {
         self.own.as_ref().map(|own| own.keys.public())
     }
 
+    /// Returns how long handshakes took.
+    pub fn handshake_times(&self) -> &Arc<HandshakeTimes> {
+        &self.handshake_times
+    }
+
     /// Returns every peer.
     pub fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.peers.values().map(|control| &control.peer)
@@ -575,6 +585,9 @@ impl Interface {
         };
         control.handshake = Handshake::Initiated { index, created: Box::new(created) };
         control.last_timestamp_sent = Some(timestamp);
+        if peer.endpoint().is_some() {
+            control.waits_since.get_or_insert(moment.now);
+        }
         control.cookie.add_macs(&mut message, moment.now);
         let _ = peer.authenticated_sent(moment.now);
         self.send_handshake(&peer, &message);
@@ -615,6 +628,9 @@ impl Interface {
         if let Some(control) = self.peers.get_mut(&id) {
             control.peer.timers().handshake_complete();
             control.last_handshake = Some(moment.unix);
+            if let Some(since) = control.waits_since.take() {
+                self.handshake_times.count(moment.now.since(since));
+            }
         }
     }
 
@@ -716,6 +732,7 @@ impl Interface {
                 if peer.timers().next_attempt() > MAX_TIMER_HANDSHAKES {
                     self.drops.add(Dropped::HandshakeGivenUp, peer.purge_staged());
                     peer.timers().handshake_given_up(moment.now);
+                    self.stop_waiting(id);
                 } else {
                     // The path may be what fails: let the routing table choose the source anew.
                     peer.clear_source();
@@ -800,9 +817,17 @@ impl Interface {
         }
     }
 
+    /// Times the handshake to come anew.
+    fn stop_waiting(&mut self, id: u32) {
+        if let Some(control) = self.peers.get_mut(&id) {
+            control.waits_since = None;
+        }
+    }
+
     /// Wipes handshake and sessions (kernel `noise.c`, `wg_noise_handshake_clear` and `wg_noise_keypairs_clear`).
     fn forget_sessions(&mut self, id: u32) {
         self.forget_handshake(id);
+        self.stop_waiting(id);
         let cleared = self.peers[&id].peer.keypairs().clear();
         cleared.into_iter().flatten().for_each(|keypair| self.remove_index(keypair.local()));
     }

@@ -172,6 +172,7 @@ fn metrics_are_what_wg_says_and_nobody_is_kept_from_them() {
         assert_eq!(samples.get(&name), Some(&value), "{name}");
     }
     assert!(samples["adit_reconcile_duration_seconds_count"] > 0.0);
+    assert!(samples.contains_key("adit_handshake_duration_seconds_bucket{le=\"+Inf\"}"));
     // What comes in clear from a pod of another node is dropped by the firewall, and counted.
     let ingress = "adit_cleartext_dropped_packets_total{direction=\"ingress\"}";
     assert_eq!(samples[ingress], 0.0);
