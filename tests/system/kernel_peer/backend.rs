@@ -46,14 +46,16 @@ impl Guest {
     }
 }
 
-#[test]
-fn the_agent_drives_a_real_kernels_wireguard() {
-    need!("ip", "wg", "ping", "strip");
-    need!("qemu-system-x86_64", "busybox", "cpio", "modprobe");
+/// Options of the agent in the guest.
+const STATE: &str = "--state /tmp/state --run /tmp/run --sockets /tmp/sockets";
+
+/// Boots a guest that has our program, as 10.9.0.2 beside a namespace's 10.9.0.1; `None` if there is no kernel to boot.
+#[track_caller]
+fn boot() -> Option<(Namespace, Guest)> {
     let kernel = env::var("ADIT_KERNEL").unwrap_or_default();
     if !Path::new(&kernel).join("boot").is_dir() {
         skip("an unpacked kernel in ADIT_KERNEL");
-        return;
+        return None;
     }
     let outside = Namespace::new();
     outside.ip("tuntap add tap mode tap");
@@ -67,11 +69,17 @@ fn the_agent_drives_a_real_kernels_wireguard() {
     fs::remove_file(&program).unwrap();
     guest.run("ip link set lo up && ip addr add 10.9.0.2/24 dev eth0 && ip link set eth0 up");
     guest.run("mkdir -p /tmp/objects /var/run");
+    Some((outside, guest))
+}
 
+#[test]
+fn the_agent_drives_a_real_kernels_wireguard() {
+    need!("ip", "wg", "ping", "strip");
+    need!("qemu-system-x86_64", "busybox", "cpio", "modprobe");
+    let Some((outside, mut guest)) = boot() else { return };
     let ours = Tunnel::start(Program::Adit, &outside);
     let other = Key::generate();
-    let state = "--state /tmp/state --run /tmp/run --sockets /tmp/sockets";
-    let key = guest.run(&format!("adit agent --public-key {state}")).trim().to_owned();
+    let key = guest.run(&format!("adit agent --public-key {STATE}")).trim().to_owned();
     let line =
         format!("listen-port {OUR_PORT} peer {key} endpoint 10.9.0.2:{GUEST_PORT} allowed-ips 10.244.2.0/24");
     ours.set(&outside, &line);
@@ -97,7 +105,7 @@ fn the_agent_drives_a_real_kernels_wireguard() {
     guest.publish("first", &first, &at, "10.244.1.0/24, 10.245.1.0/24, \"fd00:1::/64\"");
     guest.publish("second", &second, "{address: 10.9.0.77, port: 1}", "10.244.3.0/24");
     let start = format!(
-        "adit agent --node-name guest --objects /tmp/objects {state} >>/tmp/log 2>&1 & echo $! >/tmp/pid"
+        "adit agent --node-name guest --objects /tmp/objects {STATE} >>/tmp/log 2>&1 & echo $! >/tmp/pid"
     );
     guest.run(&start);
     let lines = |first_ips: &[&str], second_ips: &[&str]| {
@@ -175,4 +183,80 @@ fn the_agent_drives_a_real_kernels_wireguard() {
     // In Off, with nftables or without, there is nothing to be removed but the interface.
     guest.run("adit agent --cleanup");
     assert!(!guest.try_run("ip link show adit0").0);
+}
+
+/// Peers of the kernel, of which the last is changed.
+const PEERS: u32 = 1000;
+
+/// Returns a command that prints the objects of peers by their numbers, a line of YAML each.
+fn many(first: u32, last: u32, more: &str) -> String {
+    format!(
+        "awk 'BEGIN {{ for (n = {first}; n <= {last}; n++) {{ high = int(n / 256); low = n % 256; \
+        printf \"---\\n{{apiVersion: adit.dev/v1alpha1, kind: NodeTunnel, metadata: {{name: n%d}}, spec: {{\", n; \
+        printf \"keys: [{{publicKey: \\\"%042dA=\\\", state: Active}}], endpoints: [{{address: 10.10.%d.%d, port: 51820}}], \", n, high, low; \
+        printf \"podPrefixes: [10.%d.%d.0/24{more}]}}}}\\n\", 64 + high, low }} }}'"
+    )
+}
+
+#[test]
+fn the_agent_programs_a_thousand_peers_into_a_real_kernel_and_changes_one() {
+    need!("ip", "wg", "strip");
+    need!("qemu-system-x86_64", "busybox", "cpio", "modprobe");
+    let Some((_outside, mut guest)) = boot() else { return };
+    // The guest has no nftables: it is Off, so that peers are all that there is.
+    guest.write(
+        "/tmp/objects/config.yaml",
+        &[
+            "apiVersion: adit.dev/v1alpha1",
+            "kind: TunnelConfig",
+            "metadata: {name: default}",
+            "spec: {mode: \"Off\", backend: Kernel}",
+        ],
+    );
+    let key = guest.run(&format!("adit agent --public-key {STATE}")).trim().to_owned();
+    guest.publish("guest", &key, "{address: 10.9.0.2, port: 51820}", "10.244.2.0/24");
+    guest.run(&format!("{} >/tmp/objects/all.yaml", many(1, PEERS - 1, "")));
+    guest.run(&format!("{} >/tmp/objects/last.yaml", many(PEERS, PEERS, "")));
+    let free = |guest: &mut Guest| -> i64 {
+        guest.run("awk '/^MemAvailable/ { print $2 }' /proc/meminfo").trim().parse().unwrap()
+    };
+    // Hundredths of a second since the guest's start, around what is waited for.
+    let timed = |guest: &mut Guest, begin: &str, until: &str| -> f64 {
+        let clock = "read now rest </proc/uptime";
+        let text = guest.run(&format!(
+            "{clock}; begun=$now; {begin}; until {until}; do usleep 20000; done; {clock}; echo $begun $now"
+        ));
+        let numbers: Vec<f64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
+        numbers[1] - numbers[0]
+    };
+
+    let before = free(&mut guest);
+    let start = format!(
+        "{{ adit agent --node-name guest --objects /tmp/objects {STATE} >>/tmp/log 2>&1 & echo $! >/tmp/pid; }}"
+    );
+    let is_there = format!("[ \"$(wg show adit0 peers 2>/dev/null | wc -l)\" = {PEERS} ]");
+    let programmed = timed(&mut guest, &start, &is_there);
+    guest.wait_for("a word of it", "cat /tmp/log", |text| text.contains("the data plane is in step"));
+    let taken = before - free(&mut guest);
+    let own = guest.run("awk '/^RssAnon/ { print $2 }' /proc/$(cat /tmp/pid)/status");
+    let own: i64 = own.trim().parse().unwrap();
+    guest.run(&format!("{ALLOWED} >/tmp/before"));
+
+    // One more prefix of the last one, found by listing all of them as often as it takes.
+    guest.run(&format!("{} >/tmp/unfinished", many(PEERS, PEERS, ", 10.99.0.0/24")));
+    let has_it = format!("{ALLOWED} | grep -q 10.99.0.0/24");
+    let changed = timed(&mut guest, "mv /tmp/unfinished /tmp/objects/last.yaml", &has_it);
+    let listing = timed(&mut guest, "true", &has_it);
+    guest.run(&format!("{ALLOWED} >/tmp/after"));
+    let differences = guest.run("diff /tmp/before /tmp/after | grep -c '^[-+<>][^-+]'");
+    eprintln!(
+        "a kernel in an emulated processor, which is many times slower than a real one: {PEERS} peers programmed \
+        {programmed:.2} s after the agent was started, which then has {own} KiB of its own, with {taken} KiB less free in \
+        the machine; one peer changed after {changed:.2} s, of which a listing takes {listing:.2} s"
+    );
+    assert_eq!(differences.trim(), "2", "one line is another");
+    assert!(own < 40_000_000 / 1024, "{own} KiB");
+    guest.run("kill $(cat /tmp/pid)");
+    guest.wait_for("the agent's end", "cat /tmp/log", |text| text.contains("what is programmed stays"));
+    guest.run("adit agent --cleanup");
 }
