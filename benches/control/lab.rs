@@ -1,6 +1,9 @@
 //! A node with its data plane and its agent, and a cluster of many others that are objects only.
+//!
+//! Where single pods' addresses are told, these have nothing to do with the nodes' blocks: neighbours in the plan are on different nodes.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,8 +21,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
-use crate::cluster::{ControlPlane, node_object};
+use crate::cluster::{ADDRESS, ControlPlane, node_object};
 use crate::nodes::Mesh;
+use crate::relay::Relay;
 use crate::support::api_double::{ApiDouble, Kind, Manners};
 use crate::support::tunnel::Program;
 use crate::support::{Process, pause};
@@ -33,10 +37,31 @@ const TABLE: u32 = 8365;
 /// Files of objects that kubectl makes at the same time.
 const MAKERS: usize = 4;
 
+/// Where kube-apiserver listens, and where the relay in front of it does.
+const PORTS: [u16; 2] = [6443, 6444];
+
+/// Pods of our node.
+const OWN_PODS: u32 = 50;
+
+/// Pods of each other node.
+const PODS: u32 = 10;
+
+/// The distance in the plan between pods of one node: more than there are nodes.
+const STRIDE: u32 = 8192;
+
+/// A large cluster.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    /// Nodes, ours included.
+    pub(crate) nodes: u32,
+    /// Whether nodes tell single pods' addresses (`podAddresses: Pods`).
+    pub(crate) has_pods: bool,
+}
+
 /// Who tells the agent of the cluster.
 pub(crate) enum Api {
-    /// kube-apiserver and etcd.
-    Real(ControlPlane),
+    /// kube-apiserver and etcd, with what the agent reaches it by.
+    Real(ControlPlane, Relay),
     /// The tests' double.
     Double(ApiDouble),
 }
@@ -44,23 +69,30 @@ pub(crate) enum Api {
 pub(crate) struct Lab {
     pub(crate) api: Api,
     mesh: Mesh,
+    /// For the agent.
     kubeconfig: PathBuf,
-    nodes: u32,
+    size: Size,
 }
 
 impl Lab {
-    /// Makes a cluster of so many nodes, ours included; `None` if there is no API server.
-    pub(crate) fn new(nodes: u32, is_real: bool) -> Option<Self> {
+    /// Makes a cluster; `None` if there is no API server. The real one is not asked for pods.
+    pub(crate) fn new(size: Size, is_real: bool) -> Option<Self> {
         let mut mesh = Mesh::new(1);
-        let config = json!({ "metadata": { "name": "default" }, "spec": { "mode": "Strict" } });
+        let plan = if size.has_pods { "Pods" } else { "Blocks" };
+        let spec = json!({ "mode": "Strict", "podAddresses": plan });
+        let config = json!({ "metadata": { "name": "default" }, "spec": spec });
         let kubeconfig = mesh.objects.path().join("kubeconfig");
         let (api, kubeconfig) = if is_real {
             let plane = ControlPlane::start(&mesh.fabric)?;
             plane.install("{mode: Strict}");
             plane.apply("node.yaml", &node_object(&mesh.nodes[0]));
-            make(&plane, nodes);
-            let kubeconfig = plane.kubeconfig();
-            (Api::Real(plane), kubeconfig)
+            make(&plane, size.nodes);
+            let [own, relayed] = PORTS.map(|port| format!("{ADDRESS}:{port}"));
+            let text = fs::read_to_string(plane.kubeconfig()).unwrap().replace(&own, &relayed);
+            let kubeconfig = plane.write("kubeconfig-relayed", &text);
+            let [own, relayed] = [own, relayed].map(|addr| addr.parse().unwrap());
+            let relay = Relay::start(plane.namespace(), relayed, own);
+            (Api::Real(plane, relay), kubeconfig)
         } else {
             mesh.fabric.ip("addr add 10.9.0.100/24 dev fabric");
             // As the real one has it.
@@ -71,15 +103,22 @@ impl Lab {
             own["spec"]["podCIDRs"] = json!(["10.244.1.0/24"]);
             own["status"]["addresses"][0]["address"] = "10.9.0.1".into();
             double.put(Kind::Node, own);
-            for number in 2..=nodes {
+            for number in 2..=size.nodes {
                 double.put(Kind::Node, node(number));
-                double.put(Kind::Tunnel, tunnel(number, 0));
+                double.put(Kind::Tunnel, tunnel(number, 0, size.has_pods));
+            }
+            if size.has_pods {
+                (0..OWN_PODS).for_each(|at| double.put(Kind::Pod, pod(at)));
+                let mut others = pod(OWN_PODS);
+                others["metadata"]["name"] = "elsewhere".into();
+                others["spec"]["nodeName"] = "node2".into();
+                double.put(Kind::Pod, others);
             }
             fs::write(&kubeconfig, double.kubeconfig()).unwrap();
             (Api::Double(double), kubeconfig)
         };
         mesh.nodes[0].start_data_plane(Program::Adit);
-        Some(Self { api, mesh, kubeconfig, nodes })
+        Some(Self { api, mesh, kubeconfig, size })
     }
 
     /// Starts the agent, and returns how long it took until every peer and route was there.
@@ -102,27 +141,30 @@ impl Lab {
     /// Tells whether every node is a peer with a route, once that is worth a look.
     fn is_in_step(&self) -> bool {
         let node = &self.mesh.nodes[0];
-        let others = self.nodes as usize - 1;
+        let others = self.size.nodes as usize - 1;
+        let routes_of_one = if self.size.has_pods { 1 + PODS as usize } else { 1 };
         let snapshot = Client::new(Path::new(DIRECTORY), &node.interface).snapshot();
         let routes = node.namespace.ip(&format!("route show table {TABLE} dev {}", node.interface));
-        snapshot.is_ok_and(|snapshot| snapshot.peers.len() == others) && routes.lines().count() >= others
+        snapshot.is_ok_and(|snapshot| snapshot.peers.len() == others)
+            && routes.lines().count() >= others * routes_of_one
     }
 
     /// Changes the prefixes of nodes one after the other, and returns how long after each event the route was there.
     pub(crate) fn changes(&self, count: u32) -> Vec<Duration> {
         let node = &self.mesh.nodes[0];
         let mut monitor = node.namespace.enter(|| Monitor::open_for(Groups::ROUTES)).unwrap();
-        let mut listener = Listener::new(&self.api, &self.kubeconfig, &self.mesh);
+        let mut listener = Listener::new(&self.api, &self.mesh);
         let one = |turn: u32| {
-            let number = 2 + turn * 7 % (self.nodes - 1);
+            let number = 2 + turn * 7 % (self.size.nodes - 1);
             // What the change before this one leads to, to its end.
             while wait(monitor.as_fd(), None, 100) {
                 drop(monitor.take());
             }
             let asked = boottime();
-            let object = tunnel(number, turn + 1);
-            let expected = object["spec"]["podPrefixes"][1].as_str().expect("there are two");
-            let expected: Prefix = expected.parse().expect("it is one");
+            let object = tunnel(number, turn + 1, self.size.has_pods);
+            let expected =
+                object["spec"]["podPrefixes"].as_array().and_then(|prefixes| prefixes.last()?.as_str());
+            let expected: Prefix = expected.expect("there are some").parse().expect("it is one");
             std::thread::scope(|scope| {
                 // kubectl is not waited for: the event is there before it has ended.
                 self.change(scope, number, object);
@@ -155,7 +197,7 @@ impl Lab {
     ) {
         match &self.api {
             Api::Double(double) => double.put(Kind::Tunnel, object),
-            Api::Real(plane) => {
+            Api::Real(plane, _) => {
                 let patch = json!({ "spec": { "podPrefixes": object["spec"]["podPrefixes"] } }).to_string();
                 let name = format!("node{number}");
                 scope.spawn(move || {
@@ -163,6 +205,32 @@ impl Lab {
                 });
             }
         }
+    }
+
+    /// Has pods come to our node and others go, one after the other, and returns how long after each event the cluster is told.
+    pub(crate) fn own_pods(&self, count: u32) -> Vec<Duration> {
+        let Api::Double(double) = &self.api else { return Vec::new() };
+        let is_told = |at: u32| {
+            let own = double.get(Kind::Tunnel, "node1").unwrap_or_default();
+            let prefixes = own["spec"]["podPrefixes"].as_array().cloned().unwrap_or_default();
+            prefixes.contains(&single(1, at).into())
+        };
+        let one = |turn: u32| {
+            let (pair, comes) = (turn / 2, turn % 2 == 0);
+            let at = if comes { OWN_PODS + pair } else { pair };
+            let asked = boottime();
+            if comes {
+                double.put(Kind::Pod, pod(at));
+            } else {
+                double.delete(Kind::Pod, &pod_name(at));
+            }
+            while is_told(at) != comes {
+                assert!(boottime() < asked + PATIENCE, "a pod is not told: {}", self.agent().output());
+                pause(Duration::from_micros(200));
+            }
+            boottime() - asked
+        };
+        (0..count).map(one).collect()
     }
 }
 
@@ -172,10 +240,15 @@ struct Listener {
 }
 
 impl Listener {
-    fn new(api: &Api, kubeconfig: &Path, mesh: &Mesh) -> Self {
-        let kubeconfig = kubeconfig.to_owned();
-        let start = move || Cluster::start(Some(&kubeconfig), None).unwrap();
-        let source = matches!(api, Api::Real(_)).then(|| mesh.nodes[0].namespace.enter(start));
+    fn new(api: &Api, mesh: &Mesh) -> Self {
+        let source = match api {
+            Api::Double(_) => None,
+            Api::Real(plane, _) => {
+                let kubeconfig = plane.kubeconfig();
+                let start = move || Cluster::start(Some(&kubeconfig), None).unwrap();
+                Some(mesh.nodes[0].namespace.enter(start))
+            }
+        };
         let mut this = Self { source };
         if let Some(source) = &mut this.source {
             while source.objects().is_none() {
@@ -216,7 +289,8 @@ fn make(plane: &ControlPlane, nodes: u32) {
             .chunks(numbers.len().div_ceil(MAKERS))
             .map(|chunk| {
                 let items = chunk.iter().map(|number| {
-                    let mut object = if kind == Kind::Node { node(*number) } else { tunnel(*number, 0) };
+                    let mut object =
+                        if kind == Kind::Node { node(*number) } else { tunnel(*number, 0, false) };
                     object["apiVersion"] = api_version.into();
                     object["kind"] = name.into();
                     object
@@ -253,13 +327,18 @@ fn node(number: u32) -> Value {
     })
 }
 
-/// Returns what a node says of itself: its block of pods, and from the first turn on another one inside of it.
-fn tunnel(number: u32, turn: u32) -> Value {
+/// Returns what a node says of itself: its block of pods, its pods outside of it if it has any, and from the first turn on another one.
+fn tunnel(number: u32, turn: u32, has_pods: bool) -> Value {
     let [_, _, high, low] = number.to_be_bytes();
     let mut key = [7; 32];
     key[..4].copy_from_slice(&number.to_le_bytes());
-    let inner = format!("10.{}.{low}.{}/32", 64 + high, 1 + turn % 250);
-    let prefixes: Vec<_> = [prefix(number)].into_iter().chain((turn > 0).then_some(inner)).collect();
+    let another = match has_pods {
+        true => single(number, PODS + turn % 250),
+        false => format!("10.{}.{low}.{}/32", 64 + high, 1 + turn % 250),
+    };
+    let pods = (0..PODS).filter(|_| has_pods).map(|at| single(number, at));
+    let prefixes: Vec<_> =
+        [prefix(number)].into_iter().chain(pods).chain((turn > 0).then_some(another)).collect();
     json!({
         "metadata": { "name": format!("node{number}") },
         "spec": {
@@ -276,4 +355,49 @@ fn tunnel(number: u32, turn: u32) -> Value {
 fn prefix(number: u32) -> String {
     let [_, _, high, low] = number.to_be_bytes();
     format!("10.{}.{low}.0/24", 64 + high)
+}
+
+/// Returns the address of a node's pod outside of the node's block, as a prefix.
+fn single(number: u32, at: u32) -> String {
+    let first = u32::from(Ipv4Addr::new(100, 64, 0, 0));
+    format!("{}/32", Ipv4Addr::from(first + at * STRIDE + number))
+}
+
+fn pod_name(at: u32) -> String {
+    format!("app-5d4f8c7b9-{at:05}")
+}
+
+/// Returns a pod of our node, as large as those of a small service are.
+fn pod(at: u32) -> Value {
+    let addr = single(1, at).trim_end_matches("/32").to_owned();
+    let variables = (0..10)
+        .map(|at| json!({ "name": format!("SETTING_{at}"), "value": format!("a-value-that-is-set-{at}") }));
+    let probe = json!({ "httpGet": { "path": "/healthz", "port": 8080, "scheme": "HTTP" }, "periodSeconds": 10, "timeoutSeconds": 1 });
+    let conditions = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+    let conditions = conditions.map(|kind| {
+        json!({ "type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": "2026-01-01T00:00:00Z" })
+    });
+    json!({
+        "metadata": {
+            "name": pod_name(at), "namespace": "default", "generateName": "app-5d4f8c7b9-",
+            "labels": { "app.kubernetes.io/name": "app", "pod-template-hash": "5d4f8c7b9" },
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "app-5d4f8c7b9", "controller": true }],
+        },
+        "spec": {
+            "nodeName": "node1",
+            "serviceAccountName": "app",
+            "containers": [{
+                "name": "app",
+                "image": format!("registry.example/team/an-image-with-a-name@sha256:{at:064x}"),
+                "env": variables.collect::<Vec<_>>(),
+                "resources": { "limits": { "memory": "256Mi" }, "requests": { "cpu": "100m", "memory": "256Mi" } },
+                "livenessProbe": probe, "readinessProbe": probe,
+                "volumeMounts": [{ "name": "token", "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount" }],
+            }],
+        },
+        "status": {
+            "phase": "Running", "podIP": addr, "podIPs": [{ "ip": addr }], "hostIP": "10.9.0.1",
+            "conditions": conditions, "qosClass": "Burstable", "startTime": "2026-01-01T00:00:00Z",
+        },
+    })
 }

@@ -3,16 +3,19 @@
 //! ```text
 //! --changes N     changes of a node that are timed [default: 300]
 //! --seconds S     seconds of idling [default: 20]
-//! FILTER          only cases whose name has this: api-server-1000 double-1000 double-5000
+//! FILTER          only cases whose name has this: api-server-1000 double-1000 double-5000 double-pods-1000
 //! ```
 //!
 //! The agent and its data plane are real, in a network namespace; the other nodes are objects. They are told by kube-apiserver and etcd,
 //! found where `KUBEBUILDER_ASSETS` says, or by the tests' double of the API server. Nodes have 40 images each, as they have in life.
+//! In the case with pods every node tells ten single pods' addresses beside its block (`podAddresses: Pods`), and ours has fifty.
 //!
 //! - *all programmed*: from the start of the agent's process until every peer and every route is there.
 //! - *memory*: the agent's own when that is done, and all that was resident at its peak.
 //! - *change*: from the event to the route, behind which everything else is in place; beside the double, from just before the event.
-//! - *bytes a change*: of the event, without HTTP and TLS.
+//! - *bytes a change*: of the event, without HTTP and TLS; beside the real API server all that it sent the agent meanwhile, with both, counted
+//!   by a relay of TCP connections between them.
+//! - *own pod told*: from just before a pod of our node comes or goes until the node's object says so, and the bytes of both events.
 //! - *idle*: processor time and wake-ups of all threads of the agent.
 //!
 //! The table goes to standard output, rows to `bench/control.csv` and a plot to `bench/control.svg` in cargo's target folder.
@@ -26,7 +29,7 @@ use std::time::Duration;
 use adit::sys::clock::boottime;
 
 use bars::{Bar, Cell, OURS, Panel};
-use lab::{Api, Lab};
+use lab::{Api, Lab, Size};
 use support::{Process, pause};
 
 #[path = "../common/bars.rs"]
@@ -44,14 +47,20 @@ mod lab;
 mod nodes;
 #[path = "../common/output.rs"]
 mod output;
+#[expect(clippy::unwrap_used, reason = "as in the tests")]
+mod relay;
 #[path = "../../tests/system/support/mod.rs"]
 #[expect(clippy::unwrap_used, clippy::print_stderr, reason = "as in the tests, whose ground this is")]
 #[expect(dead_code, unused_macros, reason = "as above")]
 mod support;
 
-/// Name, nodes, whether the API server is the real one.
-const CASES: [(&str, u32, bool); 3] =
-    [("api-server-1000", 1_000, true), ("double-1000", 1_000, false), ("double-5000", 5_000, false)];
+/// Name, what the cluster is, whether the API server is the real one.
+const CASES: [(&str, Size, bool); 4] = [
+    ("api-server-1000", Size { nodes: 1_000, has_pods: false }, true),
+    ("double-1000", Size { nodes: 1_000, has_pods: false }, false),
+    ("double-5000", Size { nodes: 5_000, has_pods: false }, false),
+    ("double-pods-1000", Size { nodes: 1_000, has_pods: true }, false),
+];
 
 /// Programs without which nothing can be measured.
 const NEEDED: &[&str] = &["setpriv", "ip", "wg"];
@@ -126,10 +135,10 @@ impl Settings {
 fn bench(settings: &Settings) -> std::io::Result<()> {
     let machine = output::machine();
     let mut results = Vec::new();
-    for (name, nodes, is_real) in CASES.into_iter().filter(|(name, ..)| name.contains(&settings.filter)) {
+    for (name, size, is_real) in CASES.into_iter().filter(|(name, ..)| name.contains(&settings.filter)) {
         say(&format!("{name}: making the objects"));
-        match Lab::new(nodes, is_real) {
-            Some(lab) => results.push((name, measure(lab, nodes, settings))),
+        match Lab::new(size, is_real) {
+            Some(lab) => results.push((name, measure(lab, size, settings))),
             None => say(&format!("skipped: {name}: no API server")),
         }
     }
@@ -153,9 +162,11 @@ fn bench(settings: &Settings) -> std::io::Result<()> {
     Ok(())
 }
 
-fn measure(mut lab: Lab, nodes: u32, settings: &Settings) -> Vec<Figure> {
-    let is_large = nodes > 1_000;
-    let wanted = |small: f64, large: f64| Some(if is_large { large } else { small });
+fn measure(mut lab: Lab, size: Size, settings: &Settings) -> Vec<Figure> {
+    let is_large = size.nodes > 1_000;
+    // Of single pods' addresses nothing was promised but that the figures are told.
+    let promised = |most: f64| (!size.has_pods).then_some(most);
+    let wanted = |small: f64, large: f64| promised(if is_large { large } else { small });
     let programmed = lab.start_agent();
     say(&format!("  all programmed after {programmed:?}"));
     pause(REST);
@@ -167,35 +178,44 @@ fn measure(mut lab: Lab, nodes: u32, settings: &Settings) -> Vec<Figure> {
     let woken = wake_ups(lab.agent()) - woken_before;
     let before = watched(&lab);
     let mut changes = lab.changes(settings.changes);
-    let bytes = watched(&lab).zip(before).map(|(after, before)| (after - before) as f64);
+    let bytes = (watched(&lab) - before) as f64 / f64::from(settings.changes);
     changes.sort();
-    let at = |permille: usize| {
-        changes[(changes.len() * permille / 1000).min(changes.len() - 1)].as_secs_f64() * 1e3
-    };
     let figure = |name, unit, value, wanted| Figure { name, unit, value, wanted };
     let mut figures = vec![
         figure("all programmed", "s", programmed.as_secs_f64(), wanted(2.0, 8.0)),
         figure("memory of its own", "MB", own as f64 * 1024.0 / 1e6, wanted(40.0, 100.0)),
         figure("memory at its peak", "MB", peak as f64 * 1024.0 / 1e6, None),
-        figure("change: median", "ms", at(500), None),
-        figure("change: 99th percentile", "ms", at(990), (!is_large).then_some(20.0)),
+        figure("change: median", "ms", millis(&changes, 500), None),
+        figure("change: 99th percentile", "ms", millis(&changes, 990), promised(20.0).filter(|_| !is_large)),
         figure("idle: processor", "%", busy / elapsed * 100.0, Some(0.1)),
         figure("idle: wake-ups", "a minute", woken as f64 / elapsed * 60.0, None),
+        figure("bytes a change", "B", bytes, Some(2048.0)),
     ];
-    figures.extend(
-        bytes.map(|bytes| figure("bytes a change", "B", bytes / f64::from(settings.changes), Some(2048.0))),
-    );
+    if size.has_pods {
+        let before = watched(&lab);
+        let mut told = lab.own_pods(settings.changes);
+        let bytes = (watched(&lab) - before) as f64 / f64::from(settings.changes);
+        told.sort();
+        figures.push(figure("own pod told: median", "ms", millis(&told, 500), None));
+        figures.push(figure("own pod told: 99th percentile", "ms", millis(&told, 990), None));
+        figures.push(figure("bytes an own pod", "B", bytes, None));
+    }
     for Figure { name, unit, value, .. } in &figures {
         say(&format!("  {name}: {} {unit}", output::digits(*value)));
     }
     figures
 }
 
-/// Returns the bytes of events that were sent so far, where that is known.
-fn watched(lab: &Lab) -> Option<u64> {
+/// Returns the element below which so many thousandths of the sorted durations are, in milliseconds.
+fn millis(sorted: &[Duration], permille: usize) -> f64 {
+    sorted[(sorted.len() * permille / 1000).min(sorted.len() - 1)].as_secs_f64() * 1e3
+}
+
+/// Returns the bytes that were sent to the agent so far: of events by the double, of everything by the real API server.
+fn watched(lab: &Lab) -> u64 {
     match &lab.api {
-        Api::Double(double) => Some(double.watched_bytes()),
-        Api::Real(_) => None,
+        Api::Double(double) => double.watched_bytes(),
+        Api::Real(_, relay) => relay.sent(),
     }
 }
 

@@ -5,9 +5,10 @@
 //!   └──→ faults (what goes wrong, from a seed)
 //! ```
 //!
-//! It serves `NodeTunnel`s, `TunnelConfig`s, `Node`s and the `EndpointSlice`s of the namespace `default`: get, list by pages, watch with bookmarks and 410 where the history is gone, and
-//! server-side apply with field managers, conflicts and the status subresource; for `Node`s also their metadata alone. Events it takes and
-//! throws away. It does not serve discovery, selectors, admission, defaults, or the rules of the schema.
+//! It serves `NodeTunnel`s, `TunnelConfig`s, `Node`s, `Pod`s and the `EndpointSlice`s of the namespace `default`: get, list by pages, watch with bookmarks and 410 where the history is gone, and
+//! server-side apply with field managers, conflicts and the status subresource; for `Node`s also their metadata alone. `Pod`s are selected
+//! by their nodes. Events it takes and throws away. It does not serve discovery, other selectors, admission, defaults, or the rules of the
+//! schema.
 
 mod faults;
 mod fields;

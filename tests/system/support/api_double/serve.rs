@@ -145,7 +145,7 @@ impl Call {
         let query = head.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         let query = query.map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (name.to_owned(), value.replace("%3A", ":"))
+            (name.to_owned(), value.replace("%3A", ":").replace("%3D", "="))
         });
         let (content_type, is_metadata) =
             (header(CONTENT_TYPE).to_owned(), accept.contains("as=PartialObjectMetadata"));
@@ -186,7 +186,8 @@ impl Call {
             metadata["remainingItemCount"] = page.remaining.into();
         }
         let says_kind = self.kind.says_kind_in_lists();
-        let items: Vec<_> = page.items.iter().map(|object| self.present(object, says_kind)).collect();
+        let items = page.items.iter().filter(|object| self.selects(object));
+        let items: Vec<_> = items.map(|object| self.present(object, says_kind)).collect();
         let (api_version, kind) = self.presented_kind();
         Ok(
             json!({ "apiVersion": api_version, "kind": format!("{kind}List"), "metadata": metadata, "items": items }),
@@ -217,6 +218,14 @@ impl Call {
                 Ok((200, self.present(&object, true)))
             }
             other => Err(Refused(415, "UnsupportedMediaType", format!("{other} is not served"))),
+        }
+    }
+
+    /// Tells whether an object is one of those that are asked for. No pod changes its node.
+    fn selects(&self, object: &Value) -> bool {
+        match self.word("fieldSelector").and_then(|selector| selector.strip_prefix("spec.nodeName=")) {
+            Some(node) => object["spec"]["nodeName"] == node,
+            None => true,
         }
     }
 
@@ -255,7 +264,7 @@ impl Call {
             Some(version) => version,
             None => {
                 let page = shared.store().list(self.kind, None, usize::MAX).map_err(|_| Closed)?;
-                for object in &page.items {
+                for object in page.items.iter().filter(|object| self.selects(object)) {
                     self.send(shared, events, self.event("ADDED", object)).await?;
                 }
                 page.version
@@ -270,6 +279,7 @@ impl Call {
                 (store.since(self.kind, cursor), store.version())
             };
             let Ok(mut changes) = changes else { return self.finish(shared, events, End::Gone).await };
+            changes.retain(|change| self.selects(&change.object));
             if course.end.is_none() && shared.faults.is_odd() {
                 interchange(&mut changes, shared.faults.below(u64::MAX));
             }

@@ -25,10 +25,11 @@ pub(crate) enum Kind {
     Tunnel,
     Config,
     Slice,
+    Pod,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 4] = [Self::Node, Self::Tunnel, Self::Config, Self::Slice];
+    pub(super) const ALL: [Self; 5] = [Self::Node, Self::Tunnel, Self::Config, Self::Slice, Self::Pod];
 
     /// Returns where its objects are found.
     pub(super) fn path(self) -> &'static str {
@@ -36,6 +37,7 @@ impl Kind {
             Self::Node => "/api/v1/nodes",
             Self::Tunnel => "/apis/adit.dev/v1alpha1/nodetunnels",
             Self::Config => "/apis/adit.dev/v1alpha1/tunnelconfigs",
+            Self::Pod => "/api/v1/pods",
             Self::Slice => "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
         }
     }
@@ -46,12 +48,13 @@ impl Kind {
             Self::Tunnel => "NodeTunnel",
             Self::Config => "TunnelConfig",
             Self::Slice => "EndpointSlice",
+            Self::Pod => "Pod",
         }
     }
 
     pub(super) fn api_version(self) -> &'static str {
         match self {
-            Self::Node => "v1",
+            Self::Node | Self::Pod => "v1",
             Self::Tunnel | Self::Config => "adit.dev/v1alpha1",
             Self::Slice => "discovery.k8s.io/v1",
         }
@@ -68,7 +71,7 @@ impl Kind {
 
     fn schema(self) -> Value {
         let definition = match self {
-            Self::Node | Self::Slice => return Value::Null,
+            Self::Node | Self::Slice | Self::Pod => return Value::Null,
             Self::Tunnel => NodeTunnel::crd(),
             Self::Config => TunnelConfig::crd(),
         };
