@@ -293,12 +293,12 @@ fn pods_reach_the_outside_under_their_nodes_address_and_each_other_under_their_o
     drop(lab.mesh.nodes[0].agent.take());
     lab.start_agent(0, &[("ADIT_CNI_MODE", "main")]);
     let is_translated = || out() == node.map(Some);
-    wait_until("the nodes' addresses outside", SOON, || is_translated());
+    wait_until("the nodes' addresses outside", SOON, is_translated);
     assert_eq!(inside(&lab), own.map(Some));
     assert!(pod.namespace.pings("10.9.0.200") && pod.namespace.pings("fd09::200"), "and are answered");
     // Whoever takes it away has it back.
     lab.node().namespace.sh("nft flush chain inet adit translate");
-    wait_until("the rules to be mended", SOON, || is_translated());
+    wait_until("the rules to be mended", SOON, is_translated);
     // With nothing encrypted as well.
     lab.mesh.write(
         "config",
