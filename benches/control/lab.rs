@@ -61,7 +61,7 @@ pub(crate) struct Size {
 /// Who tells the agent of the cluster.
 pub(crate) enum Api {
     /// kube-apiserver and etcd, with what the agent reaches it by.
-    Real(ControlPlane, Relay),
+    Real(Box<ControlPlane>, Relay),
     /// The tests' double.
     Double(ApiDouble),
 }
@@ -92,7 +92,7 @@ impl Lab {
             let kubeconfig = plane.write("kubeconfig-relayed", &text);
             let [own, relayed] = [own, relayed].map(|addr| addr.parse().unwrap());
             let relay = Relay::start(plane.namespace(), relayed, own);
-            (Api::Real(plane, relay), kubeconfig)
+            (Api::Real(Box::new(plane), relay), kubeconfig)
         } else {
             mesh.fabric.ip("addr add 10.9.0.100/24 dev fabric");
             // As the real one has it.
@@ -216,7 +216,7 @@ impl Lab {
             prefixes.contains(&single(1, at).into())
         };
         let one = |turn: u32| {
-            let (pair, comes) = (turn / 2, turn % 2 == 0);
+            let (pair, comes) = (turn / 2, turn.is_multiple_of(2));
             let at = if comes { OWN_PODS + pair } else { pair };
             let asked = boottime();
             if comes {
