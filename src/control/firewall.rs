@@ -401,8 +401,8 @@ mod tests {
     use super::*;
     use crate::sys::{netns, with_faults};
 
-    #[test]
-    fn a_kernel_that_cannot_clamp_the_mss_drops_all_the_same() {
+    /// Runs a test in a network namespace of its own.
+    fn in_a_namespace(test: impl FnOnce(&mut Guard) -> io::Result<()> + Send) {
         let Ok(own) = netns::create() else {
             eprintln!("skipped: CAP_SYS_ADMIN missing");
             return;
@@ -413,6 +413,14 @@ mod tests {
                 eprintln!("skipped: nftables missing in this kernel");
                 return Ok(());
             }
+            test(&mut guard)
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_clamp_the_mss_drops_all_the_same() {
+        in_a_namespace(|guard| {
             let prefix = Prefix::new([10, 0, 0, 0].into(), 16).unwrap();
             let desired = Firewall {
                 interface: "adit0".to_owned(),
@@ -439,22 +447,12 @@ mod tests {
             assert_eq!(guard.nftables.fingerprint(TABLE)?, None);
             assert_eq!(guard.counters().unwrap(), Counters::default());
             Ok(())
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn a_table_that_translates_is_left_alone_until_it_is_to_translate_something_else() {
-        let Ok(own) = netns::create() else {
-            eprintln!("skipped: CAP_SYS_ADMIN missing");
-            return;
-        };
-        netns::run_in(&own, || {
-            let mut guard = Guard::open()?;
-            if guard.nftables.fingerprint(TABLE).is_err() {
-                eprintln!("skipped: nftables missing in this kernel");
-                return Ok(());
-            }
+        in_a_namespace(|guard| {
             let prefix = |second| Prefix::new([10, second, 0, 0].into(), 16).unwrap();
             let routes = Routes { interface: "adit0".to_owned(), fwmark: 1, ..Routes::default() };
             let mut desired = Firewall::of(&routes, 51820, false);
@@ -475,7 +473,6 @@ mod tests {
             assert!(guard.sync(&desired).unwrap());
             assert_eq!(guard.nftables.fingerprint(TABLE)?.unwrap().len(), 1 + 3 + 1 + 2);
             Ok(())
-        })
-        .unwrap();
+        });
     }
 }
