@@ -115,6 +115,13 @@ impl ControlPlane {
         self.apply("config.yaml", &format!("{config} {spec}\n"));
     }
 
+    /// Changes fields of the `TunnelConfig` for all nodes.
+    #[track_caller]
+    pub(crate) fn configure(&self, fields: &str) {
+        let patch = format!("{{\"spec\":{fields}}}");
+        self.kubectl(&["patch", "tunnelconfig", "default", "--type=merge", "-p", &patch]);
+    }
+
     /// Has etcd forget the history of everything up to the newest change.
     #[track_caller]
     pub(super) fn compact(&self) {
@@ -247,14 +254,7 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     plane.define();
     // As the README says.
     plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/config.yaml")]);
-    plane.kubectl(&[
-        "patch",
-        "tunnelconfig",
-        "default",
-        "--type=merge",
-        "-p",
-        r#"{"spec":{"mode":"Strict"}}"#,
-    ]);
+    plane.configure(r#"{"mode":"Strict"}"#);
     for node in &mut mesh.nodes {
         node.start_data_plane(Program::Adit);
         node.start_agent_with("KUBECONFIG", &plane.kubeconfig());

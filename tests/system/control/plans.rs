@@ -14,18 +14,6 @@ pub(crate) fn start(mesh: &Mesh, config: &str) -> Option<ControlPlane> {
     Some(plane)
 }
 
-#[track_caller]
-fn patch(plane: &ControlPlane, spec: &str) {
-    plane.kubectl(&[
-        "patch",
-        "tunnelconfig",
-        "default",
-        "--type=merge",
-        "-p",
-        &format!("{{\"spec\":{spec}}}"),
-    ]);
-}
-
 #[test]
 fn single_pods_addresses_are_told_and_reached_while_that_is_the_plan() {
     need!("ip", "wg", "ping", "setpriv");
@@ -63,10 +51,10 @@ fn single_pods_addresses_are_told_and_reached_while_that_is_the_plan() {
     });
 
     // By the other plan, nodes are what counts; and back again.
-    patch(&plane, r#"{"podAddresses":"Blocks"}"#);
+    plane.configure(r#"{"podAddresses":"Blocks"}"#);
     wait_until("the blocks alone", SOON, || said() == blocks);
     first.wait_until_peers_are(&[as_peer(second)]);
-    patch(&plane, r#"{"podAddresses":"Pods"}"#);
+    plane.configure(r#"{"podAddresses":"Pods"}"#);
     wait_until("the pod's addresses", SOON, || said() == with_pod);
     plane.kubectl(&["delete", "pod", "outside", "--force", "--grace-period=0"]);
     wait_until("the blocks alone", SOON, || said() == blocks);
@@ -90,7 +78,7 @@ fn strict_takes_effect_once_every_node_is_ready_and_stays() {
     };
     wait_until("a word on Strict", SOON, || enforced("node1") == "False NotWanted ");
     let ping = first.ping(second);
-    patch(&plane, r#"{"mode":"Strict"}"#);
+    plane.configure(r#"{"mode":"Strict"}"#);
     for name in ["node1", "node2"] {
         wait_until("who is waited for", SOON, || {
             enforced(name) == "False NotReady not ready: node3 (NotPublished)"
