@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
@@ -35,6 +36,8 @@ pub struct Keypair {
     remote: u32,
     role: Role,
     birth: Instant,
+    /// The age at which its initiator asks for a new one.
+    renewal: Duration,
     send: aead::Key,
     receive: aead::Key,
     next_counter: AtomicU64,
@@ -65,6 +68,7 @@ impl Keypair {
             remote,
             role,
             birth: now,
+            renewal: REKEY_AFTER_TIME,
             send: aead::Key::new(&keys.send),
             receive: aead::Key::new(&keys.receive),
             next_counter: AtomicU64::new(next_counter),
@@ -74,9 +78,21 @@ impl Keypair {
         }
     }
 
+    /// Leaves it to the other side to renew what both began at once, unless that does not: it has by then sent at least a keepalive.
+    #[must_use]
+    pub fn renewed_late(mut self) -> Self {
+        self.renewal = REKEY_AFTER_TIME + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT;
+        self
+    }
+
     /// Returns our index of this session.
     pub fn local(&self) -> u32 {
         self.local
+    }
+
+    /// Returns the other side's index of this session.
+    pub fn remote(&self) -> u32 {
+        self.remote
     }
 
     /// Returns who began the handshake.
@@ -115,7 +131,7 @@ impl Keypair {
         // [W] §6.2: "after it has sent REKEY-AFTER-MESSAGES", whoever began.
         self.next_counter.load(Relaxed) > REKEY_AFTER_MESSAGES
             // [W] §6.2: "only if it was the initiator", so that the two sides do not both begin.
-            || (self.role == Role::Initiator && now.since(self.birth) >= REKEY_AFTER_TIME)
+            || (self.role == Role::Initiator && now.since(self.birth) >= self.renewal)
     }
 
     /// Tells whether a receiver asks for a new session before this one dies.
@@ -207,13 +223,21 @@ pub fn padded_len(len: usize, mtu: usize) -> usize {
 
 /// A peer's sessions: the one in use, the one before it, and the one that waits for its confirmation ([W] §6.3).
 ///
+/// Both sides may begin a handshake at once. The kernel has room for one per peer and lets each be superseded by the other's, so that
+/// neither comes to anything and both wait for REKEY-TIMEOUT. Here both come to a session: each side sends on the one that it began, and
+/// that of the other is kept beside it, to receive on.
+///
 /// Any thread reads; only the control thread changes them.
 #[derive(Debug, Default)]
 pub struct Keypairs {
     previous: ArcSwapOption<Keypair>,
     current: ArcSwapOption<Keypair>,
     next: ArcSwapOption<Keypair>,
+    beside: ArcSwapOption<Keypair>,
 }
+
+/// Sessions that have lost their place.
+pub type Displaced = [Option<Arc<Keypair>>; 2];
 
 impl Keypairs {
     /// Returns the session in use: the waiting one from the moment it is confirmed, though it is promoted a little later.
@@ -230,31 +254,39 @@ impl Keypairs {
     }
 
     /// Takes in a new session and returns those that it displaces (kernel `noise.c`, `add_new_keypair`).
-    pub fn add(&self, new: Arc<Keypair>) -> [Option<Arc<Keypair>>; 2] {
+    pub fn add(&self, new: Arc<Keypair>) -> Displaced {
         match new.role() {
             Role::Initiator => {
-                // The response confirms it: it is used at once. A waiting next is demoted rather than lost.
-                let demoted = self.next.swap(None);
+                let beside = match self.next.swap(None) {
+                    // The other side began as well, and may be sending on its session already.
+                    Some(waiting) => self.beside.swap(Some(waiting)),
+                    None => self.take_dead_beside(new.birth),
+                };
+                // The response confirms it: it is used at once.
                 let old = self.current.swap(Some(new));
-                match demoted {
-                    Some(next) => [self.previous.swap(Some(next)), old],
-                    None => [self.previous.swap(old), None],
-                }
+                [self.previous.swap(old), beside]
             }
             // Not used until the initiator's first data message arrives.
-            Role::Responder => [self.next.swap(Some(new)), self.previous.swap(None)],
+            Role::Responder => [self.previous.swap(None), self.next.swap(Some(new))],
         }
     }
 
     /// Makes the waiting session current if it is confirmed (kernel `noise.c`, `wg_noise_received_with_keypair`).
     ///
-    /// Returns whether it was, and the session that it displaces.
-    pub fn promote(&self) -> (bool, Option<Arc<Keypair>>) {
-        let Some(next) = self.next().filter(|next| next.is_confirmed()) else { return (false, None) };
+    /// Returns whether it was, and the sessions that it displaces.
+    pub fn promote(&self) -> (bool, Displaced) {
+        let Some(next) = self.next().filter(|next| next.is_confirmed()) else { return (false, [None, None]) };
         // In this order: whoever looks meanwhile finds the session in one of the two places.
         let old = self.current.swap(Some(next));
         self.next.store(None);
-        (true, self.previous.swap(old))
+        // Who sends on the new one sends no longer on one that it began before.
+        (true, [self.previous.swap(old), self.beside.swap(None)])
+    }
+
+    /// Takes out the session beside the others once nothing may be received on it any more.
+    fn take_dead_beside(&self, now: Instant) -> Option<Arc<Keypair>> {
+        let is_dead = self.beside.load().as_ref().is_some_and(|beside| !beside.may_receive(0, now));
+        if is_dead { self.beside.swap(None) } else { None }
     }
 
     /// Forbids sending on every session (kernel `noise.c`, `wg_noise_expire_current_peer_keypairs`).
@@ -265,8 +297,8 @@ impl Keypairs {
     }
 
     /// Takes every session out.
-    pub fn clear(&self) -> [Option<Arc<Keypair>>; 3] {
-        [self.previous.swap(None), self.current.swap(None), self.next.swap(None)]
+    pub fn clear(&self) -> [Option<Arc<Keypair>>; 4] {
+        [&self.previous, &self.current, &self.next, &self.beside].map(|slot| slot.swap(None))
     }
 }
 
@@ -351,25 +383,53 @@ mod tests {
     }
 
     #[test]
-    fn sessions_move_through_their_slots_as_in_the_kernel() {
+    fn who_leaves_the_renewal_to_the_other_side_renews_later() {
+        let keypair = keypair(Role::Initiator, 0).renewed_late();
+        assert!(!keypair.is_stale_for_sending(at(134)));
+        assert!(keypair.is_stale_for_sending(at(135)));
+        assert!(keypair.is_stale_for_receiving(at(165)));
+    }
+
+    #[test]
+    fn sessions_move_through_their_slots() {
         let slots = Keypairs::default();
-        let [a, b, c, d] = [Role::Initiator, Role::Responder, Role::Initiator, Role::Responder]
-            .map(|role| Arc::new(keypair(role, 0)));
-        assert!(slots.add(a.clone()).iter().all(Option::is_none));
-        assert!(slots.add(b.clone()).iter().all(Option::is_none));
-        assert!(Arc::ptr_eq(&slots.current().unwrap(), &a), "a responder's session waits");
+        let is_current = |keypair| Arc::ptr_eq(&slots.current().unwrap(), keypair);
+        let none = |displaced: Displaced| displaced.iter().all(Option::is_none);
+        let [a, b, c, d, e] =
+            [Role::Initiator, Role::Responder, Role::Initiator, Role::Responder, Role::Initiator]
+                .map(|role| Arc::new(keypair(role, 0)));
+        assert!(none(slots.add(a.clone())));
+        assert!(none(slots.add(b.clone())));
+        assert!(is_current(&a), "a responder's session waits");
         assert!(!slots.promote().0, "nothing has confirmed it");
-        let displaced = slots.add(c.clone());
-        assert!(Arc::ptr_eq(displaced[1].as_ref().unwrap(), &a), "next is demoted to previous, current goes");
-        assert!(Arc::ptr_eq(&slots.current().unwrap(), &c));
+        assert!(none(slots.add(c.clone())), "both sides began: all three may be received on");
+        assert!(is_current(&c));
+        assert!(b.confirm());
+        assert!(!slots.promote().0 && is_current(&c), "each side sends on the one that it began");
         let displaced = slots.add(d.clone());
-        assert!(Arc::ptr_eq(displaced[1].as_ref().unwrap(), &b));
-        assert!(Arc::ptr_eq(&slots.current().unwrap(), &c));
+        assert!(Arc::ptr_eq(displaced[0].as_ref().unwrap(), &a));
+        assert!(is_current(&c));
         assert!(d.confirm() && !d.confirm());
-        assert!(Arc::ptr_eq(&slots.current().unwrap(), &d), "the answer to what confirmed it is sent on it");
-        let (promoted, gone) = slots.promote();
-        assert!(promoted && gone.is_none());
-        assert!(Arc::ptr_eq(&slots.current().unwrap(), &d));
+        assert!(is_current(&d), "the answer to what confirmed it is sent on it");
+        let (promoted, displaced) = slots.promote();
+        assert!(promoted && is_current(&d));
+        assert!(displaced[0].is_none(), "in the place of the one before there was none");
+        assert!(Arc::ptr_eq(displaced[1].as_ref().unwrap(), &b), "the other side sends on the new one now");
+        assert!(Arc::ptr_eq(slots.add(e)[0].as_ref().unwrap(), &c));
+        assert_eq!(slots.clear().iter().flatten().count(), 2);
+    }
+
+    #[test]
+    fn a_session_beside_the_others_goes_once_it_is_dead() {
+        let keys = TransportKeys { send: Secret::new([1; 32]), receive: Secret::new([1; 32]) };
+        let session = |role, birth| Arc::new(Keypair::new(&keys, role, 1, 2, at(birth)));
+        let slots = Keypairs::default();
+        let theirs = session(Role::Responder, 0);
+        slots.add(theirs.clone());
+        slots.add(session(Role::Initiator, 0));
+        assert!(slots.add(session(Role::Initiator, 120))[1].is_none());
+        let displaced = slots.add(session(Role::Initiator, 240));
+        assert!(Arc::ptr_eq(displaced[1].as_ref().unwrap(), &theirs));
         assert_eq!(slots.clear().iter().flatten().count(), 2);
     }
 }

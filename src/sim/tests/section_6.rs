@@ -369,35 +369,74 @@ fn both_sides_beginning_at_once_end_up_with_a_working_session() {
     }
 }
 
+/// Counts the initiations of both nodes.
+fn initiations(sim: &Sim) -> usize {
+    count(sim.log(), A, 1) + count(sim.log(), B, 1)
+}
+
 #[test]
-fn two_sides_that_begin_at_the_same_moment_settle_without_a_duel() {
-    // T10. Each refuses the other's response, as its own initiation is superseded; the jitter decides who repeats first. Only if that
-    // differs by less than the 5 ms of the way, which is one case in 33, they meet again.
-    let mut met_again = 0;
+fn two_sides_that_begin_at_the_same_moment_both_have_a_session_at_once_and_no_duel() {
+    // T10.
     for seed in 100..150 {
         let mut sim = Sim::pair(seed);
         sim.send(A, B, 50);
         sim.send(B, A, 50);
-        let initiations = |sim: &Sim| count(sim.log(), A, 1) + count(sim.log(), B, 1);
-        sim.run_for(seconds(6));
-        if initiations(&sim) == 4 && sim.nodes[B].received.is_empty() {
-            met_again += 1;
-            sim.run_for(seconds(6));
-        } else {
-            assert_eq!(initiations(&sim), 3, "seed {seed}");
-        }
+        sim.run_for(Duration::from_millis(20));
         assert_eq!((sim.nodes[A].received.len(), sim.nodes[B].received.len()), (1, 1), "seed {seed}");
-        sim.run_for(seconds(30));
+        assert_eq!(initiations(&sim), 2);
         sim.take_log();
-        for _ in 0..60 {
+        for _ in 0..600 {
             sim.send(A, B, 50);
             sim.send(B, A, 50);
             sim.run_for(seconds(1));
         }
-        assert_eq!(initiations(&sim), 0, "seed {seed}");
-        assert_eq!((sim.nodes[A].received.len(), sim.nodes[B].received.len()), (61, 61), "seed {seed}");
+        // One each time that a packet meets a session of 120 s.
+        assert_eq!(initiations(&sim), 4, "seed {seed}");
+        assert_eq!((sim.nodes[A].received.len(), sim.nodes[B].received.len()), (601, 601), "seed {seed}");
     }
-    assert!(met_again <= 4, "{met_again} of 50");
+}
+
+#[test]
+fn two_sides_that_renew_at_the_same_moment_lose_nothing_under_traffic() {
+    // T10.
+    for seed in 0..50 {
+        let mut sim = connected(seed);
+        let before = sim.nodes[A].received.len();
+        for node in [A, B] {
+            skip_to_counter(&sim, node, 1 - node, (1 << 60) + 8192);
+        }
+        for _ in 0..200 {
+            sim.send(A, B, 50);
+            sim.send(B, A, 50);
+            sim.run_for(Duration::from_millis(1));
+        }
+        assert_eq!(initiations(&sim), 2, "seed {seed}");
+        sim.run_for(seconds(1));
+        let received = (sim.nodes[A].received.len() - before, sim.nodes[B].received.len());
+        assert_eq!(received, (200, 200), "seed {seed}");
+    }
+}
+
+#[test]
+fn whoever_begins_at_the_same_moment_as_a_peer_with_room_for_one_handshake_is_answered() {
+    // The kernel forgets its own initiation over ours, and so refuses our response: here it does not arrive.
+    let mut sim = Sim::pair(31);
+    sim.conditions.loss = 1000;
+    let (a, b) = (sim.nodes[A].addr, sim.nodes[B].addr);
+    sim.send(A, B, 50);
+    sim.send(B, A, 50);
+    let [from_a, from_b] = [0, 1].map(|number| sim.log()[number].datagram.clone());
+    let last = |sim: &Sim| sim.log().last().unwrap().datagram.clone();
+    sim.inject(A, b, &from_b);
+    sim.inject(B, a, &from_a);
+    let response = last(&sim);
+    sim.inject(A, b, &response);
+    let data = last(&sim);
+    sim.inject(B, a, &data);
+    assert_eq!(sim.nodes[B].received.len(), 1);
+    let data = last(&sim);
+    sim.inject(A, b, &data);
+    assert_eq!(sim.nodes[A].received.len(), 1);
 }
 
 #[test]

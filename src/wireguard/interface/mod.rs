@@ -482,8 +482,8 @@ impl Interface {
     fn respond(&mut self, id: u32, consumed: noise::ConsumedInitiation, now: Instant) {
         let (ephemeral, first) = self.draw();
         let peer = Arc::clone(&self.peers[&id].peer);
-        // Our own initiation, if one is under way, is superseded (kernel `noise.c`: one handshake state per peer).
-        self.forget_handshake(id);
+        // Our own initiation, if one is under way, is not superseded by this one as in the kernel (`noise.c`: one handshake state per
+        // peer): two sides that begin at once would each refuse the other's response, and wait.
         let index = self.new_index(&peer, first);
         let remote = consumed.sender();
         let Some(control) = self.peers.get_mut(&id) else { return };
@@ -604,7 +604,11 @@ impl Interface {
         now: Instant,
     ) {
         let peer = Arc::clone(&self.peers[&id].peer);
-        let keypair = Arc::new(Keypair::new(keys, role, local, remote, now));
+        let keypair = Keypair::new(keys, role, local, remote, now);
+        // Both sides began at once. Only one is to begin when these sessions are old: the indices of the initiators, which both know, tell.
+        let is_late = role == Role::Initiator
+            && peer.keypairs().next().is_some_and(|of_other_side| local > of_other_side.remote());
+        let keypair = Arc::new(if is_late { keypair.renewed_late() } else { keypair });
         // The session takes over the handshake's index (kernel `peerlookup.c`, `wg_index_hashtable_replace`).
         self.table.set_keypair(&peer, &keypair);
         let displaced = peer.keypairs().add(keypair);
@@ -615,10 +619,10 @@ impl Interface {
     /// The first data message of the waiting session has come.
     fn promote(&mut self, id: u32, moment: Moment) {
         let (promoted, displaced) = self.peers[&id].peer.keypairs().promote();
-        if let Some(old) = displaced {
-            self.remove_index(old.local());
-        }
+        displaced.into_iter().flatten().for_each(|old| self.remove_index(old.local()));
         if promoted {
+            // Whatever we began meanwhile is not needed.
+            self.forget_handshake(id);
             self.handshake_complete(id, moment);
             self.flush_staged(id, moment);
         }
