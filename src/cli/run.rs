@@ -69,7 +69,7 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     let server = Server::start(socket.listener(), Arc::<Device>::clone(&device));
     let server = server.map_err(|error| format!("{}: {error}", socket.path().display()))?;
     daemon::tell_parent(args);
-    process::forget_code_of_start();
+    process::forget_code();
     tracing::info!(interface = name, workers, crypto = aead::tier(), socket = %socket.path().display(), "ready");
     service::ready();
     let reason = wait(&signals, &closed, watch.as_ref(), &socket, &device)

@@ -40,9 +40,9 @@ pub fn trim_heap() {
     }
 }
 
-/// Lets go of the pages of program code that only the start needed: code that runs again is read anew from the page cache. Of what a data
-/// plane without traffic keeps resident, such code would be half.
-pub fn forget_code_of_start() {
+/// Lets go of the pages of program code that only the start, or a configuration, needed: what runs again is mapped anew from the page
+/// cache. Of what a data plane without traffic keeps resident, such code would be half.
+pub fn forget_code() {
     // Without it nothing but memory is lost.
     let Ok(maps) = fs::read_to_string("/proc/self/maps") else { return };
     for (start, length) in maps.lines().filter_map(code) {
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn code_goes_on_running_after_it_was_let_go_of() {
-        forget_code_of_start();
+        forget_code();
         assert!(
             fs::read_to_string("/proc/self/maps")
                 .is_ok_and(|maps| maps.lines().any(|line| code(line).is_some()))

@@ -167,6 +167,8 @@ struct Connection {
     unread: std::ops::Range<usize>,
     reply: Zeroizing<String>,
     sent: usize,
+    /// Something was configured, by code that may not be needed again for a long time.
+    has_set: bool,
     /// A large configuration has passed: what it took shall be given back.
     was_large: bool,
 }
@@ -178,6 +180,9 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if self.was_large {
             process::trim_heap();
+        }
+        if self.has_set {
+            process::forget_code();
         }
     }
 }
@@ -199,6 +204,7 @@ impl Connection {
             unread: 0..0,
             reply: Zeroizing::default(),
             sent: 0,
+            has_set: false,
             was_large: false,
         })
     }
@@ -256,7 +262,10 @@ impl Connection {
         bytes[..length].zeroize();
         self.unread.start += length;
         if let Some(request) = request {
-            self.was_large |= matches!(&request, Request::Set(edits) if edits.len() > LARGE.0);
+            if let Request::Set(edits) = &request {
+                self.has_set = true;
+                self.was_large |= edits.len() > LARGE.0;
+            }
             self.reply = answer(request, configure).ok_or(Ended)?;
             self.was_large |= self.reply.len() > LARGE.1;
         }
