@@ -55,7 +55,9 @@ fn every_word_of_a_status_or_an_event_is_explained() {
     let sources = [
         include_str!("../../control/happening.rs"),
         include_str!("../../control/status.rs"),
-        include_str!("../../control/topology.rs"),
+        include_str!("../../control/topology/degraded.rs"),
+        include_str!("../../control/topology/gate.rs"),
+        include_str!("../../control/topology/unencrypted.rs"),
     ];
     let is_word = |text: &&str| {
         text.starts_with(|first: char| first.is_ascii_uppercase())

@@ -1,0 +1,204 @@
+//! From all objects to what one node should do: peers, allowed IPs, routes; and what is not encrypted, and why. Pure.
+//!
+//! 1. Settings: what the `TunnelConfig`s want of this node.
+//! 2. Keys: one that several nodes have belongs to the oldest of them. The others have none, and nothing goes to them in clear.
+//! 3. Addresses: each belongs to the oldest node that claims it; a claim that is refused has no effect but a fault. A block of pods inside
+//!    another node's block is a loan, and belongs to the borrower. Where the cluster's own `Node`s are known, none of that is needed: a
+//!    node has no pods but in the blocks that the cluster gave it.
+//! 4. Peers: from a node, its pods' prefixes, its own addresses and those of its tunnel are accepted. That is more than is routed to it:
+//!    a pod on the host's network answers from the node's address.
+//! 5. Routes: into the tunnel, past it, or nowhere.
+//!
+//! The oldest is the one whose object was made first; if that is not known, the one whose name comes first. Nothing here depends on the
+//! order in which objects came.
+//!
+//! - `claims`: 3.
+//! - `routing`: 5.
+//! - `gate`: whom Strict waits for.
+//! - `unencrypted`, `degraded`: why other nodes, and this one, are not talked to through the tunnel.
+
+mod claims;
+mod degraded;
+mod gate;
+mod routing;
+#[cfg(test)]
+mod tests;
+mod unencrypted;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use self::claims::{Claims, Granted};
+use self::degraded::degraded;
+use self::gate::waits_for;
+use self::routing::Routing;
+use super::api::{HostTraffic, Mode};
+use super::objects::{Fault, Objects, Tunnel};
+use super::plan::{Masquerade, Routes};
+use super::settings::Settings;
+use crate::config::Prefix;
+use crate::crypto::x25519::PublicKey;
+
+pub use self::degraded::Degraded;
+pub use self::gate::Unready;
+pub use self::routing::no_routes;
+pub use self::unencrypted::{Reason, Unencrypted};
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// Its name.
+    pub name: String,
+    /// The public half of its key.
+    pub public_key: PublicKey,
+    /// Where the API server is; empty without one.
+    pub api_servers: Vec<IpAddr>,
+    /// The addresses of its links, each with the length of its prefix, in order.
+    pub links: Vec<(IpAddr, u8)>,
+    /// The mode that it was in, if that is known: Strict may have to wait where it was another one.
+    pub mode: Option<Mode>,
+}
+
+impl Own {
+    /// Returns a node of which nothing else is known.
+    pub fn new(name: &str, public_key: PublicKey) -> Self {
+        Self { name: name.to_owned(), public_key, api_servers: Vec::new(), links: Vec::new(), mode: None }
+    }
+}
+
+/// What this node should do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Topology {
+    /// What is wanted of it, with the mode that it should be in for the time being.
+    pub settings: Settings,
+    /// The nodes that Strict waits for, by name, and why; empty if it does not.
+    pub waits_for: BTreeMap<String, Unready>,
+    /// Its peers.
+    pub peers: BTreeMap<PublicKey, Peer>,
+    /// Its routes.
+    pub routes: Routes,
+    /// What it has to translate if nobody else makes the pods' network.
+    pub masquerade: Masquerade,
+    /// The addresses of its tunnel's interface.
+    pub addresses: Vec<IpAddr>,
+    /// Its own addresses at which pods of other nodes arrive in clear, as traffic to nodes is not encrypted, or not to this one.
+    pub open_addresses: Vec<IpAddr>,
+    /// The nodes that are not talked to through the tunnel, by name.
+    pub not_encrypted: BTreeMap<String, Unencrypted>,
+    /// What is not obeyed, by `Kind/name` of the object.
+    pub faults: BTreeSet<(String, Fault)>,
+    /// Why this node is not what it should be, if it is not.
+    pub degraded: Option<Degraded>,
+}
+
+/// A peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The node's name.
+    pub node: String,
+    /// Where it is found, the preferred place first.
+    pub endpoints: Vec<SocketAddr>,
+    /// What is accepted from it, and sent to it if it is routed into the tunnel.
+    pub allowed_ips: BTreeSet<Prefix>,
+}
+
+/// Returns what the node `own` should do.
+pub fn topology(objects: &Objects, own: &Own) -> Topology {
+    let mut faults = BTreeSet::new();
+    let own_tunnel = objects.tunnels.get(&own.name);
+    let mut settings = {
+        let nothing = BTreeMap::new();
+        let labels = own_tunnel.map_or(&nothing, |tunnel| &tunnel.labels);
+        let mut found = Vec::new();
+        let settings = Settings::of(objects, &own.name, labels, &mut found);
+        faults.extend(found.into_iter().map(|(name, fault)| (format!("TunnelConfig/{name}"), fault)));
+        settings
+    };
+    for (name, tunnel) in &objects.tunnels {
+        faults.extend(tunnel.faults.iter().map(|fault| (format!("NodeTunnel/{name}"), fault.clone())));
+    }
+    let by_age = by_age(objects);
+    let keys = key_owners(&by_age);
+    let waits_for = waits_for(&settings, objects, own, &keys);
+    if !waits_for.is_empty() {
+        settings.mode = Mode::Permissive;
+    }
+    let mut claims = Claims::new(&settings, objects);
+    for (name, tunnel) in &by_age {
+        claims.add(name, tunnel);
+    }
+    claims.add_silent(objects);
+    faults.extend(claims.faults);
+    let claimed = claims.granted;
+
+    let mut routing = Routing::new(&settings, own, objects);
+    let mut peers = BTreeMap::new();
+    let mut not_encrypted = BTreeMap::new();
+    for (name, granted) in &claimed {
+        if *name == own.name {
+            routing.add_own(granted);
+            continue;
+        }
+        let tunnel = objects.tunnels.get(*name);
+        let active = tunnel.and_then(|tunnel| tunnel.active);
+        // Our own key in another's hands is no peer of ours, whoever is older.
+        let key = active.filter(|key| keys.get(key) == Some(name) && *key != own.public_key);
+        if let (Some(key), Some(tunnel)) = (key, tunnel) {
+            let (node, endpoints) = ((*name).to_owned(), tunnel.endpoints.clone());
+            peers.insert(key, Peer { node, endpoints, allowed_ips: granted.all().collect() });
+        }
+        let reason = match (active, key) {
+            _ if settings.mode == Mode::Off => Some(Reason::ModeOff),
+            (_, Some(_)) => routing.nearness(tunnel),
+            (None, None) => Some(Reason::NoKey),
+            (Some(_), None) => Some(Reason::DuplicateKey),
+        };
+        let is_dropped = routing.route(granted, reason);
+        if let Some(reason) = reason {
+            not_encrypted.insert((*name).to_owned(), Unencrypted { reason, is_dropped });
+        }
+    }
+    let is_open = settings.host_traffic == HostTraffic::Plain || routing.is_exempt;
+    let own_addresses = own_tunnel.filter(|_| is_open).map(|tunnel| tunnel.node_addresses.clone());
+    Topology {
+        peers,
+        waits_for,
+        open_addresses: own_addresses.unwrap_or_default(),
+        masquerade: masquerade(&settings, &claimed, &own.name),
+        routes: routing.finish(),
+        addresses: own_tunnel.map(|tunnel| tunnel.tunnel_addresses.clone()).unwrap_or_default(),
+        not_encrypted,
+        faults,
+        degraded: degraded(own, own_tunnel, &keys),
+        settings,
+    }
+}
+
+/// Returns what of this node's pods goes out of the cluster: to no prefix of pods and to no tunnel's address.
+fn masquerade(settings: &Settings, claimed: &BTreeMap<&str, Granted>, own: &str) -> Masquerade {
+    let cluster = settings.cluster_prefixes.iter().flatten();
+    let inside = claimed.values().flat_map(|granted| granted.pods.iter().chain(&granted.tunnels));
+    let inside: BTreeSet<_> = cluster.chain(inside).copied().collect();
+    Masquerade {
+        sources: claimed.get(own).map(|granted| granted.pods.clone()).unwrap_or_default(),
+        inside: inside.into_iter().collect(),
+    }
+}
+
+/// Returns the nodes, the oldest first.
+fn by_age(objects: &Objects) -> Vec<(&str, &Tunnel)> {
+    let mut nodes: Vec<_> = objects.tunnels.iter().map(|(name, tunnel)| (name.as_str(), tunnel)).collect();
+    nodes.sort_by_key(|(name, tunnel)| (&tunnel.created, *name));
+    nodes
+}
+
+/// Returns which node each key belongs to.
+fn key_owners<'a>(by_age: &[(&'a str, &Tunnel)]) -> BTreeMap<PublicKey, &'a str> {
+    let mut owners = BTreeMap::new();
+    for (name, tunnel) in by_age {
+        for key in &tunnel.keys {
+            owners.entry(*key).or_insert(*name);
+        }
+    }
+    owners
+}

@@ -1,0 +1,169 @@
+//! The routes: into the tunnel, past it, or nowhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use super::Own;
+use super::claims::Granted;
+use super::unencrypted::Reason;
+use crate::config::Prefix;
+use crate::control::api::{HostTraffic, Mode, Scope};
+use crate::control::objects::{Objects, Tunnel};
+use crate::control::plan::{Entry, FromPods, Kind, Routes};
+use crate::control::settings::Settings;
+
+/// The routes that are being made.
+pub(super) struct Routing<'a> {
+    settings: &'a Settings,
+    zone: Option<&'a str>,
+    /// The prefixes of the links that have an address of this node.
+    subnets: Vec<Prefix>,
+    api_servers: BTreeSet<IpAddr>,
+    /// Whether this node itself is among what never needs the tunnel.
+    pub(super) is_exempt: bool,
+    /// Those for all packets.
+    all: Table,
+    /// Those for packets of this node's pods alone, and these.
+    from_pods: Table,
+    sources: Vec<Prefix>,
+}
+
+/// A routing table that is being made.
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<Prefix, Kind>,
+    blackholes: BTreeSet<Prefix>,
+}
+
+impl<'a> Routing<'a> {
+    pub(super) fn new(settings: &'a Settings, own: &Own, objects: &'a Objects) -> Self {
+        let tunnel = objects.tunnels.get(&own.name);
+        let zone = tunnel.and_then(|tunnel| tunnel.zone.as_deref());
+        let places = tunnel.into_iter().flat_map(|tunnel| &tunnel.endpoints).map(SocketAddr::ip);
+        let nodes = tunnel.into_iter().flat_map(|tunnel| tunnel.node_addresses.iter().copied());
+        let addresses: BTreeSet<_> = places.chain(nodes).collect();
+        let of_node = own.links.iter().filter(|(addr, _)| addresses.contains(addr));
+        let subnets = of_node.filter_map(|(addr, len)| Prefix::new(*addr, *len)).collect();
+        let api_servers: BTreeSet<_> = match settings.exempt_api_server {
+            true => own.api_servers.iter().chain(objects.api_servers.values().flatten()).copied().collect(),
+            false => BTreeSet::new(),
+        };
+        let is_exempt = !api_servers.is_disjoint(&addresses)
+            || addresses.iter().any(|addr| settings.exempt.iter().any(|exempt| exempt.contains(*addr)));
+        let (all, from_pods, sources) = (Table::default(), Table::default(), Vec::new());
+        let mut this = Self { settings, zone, subnets, api_servers, is_exempt, all, from_pods, sources };
+        if settings.mode == Mode::Strict {
+            this.all.blackholes.extend(settings.cluster_prefixes.iter().flatten());
+        }
+        if settings.host_traffic == HostTraffic::Encrypt {
+            settings.exempt.iter().for_each(|prefix| this.add(*prefix, Kind::Throw));
+            for addr in this.api_servers.clone() {
+                this.add(Prefix::host(addr), Kind::Throw);
+            }
+        }
+        this
+    }
+
+    /// Tells why a node is too near to be talked to through the tunnel, if it is. Both nodes find the same: each looks at the place that the
+    /// other prefers.
+    pub(super) fn nearness(&self, tunnel: Option<&Tunnel>) -> Option<Reason> {
+        match self.settings.scope {
+            Scope::All => None,
+            Scope::CrossSubnet => {
+                let place = tunnel?.endpoints.first()?.ip();
+                self.subnets.iter().any(|subnet| subnet.contains(place)).then_some(Reason::SameSubnet)
+            }
+            Scope::CrossZone => {
+                let zone = tunnel?.zone.as_deref();
+                (self.zone.is_some() && zone == self.zone).then_some(Reason::SameZone)
+            }
+        }
+    }
+
+    /// Adds the routes to another node, and tells whether packets to its pods are dropped.
+    pub(super) fn route(&mut self, granted: &Granted, reason: Option<Reason>) -> bool {
+        let is_strict = self.settings.mode == Mode::Strict;
+        let kind = match reason {
+            Some(Reason::ModeOff) => return false,
+            None => Kind::Unicast,
+            Some(Reason::SameZone | Reason::SameSubnet) => Kind::Throw,
+            Some(Reason::DuplicateKey) => Kind::Blackhole,
+            Some(Reason::NoKey) if is_strict => Kind::Blackhole,
+            Some(Reason::NoKey) => Kind::Throw,
+        };
+        // What the host sends to pods comes from the tunnel's address, and is answered there.
+        for prefix in granted.pods.iter().chain(&granted.tunnels) {
+            self.add(*prefix, kind);
+        }
+        for node in &granted.nodes {
+            self.route_node(*node, kind);
+        }
+        kind == Kind::Blackhole
+    }
+
+    /// Adds the route to a node's own address.
+    ///
+    /// What an exempt node sends to other nodes stays outside the tunnel, as does what they send to it: a node whose key nobody knows yet
+    /// must be able to say it to the API server, and to hear its answer.
+    fn route_node(&mut self, node: Prefix, kind: Kind) {
+        let is_exempt = self.api_servers.contains(&node.addr())
+            || self.settings.exempt.iter().any(|exempt| exempt.covers(&node));
+        let is_strict = self.settings.mode == Mode::Strict;
+        match self.settings.host_traffic {
+            HostTraffic::Plain => {}
+            HostTraffic::PodToNode if is_exempt => {}
+            HostTraffic::PodToNode => self.from_pods.add(node, kind, is_strict),
+            HostTraffic::Encrypt if is_exempt || self.is_exempt => self.add(node, Kind::Throw),
+            HostTraffic::Encrypt => self.add(node, kind),
+        }
+    }
+
+    /// Adds the routes past the tunnel to this node's own pods.
+    pub(super) fn add_own(&mut self, granted: &Granted) {
+        granted.pods.iter().for_each(|prefix| self.add(*prefix, Kind::Throw));
+        self.sources.clone_from(&granted.pods);
+    }
+
+    fn add(&mut self, prefix: Prefix, kind: Kind) {
+        self.all.add(prefix, kind, self.settings.mode == Mode::Strict);
+    }
+
+    pub(super) fn finish(self) -> Routes {
+        let mut routes = no_routes(self.settings);
+        if self.settings.mode != Mode::Off {
+            routes.entries = self.all.finish();
+            routes.from_pods = FromPods { sources: self.sources, entries: self.from_pods.finish() };
+        }
+        routes
+    }
+}
+
+impl Table {
+    /// Adds an entry; what is exempt is there already, and stays.
+    fn add(&mut self, prefix: Prefix, kind: Kind, is_strict: bool) {
+        let kind = *self.entries.entry(prefix).or_insert(kind);
+        if kind == Kind::Unicast && is_strict {
+            self.blackholes.insert(prefix);
+        }
+    }
+
+    fn finish(self) -> Vec<Entry> {
+        let throws = |prefix: &Prefix| self.entries.get(prefix) == Some(&Kind::Throw);
+        let blackholes = self.blackholes.iter().filter(|prefix| !throws(prefix));
+        let blackholes = blackholes.map(|prefix| Entry { prefix: *prefix, kind: Kind::Blackhole });
+        let others = self.entries.iter().map(|(prefix, kind)| Entry { prefix: *prefix, kind: *kind });
+        blackholes.chain(others).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
+/// Returns table and rule without any route.
+pub fn no_routes(settings: &Settings) -> Routes {
+    Routes {
+        table: settings.table,
+        fwmark: settings.fwmark,
+        rule_priority: settings.rule_priority,
+        interface: settings.interface.clone(),
+        entries: Vec::new(),
+        from_pods: FromPods::default(),
+    }
+}
