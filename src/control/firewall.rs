@@ -262,6 +262,11 @@ impl Guard {
         Ok(Self { nftables: Nftables::open()?, made: None })
     }
 
+    /// Returns the number that the kernel calls it by in notices of what it has changed.
+    pub fn port(&self) -> u32 {
+        self.nftables.port()
+    }
+
     /// Looks at what the kernel has and makes it what it should be; returns whether it was something else. Addresses are added and removed one
     /// by one; anything else, and a table that somebody has changed or that an earlier process has left, is replaced in one moment. The counters
     /// go on.

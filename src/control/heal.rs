@@ -80,9 +80,11 @@ impl Healer {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         let groups = Groups::LINKS | Groups::ADDRESSES | Groups::ROUTES | Groups::RULES;
-        let monitor = Monitor::open_for(groups)?;
-        let netfilter = match Changes::open() {
-            Ok(changes) => Some((changes, Guard::open()?)),
+        let router = Router::open()?;
+        // What is done here is no news.
+        let monitor = Monitor::open_for(groups)?.without(router.port());
+        let netfilter = match Guard::open().and_then(|guard| Ok((Changes::open(guard.port())?, guard))) {
+            Ok(netfilter) => Some(netfilter),
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
             Err(error) => return Err(error),
         };
@@ -97,7 +99,7 @@ impl Healer {
             monitor,
             netfilter,
             netlink: Netlink::open()?,
-            router: Router::open()?,
+            router,
             report: Arc::clone(&report),
             desired: None,
             retry: RETRY,
@@ -181,6 +183,9 @@ impl Keeper {
                 }
                 Ok(()) | Err(_) => {}
             }
+            if self.has_notice() {
+                due = Some(due.map_or(earliest, |due: Duration| due.min(earliest)));
+            }
             loop {
                 match orders.try_recv() {
                     Ok(order) => {
@@ -195,17 +200,15 @@ impl Keeper {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
-            if self.has_notice() {
-                due = Some(due.map_or(earliest, |due: Duration| due.min(earliest)));
-            }
             if self.desired.is_some() && due.is_some_and(|due| due <= boottime()) {
+                self.router.forget();
                 let done = self.look(true);
                 (earliest, due) = self.next(done.is_ok());
             }
         }
     }
 
-    /// Takes in the notices, and tells whether one may concern us.
+    /// Takes in the notices, and tells whether one may concern us: then the router asks the kernel the next time.
     fn has_notice(&mut self) -> bool {
         let has_changed = self.netfilter.as_mut().is_some_and(|(changes, _)| changes.take(TABLE));
         let events = self.monitor.take();
@@ -218,7 +221,11 @@ impl Keeper {
             Event::Address(index) => desired.link.is_some() && Some(*index) == interface,
             Event::Rule | Event::Lost => true,
         };
-        has_changed || events.iter().any(concerns_us)
+        let is_otherwise = events.iter().any(concerns_us);
+        if is_otherwise {
+            self.router.forget();
+        }
+        has_changed || is_otherwise
     }
 
     /// Looks at everything and does what is missing: the firewall first, so that it covers what comes to be protected before there are routes;

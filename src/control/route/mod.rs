@@ -42,9 +42,30 @@ pub(super) fn metric_of(kind: Kind) -> u32 {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actual {
     /// All rules by mark, others' too.
-    pub rules: Vec<Rule>,
+    rules: Vec<Rule>,
     /// The routes of all tables that carry [`PROTOCOL`].
-    pub routes: Vec<TableRoute>,
+    routes: BTreeMap<Key, TableRoute>,
+}
+
+impl Actual {
+    /// Returns what was listed.
+    pub fn new(rules: Vec<Rule>, routes: impl IntoIterator<Item = TableRoute>) -> Self {
+        Self { rules, routes: routes.into_iter().map(|route| (key(&route), route)).collect() }
+    }
+
+    /// Takes in a step that was taken.
+    fn follow(&mut self, step: &Step) {
+        match step {
+            Step::AddRoute(route) | Step::ReplaceRoute(route) => {
+                self.routes.insert(key(route), *route);
+            }
+            Step::RemoveRoute(route) => {
+                self.routes.remove(&key(route));
+            }
+            Step::AddRule(rule) => self.rules.push(*rule),
+            Step::RemoveRule(rule) => self.rules.retain(|other| other != rule),
+        }
+    }
 }
 
 /// One change.
@@ -109,17 +130,20 @@ fn write_rule(f: &mut fmt::Formatter<'_>, verb: &str, rule: &Rule) -> fmt::Resul
 /// Returns the steps from what is there to what should be there, in the order in which they are taken. `interface` is the index of the
 /// tunnel's interface while that is there and up; without it there are no unicast routes.
 pub fn diff(actual: &Actual, desired: &Routes, interface: Option<u32>) -> Vec<Step> {
-    let wanted = routes_of(desired, interface);
-    let found: BTreeMap<_, _> = actual.routes.iter().map(|route| (key(route), *route)).collect();
-    let mut added = Vec::new();
-    for (key, route) in &wanted {
-        match found.get(key) {
-            Some(same) if same == route => {}
-            Some(_) => added.push((key, Step::ReplaceRoute(*route))),
-            None => added.push((key, Step::AddRoute(*route))),
+    let (mut added, mut removed) = (Vec::new(), Vec::new());
+    // Both in the order of keys: a thousand routes that are as they should be are passed by.
+    let mut found = actual.routes.iter().peekable();
+    for (key, route) in routes_of(desired, interface) {
+        while let Some((_, surplus)) = found.next_if(|(before, _)| **before < key) {
+            removed.push(*surplus);
+        }
+        match found.next_if(|(same, _)| **same == key) {
+            Some((_, same)) if *same == route => {}
+            Some(_) => added.push(Step::ReplaceRoute(route)),
+            None => added.push(Step::AddRoute(route)),
         }
     }
-    let mut removed: Vec<_> = found.iter().filter(|(key, _)| !wanted.contains_key(key)).collect();
+    removed.extend(found.map(|(_, surplus)| *surplus));
     // In descending order of keys the weakest come first.
     removed.reverse();
 
@@ -141,10 +165,10 @@ pub fn diff(actual: &Actual, desired: &Routes, interface: Option<u32>) -> Vec<St
     let missing = rules.iter().filter(|rule| !own.iter().any(|own| is_same(own, rule)));
     let surplus = own.iter().filter(|own| !rules.iter().any(|rule| is_same(own, rule)));
 
-    let mut steps: Vec<_> = added.into_iter().map(|(_, step)| step).collect();
+    let mut steps = added;
     steps.extend(missing.map(|rule| Step::AddRule(*rule)));
     steps.extend(surplus.map(|rule| Step::RemoveRule(**rule)));
-    steps.extend(removed.into_iter().map(|(_, route)| Step::RemoveRoute(*route)));
+    steps.extend(removed.into_iter().map(Step::RemoveRoute));
     steps
 }
 
@@ -155,7 +179,8 @@ fn key(route: &TableRoute) -> Key {
     (std::cmp::Reverse(route.destination.1), route.metric, route.destination.0, route.table)
 }
 
-fn routes_of(desired: &Routes, interface: Option<u32>) -> BTreeMap<Key, TableRoute> {
+/// Returns the routes in the order of their keys, each once.
+fn routes_of(desired: &Routes, interface: Option<u32>) -> Vec<(Key, TableRoute)> {
     let all = desired.entries.iter().map(|entry| (desired.table, entry));
     let from_pods = desired.from_pods.entries.iter().map(|entry| (desired.pods_table(), entry));
     let routes = all.chain(from_pods).filter_map(|(table, entry)| {
@@ -173,7 +198,10 @@ fn routes_of(desired: &Routes, interface: Option<u32>) -> BTreeMap<Key, TableRou
             protocol: PROTOCOL,
         })
     });
-    routes.map(|route| (key(&route), route)).collect()
+    let mut routes: Vec<_> = routes.map(|route| (key(&route), route)).collect();
+    routes.sort_unstable();
+    routes.dedup();
+    routes
 }
 
 /// Returns a rule for each family that has routes, and one for each prefix of pods that has routes of its own.
@@ -241,9 +269,13 @@ pub struct Outcome {
 }
 
 /// Programs the routes and rules of the network namespace that it was opened in.
+///
+/// It remembers what the kernel has: whoever keeps one for longer hears of what others change, and says so by [`Self::forget`].
 pub struct Router {
     netlink: Netlink,
     interface: Option<u32>,
+    /// What the kernel has as of the last look and the steps since; `None` if it is to be asked.
+    known: Option<Actual>,
 }
 
 impl Router {
@@ -252,7 +284,17 @@ impl Router {
     /// # Errors
     /// If no descriptor is left.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { netlink: Netlink::open()?, interface: None })
+        Ok(Self { netlink: Netlink::open()?, interface: None, known: None })
+    }
+
+    /// Has the kernel asked the next time for what it has: somebody else may have changed it.
+    pub fn forget(&mut self) {
+        self.known = None;
+    }
+
+    /// Returns the number that the kernel calls it by in notices of what it has changed.
+    pub fn port(&self) -> u32 {
+        self.netlink.port()
     }
 
     /// Returns the index of the tunnel's interface as of the last look, if it was there and up.
@@ -260,7 +302,7 @@ impl Router {
         self.interface
     }
 
-    /// Looks at what the kernel has and makes it what it should be.
+    /// Makes what the kernel has what it should be.
     ///
     /// # Errors
     /// Names the first step that failed. The others have been taken, except for those that would open something for want of it.
@@ -274,8 +316,12 @@ impl Router {
                 continue;
             }
             match self.take(&step) {
-                Ok(()) => taken += 1,
+                Ok(()) => {
+                    taken += 1;
+                    self.known.iter_mut().for_each(|known| known.follow(&step));
+                }
                 Err(error) => {
+                    self.forget();
                     failures.note(&step);
                     first_failure.get_or_insert_with(|| Failed::new(step.to_string(), error));
                 }
@@ -299,7 +345,7 @@ impl Router {
             .map(drop)
     }
 
-    /// Looks at what the kernel has, and returns the steps that [`Self::sync`] would take.
+    /// Returns the steps that [`Self::sync`] would take.
     ///
     /// # Errors
     /// Names what cannot be listed.
@@ -308,14 +354,25 @@ impl Router {
             let what = format!("listing {what}");
             move |error| Failed::new(what, error)
         };
-        self.interface = match self.netlink.link(&desired.interface) {
+        let interface = match self.netlink.link(&desired.interface) {
             Ok(link) => link.up.then_some(link.index),
             Err(_) => None,
         };
-        let filter = RouteFilter { table: None, protocol: Some(PROTOCOL) };
-        let routes = self.netlink.table_routes(&filter).map_err(listing("routes"))?;
-        let rules = self.netlink.rules().map_err(listing("rules"))?;
-        Ok(diff(&Actual { rules, routes }, desired, self.interface))
+        // With an interface, routes go that nobody is told of (`fib_frontend.c`, `fib_disable_ip`).
+        if std::mem::replace(&mut self.interface, interface) != interface {
+            self.forget();
+        }
+        let known = match self.known.take() {
+            Some(known) => known,
+            None => {
+                let filter = RouteFilter { table: None, protocol: Some(PROTOCOL) };
+                let routes = self.netlink.table_routes(&filter).map_err(listing("routes"))?;
+                Actual::new(self.netlink.rules().map_err(listing("rules"))?, routes)
+            }
+        };
+        let steps = diff(&known, desired, interface);
+        self.known = Some(known);
+        Ok(steps)
     }
 
     fn take(&mut self, step: &Step) -> io::Result<()> {

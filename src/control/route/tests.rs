@@ -75,7 +75,7 @@ impl Twin {
 
     fn actual(&self) -> Actual {
         let own = self.routes.iter().filter(|route| route.protocol == PROTOCOL);
-        Actual { rules: self.rules.clone(), routes: own.copied().collect() }
+        Actual::new(self.rules.clone(), own.copied())
     }
 
     /// What becomes of a packet to `addr` that carries `mark`.
@@ -199,6 +199,24 @@ proptest! {
         twin.take_all(&diff(&twin.actual(), &routes(TABLE, Vec::new()), interface), |_, _| {});
         let untouched = foreign();
         prop_assert_eq!((twin.rules, twin.routes), (untouched.rules, untouched.routes));
+    }
+
+    /// What is remembered from step to step is what would be listed, and leads to the same steps.
+    #[test]
+    fn what_is_remembered_is_what_is_there(plans in vec((any_entries(), 0..3_u32), 1..5)) {
+        let mut twin = foreign();
+        let mut known = twin.actual();
+        for (entries, interface) in plans {
+            let interface = interface.checked_sub(1).map(|more| INTERFACE + more);
+            let plan = routes(TABLE, entries);
+            let steps = diff(&known, &plan, interface);
+            prop_assert_eq!(&steps, &diff(&twin.actual(), &plan, interface));
+            for step in &steps {
+                twin.take(step).unwrap();
+                known.follow(step);
+                prop_assert_eq!(&known, &twin.actual());
+            }
+        }
     }
 
     /// Nothing leaks, nothing that stays is interrupted: there is no third verdict between the old and the new one.

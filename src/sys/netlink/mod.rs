@@ -84,6 +84,7 @@ pub struct LocalAddress {
 /// A socket for requests.
 pub struct Netlink {
     socket: Socket,
+    port: u32,
     sequence: u32,
 }
 
@@ -94,9 +95,15 @@ impl Netlink {
     /// If no descriptor is left.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, port, sequence: 0 })
+    }
+
+    /// Returns the socket's number, which the kernel names in notices of routes and rules that this socket has changed
+    /// (`rtmsg_fib`, `inet6_rt_notify`, `notify_rule_change`).
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Finds a link by its name.
@@ -590,6 +597,56 @@ mod tests {
             netlink.move_link(left.index, &other)?;
             assert!(monitor.take().contains(&Event::LinkGone(left.index)));
             drop(back);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn what_one_socket_changes_can_be_left_out() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let [mut own, mut other] = [Netlink::open()?, Netlink::open()?];
+            let mut monitor = Monitor::open_for(Groups::ROUTES | Groups::RULES)?.without(own.port());
+            let route = |text: &str, len| TableRoute {
+                table: 70_000,
+                destination: (text.parse().unwrap(), len),
+                metric: 1,
+                kind: RouteKind::Blackhole,
+                mtu: None,
+                protocol: 173,
+            };
+            let rule = |is_ipv6, priority| Rule {
+                is_ipv6,
+                priority,
+                packets: Packets::Unmarked(1),
+                table: 70_000,
+                protocol: Some(173),
+            };
+            let [v4, v6] = [route("10.0.0.1", 32), route("fd00::1", 128)];
+            for own_route in [&v4, &v6] {
+                own.add_table_route(own_route)?;
+                own.remove_table_route(own_route)?;
+                own.add_table_route(own_route)?;
+            }
+            for is_ipv6 in [false, true] {
+                own.add_rule(&rule(is_ipv6, 9))?;
+                own.remove_rule(&rule(is_ipv6, 9))?;
+                own.add_rule(&rule(is_ipv6, 9))?;
+            }
+            assert_eq!(monitor.take(), []);
+            for route in [&v4, &v6] {
+                other.remove_table_route(route)?;
+            }
+            other.remove_rule(&rule(false, 9))?;
+            let told = monitor.take();
+            assert_eq!(told.len(), 3, "{told:?}");
+            assert!(told.contains(&Event::Rule));
+            let routes = told.iter().filter(|event| matches!(event, Event::Route { table: 70_000, .. }));
+            assert_eq!(routes.count(), 2, "{told:?}");
             Ok(())
         })
         .unwrap();

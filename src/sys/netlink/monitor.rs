@@ -65,6 +65,8 @@ pub struct Monitor {
     control: cmsg::Buffer,
     /// The namespace that it tells of, by number, if it is not its own.
     namespace: Option<i32>,
+    /// The socket of whose changes it does not tell.
+    ignored: Option<u32>,
 }
 
 impl Monitor {
@@ -84,7 +86,14 @@ impl Monitor {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, groups.0))?;
         socket.set_non_blocking(true)?;
-        Ok(Self { socket, buffer: vec![0; RECEIVE_LEN], control: cmsg::Buffer::new(), namespace: None })
+        let (buffer, control) = (vec![0; RECEIVE_LEN], cmsg::Buffer::new());
+        Ok(Self { socket, buffer, control, namespace: None, ignored: None })
+    }
+
+    /// Leaves out what the socket of this number changes, see [`Netlink::port`].
+    #[must_use]
+    pub fn without(self, port: u32) -> Self {
+        Self { ignored: Some(port), ..self }
     }
 
     /// Opens a socket that tells of changes in `namespace`, another one than the calling thread's. Unlike a socket in that namespace it
@@ -106,6 +115,7 @@ impl Monitor {
             match self.receive() {
                 Ok((len, namespace)) if namespace == self.namespace => {
                     let told = messages(&self.buffer[..len]).filter_map(Result::ok);
+                    let told = told.filter(|told| Some(told.header.port_number) != self.ignored);
                     events.extend(told.filter_map(|message| event_of(&message)));
                 }
                 Ok(_) => {}

@@ -137,6 +137,7 @@ impl fmt::Debug for Message {
 /// A socket for requests, one after the other.
 pub(in crate::sys::netlink) struct Requests {
     socket: Socket,
+    port: u32,
     sequence: u32,
 }
 
@@ -144,9 +145,14 @@ impl Requests {
     /// Opens a socket of a family of netlink.
     pub(in crate::sys::netlink) fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, port, sequence: 0 })
+    }
+
+    /// Returns the socket's number, which the kernel names in notices of what this socket has changed.
+    pub(in crate::sys::netlink) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Returns the socket, for requests of another form.
@@ -215,6 +221,8 @@ impl Requests {
 pub(in crate::sys::netlink) struct Reply<'a> {
     pub(in crate::sys::netlink) flags: u16,
     pub(in crate::sys::netlink) sequence: u32,
+    /// Whom it answers; in a notice, who has changed something.
+    pub(in crate::sys::netlink) port: u32,
     /// The negative errno of a refusal; 0 for an acknowledgement and at the end of a list.
     pub(in crate::sys::netlink) error: Option<i32>,
     pub(in crate::sys::netlink) attributes: &'a [u8],
@@ -230,11 +238,12 @@ pub(in crate::sys::netlink) fn replies(received: &[u8]) -> impl Iterator<Item = 
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
         let number = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
         let (kind, flags) = (number(4), number(6));
-        let sequence = u32::from_ne_bytes(*header[8..].first_chunk()?);
+        let [sequence, port] = [8, 12].map(|at| header[at..].first_chunk().map(|n| u32::from_ne_bytes(*n)));
+        let (sequence, port) = (sequence?, port?);
         let error = [ERROR, DONE]
             .contains(&kind)
             .then(|| body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)));
-        Some(Reply { flags, sequence, error, attributes: body.get(GENERAL_LEN..).unwrap_or_default() })
+        Some(Reply { flags, sequence, port, error, attributes: body.get(GENERAL_LEN..).unwrap_or_default() })
     })
 }
 

@@ -230,6 +230,11 @@ impl Nftables {
         Ok(Self(requests))
     }
 
+    /// Returns the socket's number, which the kernel names in notices of what this socket has changed.
+    pub fn port(&self) -> u32 {
+        self.0.port()
+    }
+
     /// Carries out all of a batch or nothing.
     ///
     /// # Errors
@@ -364,18 +369,23 @@ impl Nftables {
 }
 
 /// A socket that tells of changes of tables.
-pub struct Changes(Socket);
+pub struct Changes {
+    socket: Socket,
+    /// The socket of whose changes it does not tell.
+    ignored: u32,
+}
 
 impl Changes {
-    /// Opens a socket that tells of changes from now on.
+    /// Opens a socket that tells of changes from now on, but for those that the socket of the number `ignored` makes, see
+    /// [`Nftables::port`].
     ///
     /// # Errors
     /// As [`Nftables::open`].
-    pub fn open() -> io::Result<Self> {
+    pub fn open(ignored: u32) -> io::Result<Self> {
         let mut socket = open()?;
         socket.bind(&SocketAddr::new(0, message::GROUP_NFTABLES))?;
         socket.set_non_blocking(true)?;
-        Ok(Self(socket))
+        Ok(Self { socket, ignored })
     }
 
     /// Tells whether a table of this name may have changed since the last call.
@@ -384,8 +394,11 @@ impl Changes {
         let mut buffer = Vec::with_capacity(RECEIVE_LEN);
         loop {
             buffer.clear();
-            match self.0.recv(&mut buffer, 0) {
-                Ok(_) => has_changed |= message::replies(&buffer).any(|told| is_of(told.attributes, table)),
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => {
+                    has_changed |= message::replies(&buffer)
+                        .any(|told| told.port != self.ignored && is_of(told.attributes, table));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return has_changed,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // ENOBUFS: the kernel had more to tell than the socket holds.
@@ -398,13 +411,13 @@ impl Changes {
 
 impl AsFd for Changes {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl AsRawFd for Changes {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.socket.as_raw_fd()
     }
 }
 

@@ -135,7 +135,8 @@ fn counters_begin_where_they_are_told_to() {
 #[test]
 fn changes_by_others_are_told_of_and_seen() {
     in_namespace(|nftables| {
-        let mut changes = Changes::open().unwrap();
+        let mut changes = Changes::open(0).unwrap();
+        let mut own = Changes::open(nftables.port()).unwrap();
         let mut batch = Batch::new(TABLE);
         batch.add_table();
         batch.add_chain("chain", Hook::Input, -10);
@@ -157,5 +158,10 @@ fn changes_by_others_are_told_of_and_seen() {
         nftables.commit(&batch).unwrap();
         assert!(changes.take(TABLE));
         assert_ne!(nftables.fingerprint(TABLE).unwrap(), before);
+        assert!(!own.take(TABLE), "who listens for others is not told of what it does");
+        let mut batch = Batch::new(TABLE);
+        batch.add_rule("chain", "another's", &[Expression::Accept]);
+        Nftables::open().unwrap().commit(&batch).unwrap();
+        assert!(own.take(TABLE));
     });
 }
