@@ -73,14 +73,19 @@ pub fn object(value: &Value) -> Result<Object, NoObject> {
         (GROUP, "TunnelConfig") => Ok(Object::Config(name, config(value))),
         ("", "Node") => Ok(Object::Node(name, node(value))),
         ("", "Pod") => {
-            let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
-            Ok(Object::Pod(format!("{namespace}/{name}"), pod(value)))
+            let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str);
+            Ok(Object::Pod(pod_name(namespace, &name), pod(value)))
         }
         ("discovery.k8s.io", "EndpointSlice") if is_of_api_server(value) => {
             Ok(Object::ApiServers(name, endpoint_addresses(value)))
         }
         _ => Err(NoObject::OfOtherKind(format!("{version} {kind}"))),
     }
+}
+
+/// Returns what a pod is called among all of them; one without a namespace is in `default`.
+pub(super) fn pod_name(namespace: Option<&str>, name: &str) -> String {
+    format!("{}/{name}", namespace.unwrap_or("default"))
 }
 
 /// Returns objects that are read as these, but for the faults, but for what agents found, and but

@@ -264,11 +264,12 @@ async fn follow_whole(
                 shared.insert(object);
             }
         }
-        News::Gone(object) => match object.namespace().filter(|_| kind == Kind::Pod) {
-            Some(namespace) => shared.remove(kind, &format!("{namespace}/{}", object.name_any())),
-            None => shared.remove(kind, &object.name_any()),
-        },
-    };
+        News::Gone(object) => {
+            let name = object.name_any();
+            let name = match kind {
+                Kind::Pod => read::pod_name(object.namespace().as_deref(), &name),
+                Kind::Tunnel | Kind::Config | Kind::Node | Kind::ApiServers => name,
+            };
     follow(&api, &resource, which, watch, tell).await;
 }
 

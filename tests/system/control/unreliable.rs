@@ -273,3 +273,34 @@ fn a_node_comes_to_what_the_objects_say_though_half_of_all_calls_fail() {
     need!("ip", "setpriv");
     seeds(&[3]).into_iter().for_each(|seed| run(seed, 500));
 }
+
+#[test]
+fn a_pod_of_a_node_is_told_as_long_as_it_is_there() {
+    need!("ip", "setpriv");
+    let mut rig = Rig::new(1);
+    let spec = json!({ "mode": "Strict", "podAddresses": "Pods" });
+    rig.double.put(Kind::Config, json!({ "metadata": { "name": "default" }, "spec": spec }));
+    let pod = |name: &str, addr: &str| {
+        json!({
+            "metadata": { "name": name, "namespace": "shop" },
+            "spec": { "nodeName": "node1" },
+            "status": { "phase": "Running", "podIPs": [{ "ip": addr }] },
+        })
+    };
+    rig.double.put(Kind::Pod, pod("first", "10.7.0.1"));
+    rig.start_agent();
+    let told = |rig: &Rig, expected: &[&str]| {
+        let expected: Vec<Value> =
+            ["10.244.1.0/24"].iter().chain(expected).copied().map(Value::from).collect();
+        let is_told = || {
+            let own = rig.double.get(Kind::Tunnel, "node1").unwrap_or_default();
+            own["spec"]["podPrefixes"].as_array() == Some(&expected)
+        };
+        wait_until("the pods are told", SOON, is_told);
+    };
+    told(&rig, &["10.7.0.1/32"]);
+    rig.double.put(Kind::Pod, pod("second", "10.7.0.2"));
+    told(&rig, &["10.7.0.1/32", "10.7.0.2/32"]);
+    rig.double.delete(Kind::Pod, "first");
+    told(&rig, &["10.7.0.2/32"]);
+}

@@ -435,7 +435,8 @@ fn own_part(object: &Value) -> Value {
         fields.remove("kind");
     }
     if let Some(metadata) = part["metadata"].as_object_mut() {
-        metadata.retain(|name, _| ["labels", "annotations", "ownerReferences"].contains(&name.as_str()));
+        let kept = ["namespace", "labels", "annotations", "ownerReferences"];
+        metadata.retain(|name, _| kept.contains(&name.as_str()));
         if metadata.is_empty() {
             part.as_object_mut().unwrap().remove("metadata");
         }
