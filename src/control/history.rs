@@ -176,7 +176,7 @@ impl World {
             0..=6 => {
                 let tunnel = self.tunnel(&name);
                 self.say(format!("{name} is {tunnel:?}"));
-                self.objects.tunnels.insert(name, tunnel);
+                self.objects.tunnels.insert(name, tunnel.into());
             }
             7..=8 => {
                 self.say(format!("{name} goes"));
@@ -199,7 +199,7 @@ impl World {
             14 => {
                 let node = Node { pod_prefixes: vec![self.pods(), self.pods()], ..Node::default() };
                 self.say(format!("the cluster gives {name} {node:?}"));
-                self.objects.nodes.insert(name, node);
+                self.objects.nodes.insert(name, node.into());
             }
             15 => drop(self.objects.nodes.remove(&name)),
             16 | 17 => {

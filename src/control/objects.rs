@@ -3,20 +3,61 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use super::api::TunnelConfigSpec;
 use crate::config::Prefix;
 use crate::crypto::x25519::PublicKey;
 
+/// What several hold and none changes under the others: who writes to it gets a copy of its own.
+#[derive(Debug, Default)]
+pub struct Shared<T>(Arc<T>);
+
+/// Objects by name, of which a copy costs next to nothing until one of them changes, and little then.
+pub type Named<T> = Shared<BTreeMap<String, Shared<T>>>;
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Clone> DerefMut for Shared<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: PartialEq> PartialEq for Shared<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl<T> From<T> for Shared<T> {
+    fn from(value: T) -> Self {
+        Self(Arc::new(value))
+    }
+}
+
 /// All objects.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Objects {
     /// The `NodeTunnel`s by name.
-    pub tunnels: BTreeMap<String, Tunnel>,
+    pub tunnels: Named<Tunnel>,
     /// The `TunnelConfig`s by name.
     pub configs: BTreeMap<String, Config>,
     /// The cluster's own `Node`s by name, where they are known.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: Named<Node>,
     /// The pods of this node, and perhaps of others, by `NAMESPACE/NAME`; `None` while they are not known.
     pub pods: Option<BTreeMap<String, Pod>>,
     /// The addresses of API servers, by the `EndpointSlice` that names them.
@@ -27,9 +68,9 @@ impl Objects {
     /// Puts an object in the place of the one of its kind and name.
     pub fn insert(&mut self, object: Object) {
         match object {
-            Object::Tunnel(name, tunnel) => drop(self.tunnels.insert(name, tunnel)),
+            Object::Tunnel(name, tunnel) => drop(self.tunnels.insert(name, tunnel.into())),
             Object::Config(name, config) => drop(self.configs.insert(name, config)),
-            Object::Node(name, node) => drop(self.nodes.insert(name, node)),
+            Object::Node(name, node) => drop(self.nodes.insert(name, node.into())),
             Object::Pod(name, pod) => drop(self.pods.get_or_insert_default().insert(name, pod)),
             Object::ApiServers(name, addresses) => drop(self.api_servers.insert(name, addresses)),
         }
@@ -38,9 +79,9 @@ impl Objects {
     /// Tells whether an object is known as it is.
     pub fn contains(&self, object: &Object) -> bool {
         match object {
-            Object::Tunnel(name, tunnel) => self.tunnels.get(name) == Some(tunnel),
+            Object::Tunnel(name, tunnel) => self.tunnels.get(name).is_some_and(|known| **known == *tunnel),
             Object::Config(name, config) => self.configs.get(name) == Some(config),
-            Object::Node(name, node) => self.nodes.get(name) == Some(node),
+            Object::Node(name, node) => self.nodes.get(name).is_some_and(|known| **known == *node),
             Object::Pod(name, pod) => self.pods.as_ref().is_some_and(|pods| pods.get(name) == Some(pod)),
             Object::ApiServers(name, addresses) => self.api_servers.get(name) == Some(addresses),
         }

@@ -117,7 +117,9 @@ mod tests {
             pod_prefixes: vec!["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
             zone: Some("east".to_owned()),
         };
-        Objects { nodes: [("a".to_owned(), node)].into(), ..Objects::default() }
+        let mut objects = Objects::default();
+        objects.insert(Object::Node("a".to_owned(), node));
+        objects
     }
 
     #[test]

@@ -170,7 +170,7 @@ mod tests {
     fn what_changes_gets_a_new_time_and_what_does_not_keeps_its_own() {
         let mut objects = Objects::default();
         for n in 0..20 {
-            objects.nodes.insert(format!("n{n:02}"), Node::default());
+            objects.nodes.insert(format!("n{n:02}"), Node::default().into());
         }
         let fine = Outcome { up: Some(0), failure: None, is_programmed: true };
         let first = told(&objects, &fine, 0);
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(told(&objects, None, true), "True Enforced ");
         assert!(told(&objects, None, false).starts_with("False NotProgrammed routes"));
         for n in 0..10 {
-            objects.nodes.insert(format!("n{n}"), Node::default());
+            objects.nodes.insert(format!("n{n}"), Node::default().into());
         }
         let waiting = told(&objects, Some(Mode::Permissive), true);
         assert!(waiting.starts_with("False NotReady not ready: n0 (NotPublished), n1 (NotPublished), "));

@@ -327,9 +327,9 @@ pub(super) mod tests {
         let private_key = PrivateKey::new([9; 32]);
         let tunnel = |key| Tunnel { active: Some(key), keys: vec![key], ..Tunnel::default() };
         let mut objects = Objects::default();
-        objects.tunnels.insert("a".to_owned(), tunnel(private_key.public()));
-        objects.tunnels.insert("b".to_owned(), tunnel(PublicKey::new([1; 32])));
-        objects.tunnels.insert("c".to_owned(), Tunnel::default());
+        objects.tunnels.insert("a".to_owned(), tunnel(private_key.public()).into());
+        objects.tunnels.insert("b".to_owned(), tunnel(PublicKey::new([1; 32])).into());
+        objects.tunnels.insert("c".to_owned(), Tunnel::default().into());
         let own = Own::new("a", private_key.public());
         let mut first = peer(1, Some(Duration::from_secs(928)), 5 << 20);
         first.endpoint = Some("192.0.2.1:51820".parse().unwrap());

@@ -105,7 +105,7 @@ pub struct Peer {
 /// Returns what the node `own` should do.
 pub fn topology(objects: &Objects, own: &Own) -> Topology {
     let mut faults = BTreeSet::new();
-    let own_tunnel = objects.tunnels.get(&own.name);
+    let own_tunnel = objects.tunnels.get(&own.name).map(|tunnel| &**tunnel);
     let mut settings = {
         let nothing = BTreeMap::new();
         let labels = own_tunnel.map_or(&nothing, |tunnel| &tunnel.labels);
@@ -114,7 +114,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         faults.extend(found.into_iter().map(|(name, fault)| (format!("TunnelConfig/{name}"), fault)));
         settings
     };
-    for (name, tunnel) in &objects.tunnels {
+    for (name, tunnel) in objects.tunnels.iter() {
         faults.extend(tunnel.faults.iter().map(|fault| (format!("NodeTunnel/{name}"), fault.clone())));
     }
     let by_age = by_age(objects);
@@ -139,7 +139,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
             routing.add_own(granted);
             continue;
         }
-        let tunnel = objects.tunnels.get(*name);
+        let tunnel = objects.tunnels.get(*name).map(|tunnel| &**tunnel);
         let active = tunnel.and_then(|tunnel| tunnel.active);
         // Our own key in another's hands is no peer of ours, whoever is older.
         let key = active.filter(|key| keys.get(key) == Some(name) && *key != own.public_key);
@@ -187,7 +187,8 @@ fn masquerade(settings: &Settings, claimed: &BTreeMap<&str, Granted>, own: &str)
 
 /// Returns the nodes, the oldest first.
 fn by_age(objects: &Objects) -> Vec<(&str, &Tunnel)> {
-    let mut nodes: Vec<_> = objects.tunnels.iter().map(|(name, tunnel)| (name.as_str(), tunnel)).collect();
+    let mut nodes: Vec<_> =
+        objects.tunnels.iter().map(|(name, tunnel)| (name.as_str(), &**tunnel)).collect();
     nodes.sort_by_key(|(name, tunnel)| (&tunnel.created, *name));
     nodes
 }

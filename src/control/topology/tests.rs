@@ -32,7 +32,7 @@ fn node(n: u8) -> Tunnel {
 fn objects(mode: Mode) -> Objects {
     let mut objects = Objects::default();
     for (name, n) in [("a", 1), ("b", 2), ("c", 3)] {
-        objects.tunnels.insert(name.to_owned(), node(n));
+        objects.tunnels.insert(name.to_owned(), node(n).into());
     }
     set(&mut objects, |spec| spec.mode = Some(mode));
     objects
@@ -104,9 +104,8 @@ fn a_node_without_a_key_is_dropped_in_strict_and_plain_in_permissive() {
         let mut objects = objects(mode);
         change(&mut objects, "b", |tunnel| (tunnel.active, tunnel.keys) = (None, Vec::new()));
         // One that nothing is known of but that the cluster gave it pods.
-        objects
-            .nodes
-            .insert("d".to_owned(), Node { pod_prefixes: vec![prefix("10.244.4.0/24")], ..Node::default() });
+        let given = Node { pod_prefixes: vec![prefix("10.244.4.0/24")], ..Node::default() };
+        objects.nodes.insert("d".to_owned(), given.into());
         let topology = of(&objects);
         assert_eq!(topology.peers.keys().collect::<Vec<_>>(), [&key(3)]);
         let unencrypted = Unencrypted { reason: Reason::NoKey, is_dropped };
@@ -191,9 +190,8 @@ fn a_block_inside_anothers_is_a_loan_unless_the_cluster_says_otherwise() {
     let mut objects = objects(Mode::Strict);
     change(&mut objects, "c", |tunnel| tunnel.pod_prefixes.push(prefix("10.244.2.128/25")));
     assert!(allowed(&of(&objects), 3).contains(&"10.244.2.128/25".to_owned()));
-    objects
-        .nodes
-        .insert("b".to_owned(), Node { pod_prefixes: vec![prefix("10.244.2.0/24")], ..Node::default() });
+    let given = Node { pod_prefixes: vec![prefix("10.244.2.0/24")], ..Node::default() };
+    objects.nodes.insert("b".to_owned(), given.into());
     let topology = of(&objects);
     assert!(!allowed(&topology, 3).contains(&"10.244.2.128/25".to_owned()));
     assert_eq!(
@@ -234,7 +232,7 @@ fn pods_keep_their_addresses_inside_the_cluster_whatever_the_mode() {
         });
         // One that has said nothing of itself.
         let silent = Node { pod_prefixes: vec![prefix("10.244.9.0/24")], ..Node::default() };
-        objects.nodes.insert("d".to_owned(), silent);
+        objects.nodes.insert("d".to_owned(), silent.into());
         let Masquerade { sources, inside } = of(&objects).masquerade;
         assert_eq!(sources, node(1).pod_prefixes, "{mode:?}");
         let expected = ["10.244.0.0/16", "10.244.9.0/24", "10.244.2.0/32", "fd00::/16", "fd00:3::/64"];
@@ -303,7 +301,7 @@ fn what_a_node_needs_to_be_known_stays_outside_the_tunnel_on_both_sides() {
     set(&mut objects, |spec| spec.host_traffic = Some(HostTraffic::Encrypt));
     // A node that has nothing yet but an address, and one whose key is gone.
     let fresh = Node { addresses: vec![IpAddr::from([192, 0, 2, 4])], ..Node::default() };
-    objects.nodes.insert("d".to_owned(), fresh);
+    objects.nodes.insert("d".to_owned(), fresh.into());
     change(&mut objects, "c", |tunnel| (tunnel.active, tunnel.keys) = (None, Vec::new()));
     objects.api_servers.insert("kubernetes".to_owned(), vec![IpAddr::from([192, 0, 2, 1])]);
     // On the node of the API server, which is ours.
@@ -350,7 +348,7 @@ fn a_single_pod_may_be_outside_the_blocks_of_its_node_if_that_is_the_plan() {
     let mut objects = objects(Mode::Strict);
     for (name, block) in [("a", "10.244.1.0/24"), ("b", "10.244.2.0/24"), ("c", "10.244.3.0/24")] {
         let node = Node { pod_prefixes: vec![prefix(block)], ..Node::default() };
-        objects.nodes.insert(name.to_owned(), node);
+        objects.nodes.insert(name.to_owned(), node.into());
         change(&mut objects, name, |tunnel| tunnel.pod_prefixes = vec![prefix(block)]);
     }
     // One is outside of all, one inside another's block, one inside ours; and a block is no pod.
@@ -393,8 +391,8 @@ fn strict_waits_until_all_are_ready_where_it_was_not_so_before() {
     for mode in [Some(Mode::Strict), None] {
         assert_eq!(in_mode(&objects, mode), strict);
     }
-    objects.nodes.insert("a".to_owned(), Node::default());
-    objects.nodes.insert("d".to_owned(), Node::default());
+    objects.nodes.insert("a".to_owned(), Node::default().into());
+    objects.nodes.insert("d".to_owned(), Node::default().into());
     change(&mut objects, "c", |tunnel| tunnel.is_ready = Some(false));
     assert_eq!(in_mode(&objects, Some(Mode::Off)), waiting("b NoKey, c NotReady, d NotPublished"));
     change(&mut objects, "c", |tunnel| (tunnel.active, tunnel.keys) = (Some(key(1)), vec![key(1)]));

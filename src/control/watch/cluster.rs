@@ -36,7 +36,7 @@ use super::access::Reach;
 use super::follow::{News, Pauses, answer, follow, read_as};
 use crate::control::api::{Mode, NodeTunnel, NodeTunnelStatus, TunnelConfig, TunnelConfigSpec};
 use crate::control::happening::Happening;
-use crate::control::objects::{Node, Object, Objects};
+use crate::control::objects::{Named, Node, Object, Objects, Shared};
 use crate::control::settings::FOR_ALL;
 use crate::control::{read, status};
 
@@ -58,7 +58,7 @@ const REPORT_PAUSE: Duration = Duration::from_secs(5);
 
 /// The objects of a cluster.
 pub struct Cluster {
-    shared: Arc<Shared>,
+    shared: Arc<Common>,
     reach: Reach,
     api_servers: Vec<IpAddr>,
     published: latest::Sender<Option<Value>>,
@@ -70,7 +70,8 @@ pub struct Cluster {
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+/// What the thread and the loop share.
+struct Common {
     /// Readable when there is something to take.
     wake: OwnedFd,
     state: Mutex<State>,
@@ -109,7 +110,7 @@ impl Cluster {
             .host()
             .and_then(|host| host.trim_start_matches('[').trim_end_matches(']').parse().ok());
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared = Arc::new(Shared { wake, state: Mutex::default() });
+        let shared = Arc::new(Common { wake, state: Mutex::default() });
         let (stop, stopped) = oneshot::channel();
         let (published, wanted) = latest::channel(None);
         let (reported, found) = latest::channel(None);
@@ -220,7 +221,7 @@ pub(super) async fn configuration(kubeconfig: Option<&Path>) -> io::Result<Confi
 
 async fn follow_all(
     client: Client,
-    shared: &Shared,
+    shared: &Common,
     default_mode: Option<Mode>,
     wanted: latest::Receiver<Option<Value>>,
     found: latest::Receiver<Option<(String, NodeTunnelStatus)>>,
@@ -253,7 +254,7 @@ async fn follow_whole(
     api: Api<DynamicObject>,
     resource: ApiResource,
     which: ListParams,
-    shared: &Shared,
+    shared: &Common,
     kind: Kind,
 ) {
     let watch = async |params: &WatchParams, version: &str| api.watch(params, version).await;
@@ -270,11 +271,14 @@ async fn follow_whole(
                 Kind::Pod => read::pod_name(object.namespace().as_deref(), &name),
                 Kind::Tunnel | Kind::Config | Kind::Node | Kind::ApiServers => name,
             };
+            shared.remove(kind, &name);
+        }
+    };
     follow(&api, &resource, which, watch, tell).await;
 }
 
 /// Follows the pods of a node while they are wanted. What is not needed of them is forgotten as they come.
-async fn follow_pods(client: Client, shared: &Shared, mut node: latest::Receiver<Option<String>>) {
+async fn follow_pods(client: Client, shared: &Common, mut node: latest::Receiver<Option<String>>) {
     let resource = ApiResource::erase::<v1::Pod>(&());
     loop {
         let wanted = node.borrow_and_update().clone();
@@ -339,7 +343,7 @@ struct NodeStatus {
 }
 
 /// Follows the metadata of nodes, and fetches those that matter.
-async fn follow_nodes(client: Client, shared: &Shared) {
+async fn follow_nodes(client: Client, shared: &Common) {
     let resource = ApiResource::erase::<v1::Node>(&());
     let api: Api<LeanNode> = Api::all_with(client, &resource);
     let watch = async |params: &WatchParams, version: &str| api.watch_metadata(params, version).await;
@@ -509,7 +513,7 @@ fn tunnels(client: Client) -> Api<DynamicObject> {
     Api::all_with(client, &ApiResource::erase::<NodeTunnel>(&()))
 }
 
-impl Shared {
+impl Common {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -527,9 +531,9 @@ impl Shared {
     fn replace(&self, kind: Kind, listed: Vec<Object>) {
         self.change(|state| {
             match kind {
-                Kind::Tunnel => state.objects.tunnels = BTreeMap::new(),
+                Kind::Tunnel => state.objects.tunnels = Named::default(),
                 Kind::Config => state.objects.configs = BTreeMap::new(),
-                Kind::Node => state.objects.nodes = BTreeMap::new(),
+                Kind::Node => state.objects.nodes = Named::default(),
                 Kind::ApiServers => state.objects.api_servers = BTreeMap::new(),
                 Kind::Pod => state.objects.pods = Some(BTreeMap::new()),
             }
@@ -542,7 +546,7 @@ impl Shared {
 
     /// Notes the zone of a node that is known.
     fn set_zone(&self, node: &str, zone: Option<&String>) {
-        let is_same = |node: &Node| node.zone.as_ref() == zone;
+        let is_same = |node: &Shared<Node>| node.zone.as_ref() == zone;
         if self.lock().objects.nodes.get(node).is_none_or(is_same) {
             return;
         }
