@@ -9,13 +9,15 @@ use crate::control::settings::Settings;
 
 /// What a node may call its own.
 #[derive(Debug, Default)]
-pub(super) struct Granted {
+pub(super) struct Granted<'a> {
+    /// What it says of itself, if it does.
+    pub(super) tunnel: Option<&'a Tunnel>,
     pub(super) pods: Vec<Prefix>,
     pub(super) nodes: Vec<Prefix>,
     pub(super) tunnels: Vec<Prefix>,
 }
 
-impl Granted {
+impl Granted<'_> {
     pub(super) fn all(&self) -> impl Iterator<Item = Prefix> {
         self.pods.iter().chain(&self.nodes).chain(&self.tunnels).copied()
     }
@@ -25,31 +27,37 @@ impl Granted {
 pub(super) struct Claims<'a> {
     settings: &'a Settings,
     /// Whose each block of pods is by the cluster's word.
-    given: BTreeMap<Prefix, &'a str>,
+    given: Blocks<'a>,
     given_to: BTreeSet<&'a str>,
     /// Whose each block of pods is.
-    pods: BTreeMap<Prefix, &'a str>,
+    pods: Blocks<'a>,
     /// Whose each single address is.
     singles: BTreeMap<Prefix, &'a str>,
-    pub(super) granted: BTreeMap<&'a str, Granted>,
+    pub(super) granted: BTreeMap<&'a str, Granted<'a>>,
     pub(super) faults: BTreeSet<(String, Fault)>,
 }
 
 impl<'a> Claims<'a> {
     pub(super) fn new(settings: &'a Settings, objects: &'a Objects) -> Self {
         let nodes = objects.nodes.iter();
-        let given = nodes
-            .flat_map(|(name, node)| node.pod_prefixes.iter().map(|prefix| (*prefix, name.as_str())))
-            .collect::<BTreeMap<_, _>>();
-        let given_to = given.values().copied().collect();
-        let (pods, singles, granted) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut given = Blocks::default();
+        for (name, node) in nodes {
+            node.pod_prefixes.iter().for_each(|prefix| given.insert(*prefix, name));
+        }
+        let given_to = given.holders.values().copied().collect();
+        let (pods, singles, granted) = (Blocks::default(), BTreeMap::new(), BTreeMap::new());
         Self { settings, given, given_to, pods, singles, granted, faults: BTreeSet::new() }
     }
 
     /// Adds the nodes that say nothing of themselves, with what the cluster says of them.
     pub(super) fn add_silent(&mut self, objects: &'a Objects) {
-        for (name, node) in objects.nodes.iter().filter(|(name, _)| !objects.tunnels.contains_key(*name)) {
-            let pods = node.pod_prefixes.iter().filter(|prefix| !self.pods.contains_key(prefix));
+        let mut speaking = objects.tunnels.keys().peekable();
+        for (name, node) in objects.nodes.iter() {
+            while speaking.next_if(|other| *other < name).is_some() {}
+            if speaking.peek() == Some(&name) {
+                continue;
+            }
+            let pods = node.pod_prefixes.iter().filter(|prefix| !self.pods.holders.contains_key(prefix));
             let nodes = node.addresses.iter().map(|addr| Prefix::host(*addr));
             let nodes = nodes.filter(|single| self.single_refusal(name, single).is_none());
             let granted =
@@ -59,7 +67,7 @@ impl<'a> Claims<'a> {
     }
 
     pub(super) fn add(&mut self, name: &'a str, tunnel: &'a Tunnel) {
-        let mut granted = Granted::default();
+        let mut granted = Granted { tunnel: Some(tunnel), ..Granted::default() };
         let is_given = self.given_to.contains(name);
         for (at, prefix) in tunnel.pod_prefixes.iter().enumerate() {
             match self.pod_refusal(name, prefix, is_given) {
@@ -93,7 +101,7 @@ impl<'a> Claims<'a> {
         // A single pod's address may be anywhere, if that is the plan.
         let is_pod =
             self.settings.pod_addresses == PodAddresses::Pods && *prefix == Prefix::host(prefix.addr());
-        match holder(&self.given, prefix).filter(|_| !is_pod) {
+        match self.given.holder(prefix).filter(|_| !is_pod) {
             Some(other) if other != name => {
                 return Some(format!("the cluster gave {prefix} to the node {other}"));
             }
@@ -107,7 +115,7 @@ impl<'a> Claims<'a> {
             return Some(format!("{prefix} is outside the clusterCIDRs"));
         }
         // A block inside another's block is a loan: the more specific one has it.
-        if let Some(other) = self.pods.get(prefix).filter(|other| **other != name) {
+        if let Some(other) = self.pods.holders.get(prefix).filter(|other| **other != name) {
             return Some(format!("{prefix} belongs to the older node {other}"));
         }
         let inside = self
@@ -124,7 +132,7 @@ impl<'a> Claims<'a> {
         if let Some(other) = self.singles.get(single).filter(|other| **other != name) {
             return Some(format!("{} belongs to the older node {other}", single.addr()));
         }
-        let other = holder(&self.pods, single).filter(|other| *other != name)?;
+        let other = self.pods.holder(single).filter(|other| *other != name)?;
         Some(format!("{} is among the pods of the older node {other}", single.addr()))
     }
 
@@ -134,8 +142,58 @@ impl<'a> Claims<'a> {
     }
 }
 
-/// Returns who holds the most specific block that covers `prefix`.
-fn holder<'a>(blocks: &BTreeMap<Prefix, &'a str>, prefix: &Prefix) -> Option<&'a str> {
-    let around = (0..=prefix.len()).rev().filter_map(|len| Prefix::new(prefix.addr(), len));
-    around.filter_map(|block| blocks.get(&block)).copied().next()
+/// Blocks of addresses, and whose they are.
+#[derive(Debug, Default)]
+struct Blocks<'a> {
+    holders: BTreeMap<Prefix, &'a str>,
+    /// The lengths of all of them, by family: what covers an address need not be looked for among others.
+    lens: BTreeSet<(bool, u8)>,
+}
+
+impl<'a> Blocks<'a> {
+    fn insert(&mut self, block: Prefix, holder: &'a str) {
+        self.holders.insert(block, holder);
+        self.lens.insert((block.addr().is_ipv6(), block.len()));
+    }
+
+    /// Returns who holds the most specific block that covers `prefix`.
+    fn holder(&self, prefix: &Prefix) -> Option<&'a str> {
+        let family = prefix.addr().is_ipv6();
+        let lens = self.lens.range((family, 0)..=(family, prefix.len())).rev();
+        let around = lens.filter_map(|(_, len)| Prefix::new(prefix.addr(), *len));
+        around.filter_map(|block| self.holders.get(&block)).copied().next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_prefix() -> impl Strategy<Value = Prefix> {
+        let v4 = (any::<u8>(), 24..=32_u8).prop_map(|(last, len)| (IpAddr::from([10, 0, 0, last]), len));
+        let v6 = (any::<u8>(), 0..=128_u8)
+            .prop_map(|(last, len)| (IpAddr::from([0, 0, 0, 0, 0, 0, 0, u16::from(last)]), len));
+        prop_oneof![v4, v6].prop_map(|(addr, len)| Prefix::new(addr, len).unwrap())
+    }
+
+    proptest! {
+        /// Against a twin that asks every block.
+        #[test]
+        fn the_most_specific_block_around_is_found(blocks in vec(any_prefix(), 0..12), inner in any_prefix()) {
+            let names: Vec<String> = (0..blocks.len()).map(|at| at.to_string()).collect();
+            let mut found = Blocks::default();
+            for (block, name) in blocks.iter().zip(&names) {
+                found.insert(*block, name);
+            }
+            // Of two claims to one block the last one counts here.
+            let around = blocks.iter().zip(&names).filter(|(block, _)| block.covers(&inner));
+            let expected = around.max_by_key(|(block, _)| block.len()).map(|(_, name)| name.as_str());
+            prop_assert_eq!(found.holder(&inner), expected);
+        }
+    }
 }

@@ -139,7 +139,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
             routing.add_own(granted);
             continue;
         }
-        let tunnel = objects.tunnels.get(*name).map(|tunnel| &**tunnel);
+        let tunnel = granted.tunnel;
         let active = tunnel.and_then(|tunnel| tunnel.active);
         // Our own key in another's hands is no peer of ours, whoever is older.
         let key = active.filter(|key| keys.get(key) == Some(name) && *key != own.public_key);
@@ -175,21 +175,21 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
 }
 
 /// Returns what of this node's pods goes out of the cluster: to no prefix of pods and to no tunnel's address.
-fn masquerade(settings: &Settings, claimed: &BTreeMap<&str, Granted>, own: &str) -> Masquerade {
+fn masquerade(settings: &Settings, claimed: &BTreeMap<&str, Granted<'_>>, own: &str) -> Masquerade {
     let cluster = settings.cluster_prefixes.iter().flatten();
     let inside = claimed.values().flat_map(|granted| granted.pods.iter().chain(&granted.tunnels));
-    let inside: BTreeSet<_> = cluster.chain(inside).copied().collect();
-    Masquerade {
-        sources: claimed.get(own).map(|granted| granted.pods.clone()).unwrap_or_default(),
-        inside: inside.into_iter().collect(),
-    }
+    let mut inside: Vec<_> = cluster.chain(inside).copied().collect();
+    inside.sort_unstable();
+    inside.dedup();
+    let sources = claimed.get(own).map(|granted| granted.pods.clone()).unwrap_or_default();
+    Masquerade { sources, inside }
 }
 
 /// Returns the nodes, the oldest first.
 fn by_age(objects: &Objects) -> Vec<(&str, &Tunnel)> {
-    let mut nodes: Vec<_> =
-        objects.tunnels.iter().map(|(name, tunnel)| (name.as_str(), &**tunnel)).collect();
-    nodes.sort_by_key(|(name, tunnel)| (&tunnel.created, *name));
+    let mut nodes: Vec<_> = objects.tunnels.iter().map(|(name, tunnel)| (name.as_str(), &**tunnel)).collect();
+    // They come by name, and stay so among those of one age.
+    nodes.sort_by_key(|(_, tunnel)| &tunnel.created);
     nodes
 }
 

@@ -1,6 +1,6 @@
 //! The routes: into the tunnel, past it, or nowhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Own;
@@ -31,8 +31,10 @@ pub(super) struct Routing<'a> {
 /// A routing table that is being made.
 #[derive(Default)]
 struct Table {
-    entries: BTreeMap<Prefix, Kind>,
-    blackholes: BTreeSet<Prefix>,
+    /// In the order in which they were added: of several to one prefix the first counts.
+    entries: Vec<Entry>,
+    /// What nothing leaves for in clear, whether or not there is an entry.
+    blackholes: Vec<Prefix>,
 }
 
 impl<'a> Routing<'a> {
@@ -81,7 +83,7 @@ impl<'a> Routing<'a> {
     }
 
     /// Adds the routes to another node, and tells whether packets to its pods are dropped.
-    pub(super) fn route(&mut self, granted: &Granted, reason: Option<Reason>) -> bool {
+    pub(super) fn route(&mut self, granted: &Granted<'_>, reason: Option<Reason>) -> bool {
         let is_strict = self.settings.mode == Mode::Strict;
         let kind = match reason {
             Some(Reason::ModeOff) => return false,
@@ -108,31 +110,31 @@ impl<'a> Routing<'a> {
     fn route_node(&mut self, node: Prefix, kind: Kind) {
         let is_exempt = self.api_servers.contains(&node.addr())
             || self.settings.exempt.iter().any(|exempt| exempt.covers(&node));
-        let is_strict = self.settings.mode == Mode::Strict;
         match self.settings.host_traffic {
             HostTraffic::Plain => {}
             HostTraffic::PodToNode if is_exempt => {}
-            HostTraffic::PodToNode => self.from_pods.add(node, kind, is_strict),
+            HostTraffic::PodToNode => self.from_pods.add(node, kind),
             HostTraffic::Encrypt if is_exempt || self.is_exempt => self.add(node, Kind::Throw),
             HostTraffic::Encrypt => self.add(node, kind),
         }
     }
 
     /// Adds the routes past the tunnel to this node's own pods.
-    pub(super) fn add_own(&mut self, granted: &Granted) {
+    pub(super) fn add_own(&mut self, granted: &Granted<'_>) {
         granted.pods.iter().for_each(|prefix| self.add(*prefix, Kind::Throw));
         self.sources.clone_from(&granted.pods);
     }
 
     fn add(&mut self, prefix: Prefix, kind: Kind) {
-        self.all.add(prefix, kind, self.settings.mode == Mode::Strict);
+        self.all.add(prefix, kind);
     }
 
     pub(super) fn finish(self) -> Routes {
         let mut routes = no_routes(self.settings);
         if self.settings.mode != Mode::Off {
-            routes.entries = self.all.finish();
-            routes.from_pods = FromPods { sources: self.sources, entries: self.from_pods.finish() };
+            let is_strict = self.settings.mode == Mode::Strict;
+            routes.entries = self.all.finish(is_strict);
+            routes.from_pods = FromPods { sources: self.sources, entries: self.from_pods.finish(is_strict) };
         }
         routes
     }
@@ -140,19 +142,25 @@ impl<'a> Routing<'a> {
 
 impl Table {
     /// Adds an entry; what is exempt is there already, and stays.
-    fn add(&mut self, prefix: Prefix, kind: Kind, is_strict: bool) {
-        let kind = *self.entries.entry(prefix).or_insert(kind);
-        if kind == Kind::Unicast && is_strict {
-            self.blackholes.insert(prefix);
-        }
+    fn add(&mut self, prefix: Prefix, kind: Kind) {
+        self.entries.push(Entry { prefix, kind });
     }
 
-    fn finish(self) -> Vec<Entry> {
-        let throws = |prefix: &Prefix| self.entries.get(prefix) == Some(&Kind::Throw);
-        let blackholes = self.blackholes.iter().filter(|prefix| !throws(prefix));
-        let blackholes = blackholes.map(|prefix| Entry { prefix: *prefix, kind: Kind::Blackhole });
-        let others = self.entries.iter().map(|(prefix, kind)| Entry { prefix: *prefix, kind: *kind });
-        blackholes.chain(others).collect::<BTreeSet<_>>().into_iter().collect()
+    fn finish(self, is_strict: bool) -> Vec<Entry> {
+        let Self { mut entries, mut blackholes } = self;
+        entries.sort_by_key(|entry| entry.prefix);
+        entries.dedup_by_key(|entry| entry.prefix);
+        let is_thrown = |prefix: &Prefix| {
+            let at = entries.binary_search_by_key(prefix, |entry| entry.prefix);
+            at.is_ok_and(|at| entries[at].kind == Kind::Throw)
+        };
+        blackholes.retain(|prefix| !is_thrown(prefix));
+        let unicast = entries.iter().filter(|entry| is_strict && entry.kind == Kind::Unicast);
+        blackholes.extend(unicast.map(|entry| entry.prefix));
+        entries.extend(blackholes.into_iter().map(|prefix| Entry { prefix, kind: Kind::Blackhole }));
+        entries.sort_unstable();
+        entries.dedup();
+        entries
     }
 }
 
