@@ -40,7 +40,7 @@ use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane}
 use super::status::{self, Outcome};
 use super::store::Store;
 use super::topology::{Own, Topology, topology};
-use super::translated;
+use super::translated::Forgetter;
 use super::uapi_client::Failed;
 use super::watch::Source;
 use crate::config::{Prefix, Snapshot};
@@ -93,8 +93,9 @@ pub struct Agent {
     /// Who answers the CNI plugin. Before what it stands on: it ends first.
     cni: Option<Cni>,
     parts: Parts,
-    /// Who writes the objects to disk.
+    /// Who writes the objects to disk, and who lets connections begin anew.
     keeper: Keeper,
+    forgetter: Forgetter,
     own: Own,
     netlink: Netlink,
     data_planes: Changes,
@@ -181,6 +182,7 @@ impl Agent {
             ways_due: None,
             note: Note::new(&parts.run),
             keeper: Keeper::start(Arc::clone(&parts.store))?,
+            forgetter: Forgetter::start()?,
             parts,
             known: None,
             endpoints: Endpoints::new(),
@@ -675,13 +677,7 @@ impl Agent {
             return;
         }
         let own = self.own.links.iter().map(|(addr, _)| *addr);
-        let own: Vec<_> = own.filter(|addr| !topology.addresses.contains(addr)).collect();
-        match translated::forget(&new, &own) {
-            Ok(0) => {}
-            Ok(connections) => tracing::info!(connections, "connections begin anew, through the tunnel"),
-            // Where none are tracked, none are translated.
-            Err(error) => tracing::debug!(%error, "connections cannot be listed"),
-        }
+        self.forgetter.forget(new, own.filter(|addr| !topology.addresses.contains(addr)).collect());
     }
 
     /// Closes what would lead into nothing.
