@@ -3,6 +3,9 @@
 //! Reasons are objects that changed, a data plane that came or went, a step that failed a while ago, and the periodic look. Every reason
 //! leads to the same: desired state from all objects, actual state from the data plane, the steps between the two.
 //!
+//! What the data plane has is read at every look, but for those that follow a change of the objects: these believe that it is as the last
+//! look left it, so that a change does not wait for a thousand peers to be read. A second later they are.
+//!
 //! Objects are kept on disk a second after they have changed, and at the end. Until the source has read every list, the loop acts on what
 //! was kept, and removes nothing. It closes routes on the word of what was kept only after a reboot, when there are none: a process that
 //! was killed may have known a second more.
@@ -20,6 +23,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::api::{Backend, HostTraffic, Mode, NodeTunnelStatus, PodAddresses};
+use super::belief;
 use super::cni::{self, Cni, Facts};
 use super::data_plane::DataPlane;
 use super::firewall::Firewall;
@@ -41,7 +45,7 @@ use super::status::{self, Outcome};
 use super::store::Store;
 use super::topology::{Own, Topology, topology};
 use super::translated::Forgetter;
-use super::uapi_client::Failed;
+use super::uapi_client::{Failed, Listener};
 use super::watch::Source;
 use crate::config::{Prefix, Snapshot};
 use crate::crypto::x25519::PrivateKey;
@@ -55,6 +59,8 @@ use crate::sys::watch::{Change, Changes};
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// How long changes of objects are gathered before they are kept on disk.
 const KEEP_AFTER: Duration = Duration::from_secs(1);
+/// How long after a look that has not read what the data plane has it is read.
+const READ_AFTER: Duration = Duration::from_secs(1);
 /// How long changes of links and routes are gathered before the ways to the peers are looked at.
 const WAYS_AFTER: Duration = Duration::from_millis(200);
 /// The longest time between two attempts to serve metrics where they cannot be served.
@@ -105,6 +111,9 @@ pub struct Agent {
     is_checked: bool,
     /// What was said about faults.
     said: BTreeSet<(String, Fault)>,
+    /// What the data plane has, and who that is, while nothing speaks against it; and when it is to be read again.
+    believed: Option<(Listener, Snapshot)>,
+    read_due: Option<Duration>,
     /// Whether the data plane answered the last time.
     is_answered: Option<bool>,
     retry: Duration,
@@ -188,6 +197,8 @@ impl Agent {
             endpoints: Endpoints::new(),
             is_checked: false,
             said: BTreeSet::new(),
+            believed: None,
+            read_due: None,
             is_answered: None,
             retry: RETRY_FIRST,
             next: Duration::ZERO,
@@ -218,6 +229,10 @@ impl Agent {
             if self.leaving.next().is_some_and(|due| clock::boottime() >= due) && self.retry == RETRY_FIRST {
                 self.hurry();
             }
+            if self.read_due.is_some_and(|due| clock::boottime() >= due) && self.retry == RETRY_FIRST {
+                self.believed = None;
+                self.hurry();
+            }
             if clock::boottime() >= self.next {
                 self.look();
             }
@@ -241,6 +256,7 @@ impl Agent {
                 self.hurry();
             }
             if wake.data_planes && self.is_about_us() {
+                self.believed = None;
                 self.hurry();
             }
             if wake.ways {
@@ -266,8 +282,9 @@ impl Agent {
         let fds = fds.chain(self.cni.as_ref().map(Cni::fd));
         let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         let told = self.watchdog.as_ref().map(Watchdog::next);
-        let leaving = self.leaving.next().filter(|_| self.retry == RETRY_FIRST);
-        let until = [self.keep, self.ways_due, told, leaving].into_iter();
+        let [leaving, read] =
+            [self.leaving.next(), self.read_due].map(|due| due.filter(|_| self.retry == RETRY_FIRST));
+        let until = [self.keep, self.ways_due, told, leaving, read].into_iter();
         let until = until.flatten().fold(self.next, Duration::min);
         let time = until.saturating_sub(clock::boottime());
         let timeout = Timespec {
@@ -502,12 +519,12 @@ impl Agent {
     /// Looks at everything once and sets the moment of the next look.
     fn look(&mut self) {
         if self.is_periodic {
+            self.believed = None;
             self.ways.look_anew();
             if self.parts.source.look_again() {
                 self.learn();
             }
         }
-        self.up = None;
         self.serve_metrics();
         metrics::lock(&self.progress).begin(clock::boottime());
         let outcome = self.step();
@@ -608,9 +625,16 @@ impl Agent {
 
     fn step(&mut self) -> Result<(), String> {
         let Some(client) = self.client() else { return Ok(()) };
-        let snapshot = match client.ensure().and_then(|_| client.snapshot()) {
-            Ok(snapshot) => snapshot,
-            Err(error) => return Err(self.without_data_plane(&error)),
+        let listener = client.listener();
+        // Whatever fails from here on has it read the next time.
+        let believed = self.believed.take().filter(|(who, _)| Some(*who) == listener);
+        let is_read = believed.is_none();
+        let mut snapshot = match believed {
+            Some((_, snapshot)) => {
+                self.read_due.get_or_insert_with(|| clock::boottime() + READ_AFTER);
+                snapshot
+            }
+            None => self.read(&client)?,
         };
         if self.look_at_ways(Some(&snapshot)) {
             self.publish();
@@ -619,19 +643,23 @@ impl Agent {
         if self.is_answered.replace(true) != Some(true) {
             tracing::info!(data_plane = %client, peers = snapshot.peers.len(), "the data plane answers");
         }
-        self.up = Some(status::up(&snapshot, clock::realtime()));
-        let peers = &known.topology.peers;
-        let lost = self.silence.look(&snapshot, clock::realtime()).iter();
-        self.lost = lost.filter_map(|key| Some(peers.get(key)?.node.clone())).collect();
+        if is_read {
+            self.up = Some(status::up(&snapshot, clock::realtime()));
+            let peers = &known.topology.peers;
+            let lost = self.silence.look(&snapshot, clock::realtime()).iter();
+            self.lost = lost.filter_map(|key| Some(peers.get(key)?.node.clone())).collect();
+        }
         let (is_complete, is_periodic) = (known.extent == Extent::Complete, self.is_periodic);
         let occasion = Occasion { is_complete, is_periodic, now: clock::realtime(), mtu: self.mtu };
         let plan = reconcile(&snapshot, &known.topology, &self.parts.private_key, &self.endpoints, occasion);
         let mut edited = 0;
+        let mut is_followed = true;
         let mut ready = None;
         for step in &plan.steps {
             match step {
                 Step::Configure(edits) => {
                     client.apply(edits).map_err(|error| error.to_string())?;
+                    is_followed &= belief::follow(&mut snapshot, edits);
                     edited += edits.len();
                 }
                 Step::Link(link) => {
@@ -639,12 +667,16 @@ impl Agent {
                     ready = Some(link.clone());
                 }
                 Step::Route(routes) => self.program(&known.topology, ready.take(), routes.clone())?,
-                Step::Greet(edits) => client.apply(edits).map_err(|error| error.to_string())?,
+                Step::Greet(edits) => {
+                    client.apply(edits).map_err(|error| error.to_string())?;
+                    is_followed = false;
+                }
                 Step::Forget(edits) => {
                     let now = clock::boottime();
                     let due = self.leaving.due(edits, now);
                     if !due.is_empty() {
                         client.apply(&due).map_err(|error| error.to_string())?;
+                        is_followed &= belief::follow(&mut snapshot, &due);
                     }
                     self.leaving.done(now);
                     edited += due.len();
@@ -659,8 +691,15 @@ impl Agent {
             self.leaving = Leaving::default();
         }
         self.endpoints = plan.endpoints;
+        self.believed = listener.filter(|_| is_followed).map(|who| (who, snapshot));
         self.forget_translated();
         Ok(())
+    }
+
+    /// Reads what the data plane has.
+    fn read(&mut self, client: &DataPlane) -> Result<Snapshot, String> {
+        (self.up, self.read_due) = (None, None);
+        client.ensure().and_then(|_| client.snapshot()).map_err(|error| self.without_data_plane(&error))
     }
 
     /// Lets connections begin anew whose packets are led into the tunnel from here on, if their answers would be dropped.

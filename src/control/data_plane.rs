@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::api::Backend;
-use super::uapi_client::{Client, Failed};
+use super::uapi_client::{Client, Failed, Listener};
 use crate::config::{AllowedIpEdit, Edit, PeerEdit, PeerSnapshot, Prefix, Snapshot, Statistics};
 use crate::crypto::secret::Secret;
 use crate::crypto::x25519::{PrivateKey, PublicKey};
@@ -55,6 +55,14 @@ impl DataPlane {
         match self {
             Self::Socket(_) => Ok(false),
             Self::Kernel(kernel) => kernel.ensure(),
+        }
+    }
+
+    /// Returns who listens at the socket, if there is one and anybody does.
+    pub fn listener(&self) -> Option<Listener> {
+        match self {
+            Self::Socket(client) => client.listener(),
+            Self::Kernel(_) => None,
         }
     }
 

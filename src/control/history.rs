@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::api::{HostTraffic, Mode, TunnelConfigSpec};
+use super::belief;
 use super::objects::{Config, Node, Object, Objects, Tunnel};
 use super::plan::{Kind, Routes};
 use super::read;
@@ -132,12 +133,16 @@ fn way(routes: &Routes, addr: IpAddr) -> Option<Kind> {
 /// The world as it is, and the agent as far as it knows.
 struct World {
     random: Random,
+    /// Whether the agent asks the data plane what it has.
+    asks: Random,
     objects: Objects,
     /// What the agent has read of them since it was started; `None` once it has read all.
     partly: Option<Objects>,
     /// What it has on disk.
     kept: Objects,
     data_plane: Option<DataPlane>,
+    /// What the agent believes that the data plane has.
+    believed: Option<Snapshot>,
     routes: Routes,
     endpoints: Endpoints,
     private_key: PrivateKey,
@@ -153,10 +158,12 @@ impl World {
         let routes = topology(&Objects::default(), &own).routes;
         Self {
             random: Random(seed),
+            asks: Random(!seed),
             objects: Objects::default(),
             partly: None,
             kept: Objects::default(),
             data_plane: Some(DataPlane::default()),
+            believed: None,
             routes,
             endpoints: Endpoints::new(),
             private_key,
@@ -205,17 +212,18 @@ impl World {
             16 | 17 => {
                 self.say("the agent is started anew".to_owned());
                 self.endpoints.clear();
+                self.believed = None;
                 self.partly = Some(self.kept.clone());
             }
             18 => {
                 self.say("the data plane is killed".to_owned());
-                self.data_plane = None;
+                (self.data_plane, self.believed) = (None, None);
                 // Its interface takes the routes with it.
                 self.routes.entries.retain(|entry| entry.kind != Kind::Unicast);
             }
             _ => {
                 self.say("the data plane is started anew".to_owned());
-                self.data_plane = Some(DataPlane::default());
+                (self.data_plane, self.believed) = (Some(DataPlane::default()), None);
                 self.routes.entries.retain(|entry| entry.kind != Kind::Unicast);
             }
         }
@@ -314,14 +322,17 @@ impl World {
         let before = data_plane.table.clone();
         let is_periodic = self.random.chance(20);
         let occasion = Occasion { is_complete, is_periodic, now: Duration::from_secs(1), mtu: None };
-        let plan = reconcile(&data_plane.snapshot(), &topology, &self.private_key, &self.endpoints, occasion);
+        let asks = self.asks.chance(20);
+        let believed = self.believed.take().filter(|_| !asks);
+        let mut snapshot = believed.unwrap_or_else(|| data_plane.snapshot());
+        let plan = reconcile(&snapshot, &topology, &self.private_key, &self.endpoints, occasion);
         let after: BTreeMap<_, _> = {
             let peers = topology.peers.iter();
             peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(|prefix| (*prefix, *key))).collect()
         };
         // A step may fail, and then so do those behind it.
         let fails_at = if self.random.chance(10) { self.random.below(4).into() } else { usize::MAX };
-        let mut is_whole = true;
+        let (mut is_whole, mut is_followed) = (true, true);
         for (at, step) in plan.steps.iter().enumerate() {
             if at == fails_at {
                 self.say(format!("step {at} fails"));
@@ -335,6 +346,7 @@ impl World {
                             self.check_table(&before, &after, data_plane, is_complete);
                         });
                     }
+                    is_followed &= belief::follow(&mut snapshot, edits);
                 }
                 Step::Link(link) => assert_eq!(link.interface, self.routes.interface),
                 Step::Route(routes) => {
@@ -352,6 +364,10 @@ impl World {
         }
         if is_whole {
             self.endpoints = plan.endpoints;
+            if is_followed {
+                assert_eq!(held(&snapshot), held(&data_plane.snapshot()), "{}", self.story());
+                self.believed = Some(snapshot);
+            }
             self.check_end(&topology, &data_plane, is_complete);
         }
         self.data_plane = Some(data_plane);
@@ -482,6 +498,14 @@ impl World {
     fn story(&self) -> String {
         self.log.join("\n")
     }
+}
+
+/// Returns what a data plane holds, in whatever order it came.
+fn held(snapshot: &Snapshot) -> BTreeMap<PublicKey, (Option<SocketAddr>, u16, &[Prefix])> {
+    let peers = snapshot.peers.iter();
+    peers
+        .map(|peer| (peer.public_key, (peer.endpoint, peer.persistent_keepalive, &peer.allowed_ips[..])))
+        .collect()
 }
 
 fn key(n: u8) -> PublicKey {

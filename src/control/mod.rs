@@ -12,6 +12,7 @@
 //! - [`objects`], [`read`]: what is known of the cluster; one bad field costs only itself.
 //! - [`settings`], [`topology`]: objects → what this node should do. Pure.
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
+//! - [`belief`]: what is while nobody has asked. Pure.
 //! - [`translated`]: connections that a new way breaks.
 //! - [`leaving`]: what waits until it is removed. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
@@ -35,6 +36,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod belief;
 pub mod cni;
 pub mod data_plane;
 pub mod failed;

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::io::{self, Read, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -67,6 +68,14 @@ impl From<io::Error> for Failed {
     }
 }
 
+/// One that listens at a socket, told from others by the socket's file, which each makes anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    device: u64,
+    inode: u64,
+    made: (i64, i64),
+}
+
 /// The data plane behind one socket.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -90,6 +99,14 @@ impl Client {
     /// Returns the socket.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns who listens at the socket, if anybody does: another one than before is told by it.
+    pub fn listener(&self) -> Option<Listener> {
+        // Nobody may be behind what a process that was killed has left.
+        UnixStream::connect(&self.path).ok()?;
+        let file = std::fs::metadata(&self.path).ok()?;
+        Some(Listener { device: file.dev(), inode: file.ino(), made: (file.ctime(), file.ctime_nsec()) })
     }
 
     /// Returns configuration and counters.
