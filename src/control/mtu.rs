@@ -287,8 +287,12 @@ mod tests {
             assert_eq!(ways.mtu(&peers(&["10.2.0.2"]), &[], 7, false), Some(1440));
             ways.take(None);
             let [wide, narrow] = ["wide", "narrow"].map(|name| netlink.link(name).unwrap().index);
-            netlink.set_mtu(wide, 8000)?;
-            assert!(!ways.take(None).ways);
+            // A while after links have come up, addresses of their own become usable, and that is news.
+            let mut is_no_news = |_| {
+                let [changed, _] = [8100, 8000].map(|mtu| netlink.set_mtu(wide, mtu));
+                changed.is_ok() && !ways.take(None).ways
+            };
+            assert!((0..100).any(&mut is_no_news));
             assert_eq!(
                 ways.mtu(&peers(&["10.1.0.2"]), &[], 7, false),
                 Some(7940),
