@@ -74,6 +74,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         metrics: args.metrics.clone(),
         healer: Healer::start().map_err(|error| format!("netlink: {error}"))?,
         cni: args.cni.options(),
+        startup_taint: args.cni.startup_taint().map(str::to_owned),
     };
     let mut agent = Agent::new(parts)
         .map_err(|error| format!("the sockets of data planes or of the CNI plugin: {error}"))?;

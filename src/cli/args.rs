@@ -275,6 +275,11 @@ pub(super) struct CniArgs {
     /// Where the container runtime looks for plugins.
     #[arg(long, env = "ADIT_CNI_BIN_DIR", value_name = "DIR", requires = "cni_plugin")]
     cni_bin_dir: Option<PathBuf>,
+
+    /// The key of a taint that new nodes are made with: it is removed from this one once the node is ready, and the CNI plugin is where
+    /// --cni-conf-dir says. It is never set. An admission policy that lets agents remove it names the same key [default: none].
+    #[arg(long, env = "ADIT_STARTUP_TAINT", value_name = "KEY", requires = "cni_conf_dir")]
+    startup_taint: Option<String>,
 }
 
 #[cfg(feature = "control")]
@@ -292,6 +297,11 @@ impl CniArgs {
             },
             program: self.cni_plugin.clone().zip(self.cni_bin_dir.clone()),
         })
+    }
+
+    /// Returns the taint that is to be removed; a variable that is set to nothing names none.
+    pub(super) fn startup_taint(&self) -> Option<&str> {
+        self.startup_taint.as_deref().filter(|key| !key.is_empty())
     }
 }
 
@@ -341,6 +351,10 @@ pub(super) struct PreflightArgs {
     /// Another node's address, beside those that the objects name; may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     pub(super) peer: Vec<IpAddr>,
+
+    /// The key of the taint that an agent is to remove from the node, if it is: whether it may is among what the cluster is asked.
+    #[arg(long, env = "ADIT_STARTUP_TAINT", value_name = "KEY")]
+    pub(super) startup_taint: Option<String>,
 }
 
 #[cfg(feature = "control")]

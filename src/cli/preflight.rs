@@ -48,6 +48,7 @@ fn wanted(args: &PreflightArgs) -> Result<Wanted, String> {
         (None, Some(path)) => Some(Reach::Kubeconfig(path.clone())),
         (None, None) => is_pod(),
     };
+    wanted.removes_taint = args.startup_taint.as_ref().is_some_and(|key| !key.is_empty());
     Ok(wanted)
 }
 

@@ -92,6 +92,8 @@ pub struct Parts {
     pub healer: Healer,
     /// What is done for the CNI plugin, if anything is.
     pub cni: Option<cni::Options>,
+    /// The key of the taint that is removed from the node once pods that come are held, if any is.
+    pub startup_taint: Option<String>,
 }
 
 /// The control loop of one node.
@@ -265,6 +267,7 @@ impl Agent {
             if let Some(cni) = self.cni.as_ref().filter(|_| wake.cni) {
                 cni.take();
                 self.publish();
+                self.let_pods_come();
             }
         }
     }
@@ -443,6 +446,7 @@ impl Agent {
         wanted.state = self.parts.store.directory().to_owned();
         wanted.sockets.clone_from(&self.parts.sockets);
         wanted.cluster = self.parts.source.reach();
+        wanted.removes_taint = self.parts.startup_taint.is_some();
         // Who is asked may take his time, and nothing waits for it.
         let checking = std::thread::Builder::new().name("preflight".to_owned());
         if let Err(error) = checking.spawn(move || preflight::log(&wanted)) {
@@ -593,6 +597,13 @@ impl Agent {
             has_data_plane: self.is_answered == Some(true),
             ..Facts::of(&known.topology, published.unwrap_or_default(), failure)
         });
+    }
+
+    /// Has the taint removed that keeps pods away, while those that come are held until they are protected.
+    fn let_pods_come(&mut self) {
+        let holds = self.cni.as_ref().is_some_and(Cni::holds_pods);
+        let taint = self.parts.startup_taint.as_deref().filter(|_| holds);
+        self.parts.source.want_untainted(&self.own.name, taint);
     }
 
     /// Tells the cluster what was found, if that is something new.

@@ -79,7 +79,8 @@ impl Cni {
         let mut this = Self { shared, facts, wake: Arc::clone(&wake), threads: Vec::new() };
         this.spawn("cni", move || server.run())?;
         if let Some(directory) = options.configuration.clone() {
-            let keeper = Keeper { options, directory, facts: latest, wake, said: String::new() };
+            let shared = Arc::clone(&this.shared);
+            let keeper = Keeper { options, directory, facts: latest, shared, wake, said: String::new() };
             this.spawn("cni-config", move || keeper.run())?;
         }
         Ok(this)
@@ -103,7 +104,7 @@ impl Cni {
         }
     }
 
-    /// Returns a descriptor that is readable when [`Self::addresses`] may be others.
+    /// Returns a descriptor that is readable when [`Self::addresses`] may be others, or [`Self::holds_pods`] is otherwise.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.shared.news()
     }
@@ -117,6 +118,11 @@ impl Cni {
     /// it has its network.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         self.shared.addresses()
+    }
+
+    /// Tells whether every pod that comes is held until it is protected: the node is ready, and the runtime calls the plugin.
+    pub fn holds_pods(&self) -> bool {
+        self.shared.is_called()
     }
 
     fn wake(&self) {
@@ -141,6 +147,7 @@ struct Keeper {
     options: Options,
     directory: PathBuf,
     facts: watch::Receiver<Option<Facts>>,
+    shared: Arc<Shared>,
     wake: Arc<OwnedFd>,
     /// What was said to be wrong last.
     said: String,
@@ -162,8 +169,11 @@ impl Keeper {
 
     fn look(&mut self) {
         let facts = self.facts.borrow_and_update().clone();
-        let Some(facts) = facts.filter(|facts| facts.unready().is_none()) else { return };
-        let reason = match conflist::install(&self.options, &facts) {
+        let ready = facts.filter(|facts| facts.unready().is_none());
+        let installed = ready.map(|facts| conflist::install(&self.options, &facts));
+        self.shared.set_called(matches!(installed, Some(Ok(true))));
+        let Some(installed) = installed else { return };
+        let reason = match installed {
             Ok(true) => String::new(),
             Ok(false) => "there is no network to be in, or no block of pod addresses".to_owned(),
             Err((path, error)) => format!("{}: {error}", path.display()),

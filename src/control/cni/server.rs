@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,7 +42,9 @@ pub(super) struct Shared {
     facts: watch::Receiver<Option<Facts>>,
     /// Where the plugin leaves word of pods that went while nobody listened.
     gone: PathBuf,
-    /// Readable when there are other pods than before.
+    /// Whether the node is ready, and the runtime calls the plugin.
+    is_called: AtomicBool,
+    /// Readable when there are other pods than before, or when that is so or not any more.
     news: OwnedFd,
 }
 
@@ -67,7 +70,8 @@ impl Server {
         let listener = listen(&options.socket)?;
         let news = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let gone = options.plugin_state.join("del");
-        let shared = Arc::new(Shared { pods: Mutex::new(pods), facts, gone, news });
+        let shared =
+            Arc::new(Shared { pods: Mutex::new(pods), facts, gone, is_called: AtomicBool::new(false), news });
         shared.take_word();
         Ok(Self { runtime, listener, path: options.socket.clone(), shared })
     }
@@ -229,12 +233,28 @@ impl Shared {
     /// Changes the pods, and has that noticed.
     fn change<T>(&self, act: impl FnOnce(&mut Pods) -> io::Result<T>) -> Result<T, Refused> {
         let done = act(&mut self.pods()).map_err(Refused::io);
-        // An eventfd takes the first write at once.
-        let _ = rustix::io::write(&self.news, &1_u64.to_ne_bytes());
+        self.tell_news();
         done
     }
 
-    /// Returns a descriptor that is readable when there are other pods than before.
+    /// Notes whether the node is ready, and the runtime calls the plugin, and has that noticed.
+    pub(super) fn set_called(&self, is_called: bool) {
+        if self.is_called.swap(is_called, Relaxed) != is_called {
+            self.tell_news();
+        }
+    }
+
+    /// Returns what was noted.
+    pub(super) fn is_called(&self) -> bool {
+        self.is_called.load(Relaxed)
+    }
+
+    fn tell_news(&self) {
+        // An eventfd takes the first write at once.
+        let _ = rustix::io::write(&self.news, &1_u64.to_ne_bytes());
+    }
+
+    /// Returns a descriptor that is readable when there are other pods than before, or [`Self::is_called`] is another.
     pub(super) fn news(&self) -> BorrowedFd<'_> {
         self.news.as_fd()
     }

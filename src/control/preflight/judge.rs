@@ -167,7 +167,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "rbac",
         why: "an agent that may not read the objects knows no peers, and one that may not write its own is nobody's peer",
-        fix: "apply rbac.yaml of adit's manifests, and run the agent under the service account adit-agent",
+        fix: "apply rbac.yaml of adit's manifests, and taint.yaml for a startup taint, and run the agent under the service account adit-agent",
         judge: rbac,
     },
 ];

@@ -14,7 +14,7 @@ use super::Wanted;
 use crate::control::api::PodAddresses;
 use crate::control::firewall::Guard;
 use crate::control::uapi_client::Client;
-use crate::control::watch::access;
+use crate::control::watch::access::{self, With};
 use crate::sys::clock;
 use crate::sys::netlink::nftables::DroppingChain;
 use crate::sys::netlink::{Link, Netlink, PolicyRule, RouteFilter, TableRoute};
@@ -115,7 +115,8 @@ pub fn look(wanted: &Wanted) -> Facts {
             .map(|peer| (*peer, ask(&mut netlink, |netlink| way(netlink, *peer, settings.fwmark, &links))))
             .collect(),
         refused: wanted.cluster.as_ref().map(|reach| {
-            let refused = access::refused(reach, settings.pod_addresses == PodAddresses::Pods);
+            let with_pods = settings.pod_addresses == PodAddresses::Pods;
+            let refused = access::refused(reach, With { pods: with_pods, taint: wanted.removes_taint });
             refused
                 .map(|deeds| deeds.iter().map(ToString::to_string).collect())
                 .map_err(|error| error.to_string())

@@ -42,6 +42,8 @@ pub struct Wanted {
     pub sockets: PathBuf,
     /// How the cluster is reached; `None` where there is none, or nobody has said.
     pub cluster: Option<Reach>,
+    /// Whether the agent removes a taint from the node.
+    pub removes_taint: bool,
 }
 
 impl Wanted {

@@ -47,20 +47,34 @@ impl fmt::Display for Deed {
     }
 }
 
-/// Returns all that an agent does; with the pods of its node, if it is told of those.
-pub fn deeds(with_pods: bool) -> impl Iterator<Item = Deed> {
+/// What an agent does that not every one does.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct With {
+    /// It follows the pods of its node.
+    pub pods: bool,
+    /// It removes a taint from its node.
+    pub taint: bool,
+}
+
+/// Group, resource, subresource, namespace and verbs.
+type Deeds = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str]);
+
+/// Returns all that an agent does.
+pub fn deeds(with: With) -> impl Iterator<Item = Deed> {
     const ADIT: &str = "adit.dev";
-    const ALL: [(&str, &str, &str, &str, &[&str]); 7] = [
+    const ALL: [Deeds; 6] = [
         (ADIT, "nodetunnels", "", "", &["get", "list", "watch", "create", "patch"]),
         (ADIT, "nodetunnels", "status", "", &["patch"]),
         (ADIT, "tunnelconfigs", "", "", &["list", "watch"]),
         ("", "nodes", "", "", &["get", "list", "watch"]),
         ("discovery.k8s.io", "endpointslices", "", "default", &["list", "watch"]),
         ("events.k8s.io", "events", "", "default", &["create", "patch"]),
-        ("", "pods", "", "", &["list", "watch"]),
     ];
-    let wanted = ALL.into_iter().filter(move |(_, resource, ..)| with_pods || *resource != "pods");
-    wanted.flat_map(|(group, resource, subresource, namespace, verbs)| {
+    const PODS: Deeds = ("", "pods", "", "", &["list", "watch"]);
+    const TAINT: Deeds = ("", "nodes", "", "", &["patch"]);
+    let more = [(with.pods, PODS), (with.taint, TAINT)].into_iter();
+    let more = more.filter_map(|(is_done, deeds)| is_done.then_some(deeds));
+    ALL.into_iter().chain(more).flat_map(|(group, resource, subresource, namespace, verbs)| {
         verbs.iter().map(move |verb| Deed { verb, group, resource, subresource, namespace })
     })
 }
@@ -69,7 +83,7 @@ pub fn deeds(with_pods: bool) -> impl Iterator<Item = Deed> {
 ///
 /// # Errors
 /// If the API server cannot be asked.
-pub fn refused(reach: &Reach, with_pods: bool) -> io::Result<Vec<Deed>> {
+pub fn refused(reach: &Reach, with: With) -> io::Result<Vec<Deed>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let kubeconfig = match reach {
@@ -78,7 +92,7 @@ pub fn refused(reach: &Reach, with_pods: bool) -> io::Result<Vec<Deed>> {
         };
         let client = Client::try_from(configuration(kubeconfig).await?).map_err(io::Error::other)?;
         let api: Api<SelfSubjectAccessReview> = Api::all(client);
-        let answers = join_all(deeds(with_pods).map(async |deed| (deed, is_allowed(&api, deed).await))).await;
+        let answers = join_all(deeds(with).map(async |deed| (deed, is_allowed(&api, deed).await))).await;
         let mut refused = Vec::new();
         for (deed, is_allowed) in answers {
             if !is_allowed.map_err(io::Error::other)? {
@@ -114,15 +128,18 @@ mod tests {
 
     #[test]
     fn deeds_are_named_as_kubectl_auth_names_them() {
-        let names: Vec<_> = deeds(true).map(|deed| deed.to_string()).collect();
+        let all = With { pods: true, taint: true };
+        let names: Vec<_> = deeds(all).map(|deed| deed.to_string()).collect();
         for name in [
             "patch nodetunnels/status.adit.dev",
             "list nodes",
             "watch endpointslices.discovery.k8s.io in default",
             "list pods",
+            "patch nodes",
         ] {
             assert!(names.iter().any(|other| other == name), "{name} is not in {names:?}");
         }
-        assert!(!deeds(false).any(|deed| deed.resource == "pods"));
+        let names: Vec<_> = deeds(With::default()).map(|deed| deed.to_string()).collect();
+        assert!(!names.iter().any(|name| name == "list pods" || name == "patch nodes"), "{names:?}");
     }
 }

@@ -28,12 +28,13 @@ use kube::{Api, Client, Config, ResourceExt};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, oneshot, watch as latest};
+use tokio::sync::{Notify, mpsc, oneshot, watch as latest};
 use tokio::time::sleep;
 
 use super::Source;
 use super::access::Reach;
 use super::follow::{News, Pauses, answer, follow, read_as};
+use super::taint::{Taint, keep_off};
 use crate::control::api::{Mode, NodeTunnel, NodeTunnelStatus, TunnelConfig, TunnelConfigSpec};
 use crate::control::happening::Happening;
 use crate::control::objects::{Named, Node, Object, Objects, Shared};
@@ -41,7 +42,7 @@ use crate::control::settings::FOR_ALL;
 use crate::control::{read, status};
 
 /// Who we are to the API server: the fields that we apply are ours.
-const FIELD_MANAGER: &str = "adit-agent";
+pub(super) const FIELD_MANAGER: &str = "adit-agent";
 
 /// Who we are when we write what we found.
 const STATUS_MANAGER: &str = "adit-agent-status";
@@ -66,6 +67,7 @@ pub struct Cluster {
     happenings: mpsc::Sender<(String, Happening)>,
     /// The node whose pods are wanted.
     pods_of: latest::Sender<Option<String>>,
+    unwanted: latest::Sender<Option<Taint>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -75,6 +77,8 @@ struct Common {
     /// Readable when there is something to take.
     wake: OwnedFd,
     state: Mutex<State>,
+    /// Told when the node that has a taint too many may be another.
+    touched: Notify,
 }
 
 #[derive(Default)]
@@ -110,11 +114,12 @@ impl Cluster {
             .host()
             .and_then(|host| host.trim_start_matches('[').trim_end_matches(']').parse().ok());
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared = Arc::new(Common { wake, state: Mutex::default() });
+        let shared = Arc::new(Common { wake, state: Mutex::default(), touched: Notify::new() });
         let (stop, stopped) = oneshot::channel();
         let (published, wanted) = latest::channel(None);
         let (reported, found) = latest::channel(None);
         let (pods_of, node) = latest::channel(None);
+        let (unwanted, taint) = latest::channel(None);
         let (happenings, to_tell) = mpsc::channel(HAPPENINGS_MAX);
         let theirs = Arc::clone(&shared);
         let client = {
@@ -124,7 +129,8 @@ impl Cluster {
         let thread = std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = follow_all(client.clone(), &theirs, default_mode, wanted, found) => {}
+                    () = follow_all(client.clone(), &theirs, default_mode, wanted, found, taint.clone()) => {}
+                    () = keep_off(client.clone(), taint, &theirs.touched) => {}
                     () = follow_pods(client.clone(), &theirs, node) => {}
                     () = tell(client, to_tell) => {}
                     _ = stopped => {}
@@ -141,6 +147,7 @@ impl Cluster {
             reported,
             happenings,
             pods_of,
+            unwanted,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -187,12 +194,11 @@ impl Source for Cluster {
     }
 
     fn want_pods(&mut self, node: &str, is_wanted: bool) {
-        let wanted = is_wanted.then(|| node.to_owned());
-        self.pods_of.send_if_modified(|before| {
-            let is_new = *before != wanted;
-            *before = wanted;
-            is_new
-        });
+        say(&self.pods_of, is_wanted.then(|| node.to_owned()));
+    }
+
+    fn want_untainted(&mut self, node: &str, taint: Option<&str>) {
+        say(&self.unwanted, taint.map(|key| Taint { node: node.to_owned(), key: key.to_owned() }));
     }
 
     fn publish(&mut self, tunnel: Value) {
@@ -207,6 +213,15 @@ impl Source for Cluster {
     fn report(&mut self, node: &str, status: NodeTunnelStatus) {
         self.reported.send_replace(Some((node.to_owned(), status)));
     }
+}
+
+/// Says what is wanted, if that is something new.
+fn say<T: PartialEq>(sender: &latest::Sender<T>, wanted: T) {
+    sender.send_if_modified(|before| {
+        let is_new = *before != wanted;
+        *before = wanted;
+        is_new
+    });
 }
 
 /// Returns how the API server is reached.
@@ -225,6 +240,7 @@ async fn follow_all(
     default_mode: Option<Mode>,
     wanted: latest::Receiver<Option<Value>>,
     found: latest::Receiver<Option<(String, NodeTunnelStatus)>>,
+    unwanted: latest::Receiver<Option<Taint>>,
 ) {
     let resource = ApiResource::erase::<NodeTunnel>(&());
     let api = Api::all_with(client.clone(), &resource);
@@ -232,7 +248,7 @@ async fn follow_all(
     let resource = ApiResource::erase::<TunnelConfig>(&());
     let api = Api::all_with(client.clone(), &resource);
     let configs = follow_whole(api, resource, ListParams::default(), shared, Kind::Config);
-    let nodes = follow_nodes(client.clone(), shared);
+    let nodes = follow_nodes(client.clone(), shared, unwanted);
     let resource = ApiResource::erase::<EndpointSlice>(&());
     let api = Api::namespaced_with(client.clone(), "default", &resource);
     let own = ListParams::default().labels(&format!("{}={}", read::SERVICE, read::API_SERVICE));
@@ -342,15 +358,21 @@ struct NodeStatus {
     addresses: Vec<Value>,
 }
 
-/// Follows the metadata of nodes, and fetches those that matter.
-async fn follow_nodes(client: Client, shared: &Common) {
+/// Follows the metadata of nodes, and fetches those that matter. Taints are not among it, but a node that gets one has changed.
+async fn follow_nodes(client: Client, shared: &Common, unwanted: latest::Receiver<Option<Taint>>) {
     let resource = ApiResource::erase::<v1::Node>(&());
     let api: Api<LeanNode> = Api::all_with(client, &resource);
     let watch = async |params: &WatchParams, version: &str| api.watch_metadata(params, version).await;
     let tell = async |news: News<PartialObjectMeta<LeanNode>>| match news {
-        News::All(objects) => shared.replace(Kind::Node, objects),
+        News::All(objects) => {
+            shared.replace(Kind::Node, objects);
+            shared.touched.notify_one();
+        }
         News::Is(node) => {
             let name = node.name_any();
+            if unwanted.borrow().as_ref().is_some_and(|taint| taint.node == name) {
+                shared.touched.notify_one();
+            }
             let is_known =
                 shared.lock().objects.nodes.get(&name).is_some_and(|node| !node.pod_prefixes.is_empty());
             if is_known {

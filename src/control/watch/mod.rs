@@ -3,12 +3,14 @@
 //! - [`access`]: what an agent does there, and whether it may.
 //! - [`cluster`]: the Kubernetes API.
 //! - `follow`: the objects of one kind there.
+//! - `taint`: what keeps pods from a new node there.
 //! - [`directory`]: YAML files, for machines without a cluster.
 
 pub mod access;
 pub mod cluster;
 pub mod directory;
 mod follow;
+mod taint;
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
@@ -45,6 +47,9 @@ pub trait Source {
 
     /// Says whether the pods of this node are to be among the objects. A source that has them at hand gives them in any case.
     fn want_pods(&mut self, _node: &str, _is_wanted: bool) {}
+
+    /// Says which taint this node is not to have, by its key. Where nodes have none, there is nothing to do.
+    fn want_untainted(&mut self, _node: &str, _taint: Option<&str>) {}
 
     /// Has what this node says of itself written, sooner or later. A source that cannot be written to leaves that to whoever made it.
     fn publish(&mut self, _tunnel: Value) {}

@@ -1,12 +1,13 @@
 //! What an agent may do in the cluster: with the role and the policy that come with adit, and a token as kubelet gets one for its pod.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::cluster::{ControlPlane, as_peer, node_object};
-use super::nodes::{Mesh, Node};
+use super::nodes::{Directory, Mesh, Node};
 use crate::support::tunnel::Program;
 use crate::support::{SOON, need, wait_until};
 
@@ -50,7 +51,7 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
     let mut mesh = Mesh::new(2);
     let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
     plane.kubectl(&["apply", "-f", &manifest("namespace")]);
-    for name in ["crds", "rbac", "policy", "daemonset"] {
+    for name in ["crds", "rbac", "policy", "taint", "daemonset"] {
         plane.kubectl(&["apply", "--dry-run=server", "-f", &manifest(name)]);
     }
     plane.define();
@@ -147,6 +148,155 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
     first.wait_until_peers_are(&[as_peer(second)]);
 }
 
+#[test]
+fn an_agent_takes_the_startup_taint_off_its_own_node_and_changes_no_node_otherwise() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(2);
+    let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
+    plane.define();
+    plane.kubectl(&["create", "namespace", "adit-system"]);
+    for name in ["rbac", "policy", "taint"] {
+        plane.kubectl(&["apply", "-f", &manifest(name)]);
+    }
+    mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
+    // That of a node without a kubelet, which nobody here would take off.
+    plane.kubectl(&["taint", "nodes", "--all", "node.kubernetes.io/not-ready-"]);
+    plane.kubectl(&["label", "nodes", "--all", "is=labelled"]);
+    let [own, others] = [1, 2].map(|node| token_of(&plane, node));
+    let own = &own;
+    let taint = |node: &str| {
+        let all = [OWN_TAINT, "adit.dev/agent-not-ready:NoExecute", "example.com/other=x:NoSchedule"];
+        plane.kubectl(&[&["taint", "node", node, "--overwrite"], &all[..]].concat());
+    };
+    let taints = |node: &str| {
+        let path = "jsonpath={range .spec.taints[*]}{.key}:{.effect} {end}";
+        plane.kubectl(&["get", "node", node, "-o", path]).trim().to_owned()
+    };
+    taint("node1");
+    taint("node2");
+    let without = r#"{"spec":{"taints":[{"key":"example.com/other","value":"x","effect":"NoSchedule"}]}}"#;
+    let patch =
+        |node: &'static str, patch: &'static str| ["patch", "node", node, "--type=merge", "-p", patch];
+    let dry = |node: &'static str| [&patch(node, without)[..], &["--dry-run=server"]].concat();
+
+    // The control: the role alone lets an agent change every node.
+    let binding = ["delete", "validatingadmissionpolicybinding", "adit-own-taint"];
+    plane.kubectl(&binding);
+    wait_until("no policy", SOON, || plane.try_kubectl_as(own, &dry("node2")).0);
+    plane.kubectl(&["apply", "-f", &manifest("taint")]);
+    wait_until("the policy", SOON, || !plane.try_kubectl_as(own, &dry("node2")).0);
+    let path = "jsonpath={.status.typeChecking.expressionWarnings}";
+    let warnings = || plane.kubectl(&["get", "validatingadmissionpolicy", "adit-own-taint", "-o", path]);
+    assert_eq!(warnings(), "", "the types of the expressions");
+
+    let (success, text) = plane.try_kubectl_as(own, &dry("node1"));
+    assert!(success, "{text}");
+    let refused = "the agent of node node1 may not change the Node node2";
+    assert_forbidden(&plane, own, &patch("node2", without), refused);
+    assert_forbidden(&plane, &others, &patch("node1", without), "the agent of node node2 may not");
+    let unbound = plane.kubectl(&["-n", "adit-system", "create", "token", "adit-agent"]);
+    let unbound = plane.write_kubeconfig("unbound", unbound.trim());
+    assert_forbidden(&plane, &unbound, &patch("node1", without), "with a token that is bound to its node");
+    for line in [
+        // All of them; another; one more; one of its two; another value.
+        &patch("node1", r#"{"spec":{"taints":null}}"#)[..],
+        &["taint", "node", "node1", "example.com/other-"],
+        &["taint", "node", "node1", "example.com/third:NoExecute"],
+        &["taint", "node", "node1", "adit.dev/agent-not-ready:NoExecute-"],
+        &["taint", "node", "node1", "--overwrite", "adit.dev/agent-not-ready=y:NoSchedule"],
+    ] {
+        assert_forbidden(
+            &plane,
+            own,
+            line,
+            "an agent removes the taint adit.dev/agent-not-ready, and leaves",
+        );
+    }
+    for more in [
+        r#""spec":{"unschedulable":true"#,
+        r#""spec":{"providerID":"x""#,
+        r#""metadata":{"labels":{"a":"b"}},"spec":{"#,
+        r#""metadata":{"labels":null},"spec":{"#,
+        r#""metadata":{"annotations":{"a":"b"}},"spec":{"#,
+        r#""metadata":{"finalizers":["example.com/f"]},"spec":{"#,
+    ] {
+        let comma = if more.ends_with('{') { "" } else { "," };
+        let patch = format!("{{{more}{comma}{}", &without[r#"{"spec":{"#.len()..]);
+        let line = ["patch", "node", "node1", "--type=merge", "-p", &patch];
+        assert_forbidden(&plane, own, &line, "an agent changes nothing in the ");
+    }
+    for line in [
+        &[
+            "patch",
+            "node",
+            "node1",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            r#"{"status":{"phase":"x"}}"#,
+        ][..],
+        &["delete", "node", "node1"],
+        &[
+            "create",
+            "-f",
+            plane
+                .write("node9.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: node9}\n")
+                .to_str()
+                .unwrap(),
+        ],
+    ] {
+        assert_forbidden(&plane, own, line, "cannot");
+    }
+
+    // The agent does so when it is ready, and pods that come are held: not before it is among the plugins of a network.
+    let first = &mut mesh.nodes[0];
+    let networks = Directory::new();
+    let socket = networks.path().join("socket");
+    first.start_agent_in(&[
+        ("KUBECONFIG", own.to_str().unwrap()),
+        ("ADIT_DEFAULT_MODE", "Strict"),
+        ("ADIT_CNI_CONF_DIR", networks.path().to_str().unwrap()),
+        ("ADIT_CNI_SOCKET", socket.to_str().unwrap()),
+        ("ADIT_CNI_STATE", networks.path().to_str().unwrap()),
+        ("ADIT_STARTUP_TAINT", "adit.dev/agent-not-ready"),
+    ]);
+    let network = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"}]}"#;
+    let tainted =
+        "adit.dev/agent-not-ready:NoSchedule adit.dev/agent-not-ready:NoExecute example.com/other:NoSchedule";
+    wait_until("an agent without a data plane", SOON, || {
+        first.agent.as_ref().unwrap().output().contains("the node is not yet what it should be")
+    });
+    first.start_data_plane(Program::Adit);
+    wait_until("an agent that is in no network", SOON, || {
+        first.agent.as_ref().unwrap().output().contains("the runtime is not told to call the CNI plugin")
+    });
+    assert_eq!(taints("node1"), tainted);
+    fs::write(networks.path().join("10-pods.conflist"), network).unwrap();
+    let rest = "example.com/other:NoSchedule";
+    wait_until("the taint removed", SOON, || taints("node1") == rest);
+    assert!(fs::read_to_string(networks.path().join("10-pods.conflist")).unwrap().contains("adit-cni"));
+    // Who sets it once more is told the same; but not while nothing is held.
+    taint("node1");
+    wait_until("the taint removed once more", SOON, || taints("node1") == rest);
+    drop(first.data_plane.take());
+    wait_until("the data plane missed", SOON, || {
+        first.agent.as_ref().unwrap().output().matches("the node is not yet what it should be").count() > 1
+    });
+    taint("node1");
+    // A change that is told after that one.
+    plane.kubectl(&["label", "node", "node1", "topology.kubernetes.io/zone=east"]);
+    wait_until("the zone", SOON, || {
+        let path = "jsonpath={.spec.endpoints[*].zone}";
+        plane.kubectl(&["get", "nodetunnel", "node1", "-o", path]).trim() == "east"
+    });
+    assert_eq!(taints("node1"), tainted);
+    first.start_data_plane(Program::Adit);
+    wait_until("the taint removed as the data plane is back", SOON, || taints("node1") == rest);
+    assert_eq!(taints("node2"), tainted, "another node's");
+}
+
+const OWN_TAINT: &str = "adit.dev/agent-not-ready:NoSchedule";
+
 fn node9(key: &str) -> String {
     format!(
         "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node9}}\nspec:\n  keys: [{{publicKey: \"{key}\", state: Active}}]\n"
@@ -156,7 +306,9 @@ fn node9(key: &str) -> String {
 /// Returns the checks that neither pass nor are skipped, with what was seen.
 fn preflight(node: &Node, kubeconfig: &Path) -> BTreeMap<String, (String, String)> {
     let state = node.state.path().to_str().unwrap();
-    let args = ["preflight", "-o", "json", "--state", state, "--kubeconfig", kubeconfig.to_str().unwrap()];
+    let place = ["--state", state, "--kubeconfig", kubeconfig.to_str().unwrap()];
+    let args =
+        [&["preflight", "-o", "json", "--startup-taint", "adit.dev/agent-not-ready"], &place[..]].concat();
     let (_, text) = node.namespace.try_run(env!("CARGO_BIN_EXE_adit"), &args);
     // Behind the report, on the other stream, is what failed.
     let end = text.rfind('}').unwrap_or_else(|| panic!("{text}"));
@@ -173,7 +325,9 @@ fn preflight_tells_what_an_agent_may_not_do() {
     let mesh = Mesh::new(1);
     let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
     plane.kubectl(&["create", "namespace", "adit-system"]);
-    plane.kubectl(&["apply", "-f", &manifest("crds"), "-f", &manifest("rbac")]);
+    for name in ["crds", "rbac", "taint"] {
+        plane.kubectl(&["apply", "-f", &manifest(name)]);
+    }
     plane.apply("node.yaml", &node_object(&mesh.nodes[0]));
     let token = token_of(&plane, 1);
     let node = &mesh.nodes[0];
@@ -183,16 +337,23 @@ fn preflight_tells_what_an_agent_may_not_do() {
     };
     let healthy = preflight(node, &token);
     assert_eq!(healthy.get("rbac"), None, "{healthy:?}");
-    for (kind, at, verbs, words) in [
-        ("clusterrole", 0, r#"["get","list","create","patch"]"#, "not allowed: watch nodetunnels.adit.dev"),
-        ("clusterrole", 1, r#"["get"]"#, "not allowed: patch nodetunnels/status.adit.dev"),
-        ("role", 1, r#"["patch"]"#, "not allowed: create events.events.k8s.io in default"),
+    for (kind, name, at, verbs, words) in [
+        (
+            "clusterrole",
+            "adit-agent",
+            0,
+            r#"["get","list","create","patch"]"#,
+            "not allowed: watch nodetunnels.adit.dev",
+        ),
+        ("clusterrole", "adit-agent-taint", 0, r#"["get"]"#, "not allowed: patch nodes"),
+        ("clusterrole", "adit-agent", 1, r#"["get"]"#, "not allowed: patch nodetunnels/status.adit.dev"),
+        ("role", "adit-agent", 1, r#"["patch"]"#, "not allowed: create events.events.k8s.io in default"),
     ] {
         let path = format!("jsonpath={{.rules[{at}].verbs}}");
-        let before = plane.kubectl(&["-n", "default", "get", kind, "adit-agent", "-o", &path]);
+        let before = plane.kubectl(&["-n", "default", "get", kind, name, "-o", &path]);
         let patch = |verbs: &str| {
             let patch = format!(r#"[{{"op":"replace","path":"/rules/{at}/verbs","value":{verbs}}}]"#);
-            plane.kubectl(&["-n", "default", "patch", kind, "adit-agent", "--type=json", "-p", &patch]);
+            plane.kubectl(&["-n", "default", "patch", kind, name, "--type=json", "-p", &patch]);
         };
         patch(verbs);
         wait_until(words, SOON, || {
@@ -204,7 +365,7 @@ fn preflight_tells_what_an_agent_may_not_do() {
         wait_until("all is allowed again", SOON, || !preflight(node, &token).contains_key("rbac"));
     }
     // Who cannot ask does not know.
-    let nowhere = plane.write("nowhere", &std::fs::read_to_string(&token).unwrap().replace(":6443", ":6444"));
+    let nowhere = plane.write("nowhere", &fs::read_to_string(&token).unwrap().replace(":6443", ":6444"));
     let found = preflight(node, &nowhere);
     assert!(found["rbac"].1.contains("the API server cannot be asked"), "{found:?}");
 }
