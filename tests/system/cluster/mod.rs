@@ -2,11 +2,18 @@
 
 mod nodes;
 
-use nodes::{A_WHILE, Cluster, INTERVAL, Pod, PodNetwork};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use adit::crypto::random::{Os, Random};
+use adit::sys::clock::boottime;
+use nodes::{A_WHILE, Cluster, INTERVAL, PINGS_A_SECOND, Pod, PodNetwork, process_of};
+use rustix::process::{Signal, kill_process};
 
 use crate::control::nodes::answered;
 use crate::control::wire::{CANARY, Seen, Wire};
-use crate::support::{SOON, need, wait_until};
+use crate::support::{SOON, need, pause, wait_until};
 
 /// What it takes to run a pod.
 macro_rules! need_a_cluster {
@@ -102,25 +109,85 @@ fn assert_works(cluster: &Cluster, first: &Pod, second: &Pod) {
     });
 }
 
-/// Runs a pod beside one that sends to the other from its first moment, and waits until that is seen.
+/// Makes a pod that sends to another from its first moment, by UDP and TCP; `place` is what its specification says of where.
 #[track_caller]
-fn run_eager(cluster: &Cluster, wire: &Wire, name: &str, [from, to]: [&Pod; 2], seen: Seen) {
+fn make_eager(cluster: &Cluster, name: &str, place: &str, to: &Pod) {
     let canary = str::from_utf8(CANARY).unwrap();
-    let (node, address) = (&from.node, &to.address);
-    wire.forget(Seen::WireGuard);
-    wire.forget(Seen::Canary);
+    let address = &to.address;
     cluster.plane.apply(
         &format!("{name}.yaml"),
         &format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  nodeName: {node}\n  terminationGracePeriodSeconds: 0\n  \
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  {place}\n  terminationGracePeriodSeconds: 0\n  \
             containers:\n  - name: eager\n    image: localhost/busybox:1\n    imagePullPolicy: Never\n    \
-            command: [sh, -c, \"while :; do echo {canary} | nc -w 1 {address} 8080; done\"]\n"
+            command: [sh, -c, \"while :; do nslookup {canary} {address} & echo {canary} | nc -w 1 {address} 8080; done\"]\n"
         ),
     );
+}
+
+/// Waits until it is seen, and is answered.
+#[track_caller]
+fn wait_for_eager(cluster: &Cluster, wire: &Wire, name: &str, seen: Seen) {
     wait_until("what the new pod sends", A_WHILE, || wire.count(seen) > 10);
     wait_until("answers to the new pod", A_WHILE, || {
-        cluster.plane.try_kubectl(&["logs", name]).1.contains(canary)
+        cluster.plane.try_kubectl(&["logs", name]).1.contains(str::from_utf8(CANARY).unwrap())
     });
+}
+
+/// Runs one beside a pod, and waits until what it sends the other is seen.
+#[track_caller]
+fn run_eager(cluster: &Cluster, wire: &Wire, name: &str, [from, to]: [&Pod; 2], seen: Seen) {
+    wire.forget(Seen::WireGuard);
+    wire.forget(Seen::Canary);
+    make_eager(cluster, name, &format!("nodeName: {}", from.node), to);
+    wait_for_eager(cluster, wire, name, seen);
+}
+
+/// The third node comes, with a taint that keeps pods away until its agent is ready. In mode Strict.
+#[track_caller]
+fn a_tainted_node_comes(cluster: &mut Cluster, to: &Pod) {
+    cluster.add_tainted_node("adit.dev/agent-not-ready:NoSchedule");
+    let taints = |cluster: &Cluster| {
+        cluster.plane.kubectl(&["get", "node", "node3", "-o", "jsonpath={.spec.taints[*].key}"])
+    };
+    wait_until("a node with no other taint", A_WHILE, || taints(cluster) == "adit.dev/agent-not-ready");
+    let wire = Wire::open(&cluster.fabric, "port3");
+    let there = "nodeSelector: {kubernetes.io/hostname: node3}";
+    make_eager(cluster, "held", there, to);
+    // The control: what a pod that the taint does not keep away sends meanwhile. (The other node drops it.)
+    make_eager(cluster, "early", &format!("{there}\n  tolerations: [{{operator: Exists}}]"), to);
+    wait_until("a pod in clear before the agent", A_WHILE, || wire.count(Seen::Canary) > 0);
+    let why = "jsonpath={.spec.nodeName} {.status.conditions[?(@.type==\"PodScheduled\")].message}";
+    let why = cluster.plane.kubectl(&["get", "pod", "held", "-o", why]);
+    assert!(why.starts_with(' ') && why.contains("untolerated taint"), "held: {why}");
+    let early = cluster.plane.kubectl(&["get", "pod", "early", "-o", "jsonpath={.metadata.uid}"]);
+    cluster.plane.kubectl(&["delete", "pod", "early"]);
+    wait_until("its end", A_WHILE, || process_of(&early, "sh").is_none());
+
+    wire.forget(Seen::Canary);
+    cluster.bring_image("node3");
+    wait_for_eager(cluster, &wire, "held", Seen::WireGuard);
+    assert_eq!(wire.count(Seen::Canary), 0, "in clear from the first pod of a new node");
+    assert_eq!(taints(cluster), "");
+    cluster.plane.kubectl(&["delete", "pod", "held"]);
+}
+
+/// Kills the agents of these of adit's pods at random moments while `is_on`, and returns how often. Meanwhile the wire is read.
+fn kill_agents(pods: &[String], wire: &Wire, is_on: &AtomicBool) -> usize {
+    let mut kills = 0;
+    while is_on.load(Relaxed) {
+        let mut random = [0; 2];
+        Os.fill(&mut random);
+        // From 0 to 4 seconds.
+        let moment = boottime() + Duration::from_secs(4).mul_f64(f64::from(random[0]) / 255.0);
+        while boottime() < moment {
+            wire.count(Seen::Canary);
+            pause(Duration::from_millis(20));
+        }
+        let agent = process_of(&pods[usize::from(random[1]) % pods.len()], "agent");
+        // One that is not there has been killed just now.
+        kills += usize::from(agent.is_some_and(|agent| kill_process(agent, Signal::KILL).is_ok()));
+    }
+    kills
 }
 
 #[test]
@@ -156,17 +223,32 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
     assert!(["node1", "node2"].iter().all(|node| table.contains(node)), "{table}");
     eprintln!("{table}");
 
-    // Agents end, again and again: nobody else notices.
-    let ping = cluster.ping(first, second);
-    for node in ["node1", "node2", "node1"] {
-        let agent = cluster.agent_of(node);
-        rustix::process::kill_process(agent, rustix::process::Signal::KILL).unwrap();
-        wait_until("another agent", A_WHILE, || cluster.try_agent_of(node).is_some_and(|next| next != agent));
-    }
+    // For two minutes agents are killed at random moments, and a node comes: nobody else notices.
+    let pods = ["node1", "node2"].map(|node| cluster.adit_on(node));
+    let mut ping = cluster.ping_times(first, second, 120 * PINGS_A_SECOND);
+    wire.forget(Seen::Canary);
+    wire.take_lost();
+    let is_on = AtomicBool::new(true);
+    let kills = std::thread::scope(|scope| {
+        let killer = scope.spawn(|| kill_agents(&pods, &wire, &is_on));
+        // Whatever comes of it, the killer has to end.
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            a_tainted_node_comes(&mut cluster, second);
+            ping.wait(A_WHILE * 2);
+        }));
+        is_on.store(false, Relaxed);
+        let kills = killer.join().unwrap();
+        done.map(|()| kills).unwrap_or_else(|panic| resume_unwind(panic))
+    });
     let (sent, received) = answered(ping);
-    eprintln!("agents killed three times: {sent} sent, {} lost", sent - received);
-    // The last ones were on their way as the counting ended.
-    assert!(sent - received <= 4);
+    eprintln!("agents killed {kills} times in two minutes: {sent} sent, {} lost", sent - received);
+    assert!(kills > 20, "killed {kills} times");
+    assert_eq!(received, sent, "echo requests lost as agents are killed");
+    assert_eq!(
+        (wire.count(Seen::Canary), wire.take_lost()),
+        (0, 0),
+        "in clear, or not looked at, as agents are killed"
+    );
     cluster.wait_for_rollout("adit-system", "daemonset/adit");
 
     // An update replaces all pods, and data planes with them, one beside the other; a pod that is deleted is gone before the next one comes.
@@ -185,9 +267,7 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
         assert_eq!(wire.count(Seen::Canary), 0, "in clear: {what}");
     }
 
-    // A node comes, and one goes.
-    cluster.add_node();
-    cluster.wait_until_ready("node3");
+    // A node goes.
     cluster.plane.kubectl(&["drain", "node2", "--ignore-daemonsets", "--force", "--delete-emptydir-data"]);
     cluster.wait_for_rollout("default", "deployment/echo");
     cluster.wait_for_rollout("adit-system", "daemonset/adit");

@@ -1,11 +1,11 @@
 #!/bin/sh
-# node.sh DIR NAME ADDRESS PODS GROUP: what a node of a test's cluster boots: containerd, kube-proxy and kubelet, in a mount and a process namespace of
+# node.sh DIR NAME ADDRESS PODS GROUP [TAINT]: what a node of a test's cluster boots: containerd, kube-proxy and kubelet, in a mount and a process namespace of
 # its own, so that all that runs there and all that is mounted is gone with its first process. DIR holds kubeconfig and the images; GROUP is the
-# control group that all is in.
+# control group that all is in; the node registers itself with the taint, KEY:EFFECT.
 #
 # The network namespace is the caller's. Folders that pods mount from the host are the node's own.
 set -eu
-dir=$1 name=$2 address=$3 pods=$4 group=$5 bin=$KUBEBUILDER_ASSETS
+dir=$1 name=$2 address=$3 pods=$4 group=$5 taint=${6-} bin=$KUBEBUILDER_ASSETS
 
 mount --make-rprivate /
 mount --make-rshared /
@@ -68,9 +68,12 @@ authorization: {mode: AlwaysAllow}
 podLogsDir: "$dir/logs/pods"
 resolvConf: ""
 evictionHard: {memory.available: "50Mi", nodefs.available: "1%", imagefs.available: "1%"}
+# What is killed again and again comes back at once, to be killed at more moments, and not after minutes.
+featureGates: {KubeletCrashLoopBackOffMax: true}
+crashLoopBackOff: {maxContainerRestartPeriod: 1s}
 YAML
 "$bin/kube-proxy" --kubeconfig="$dir/proxy.conf" --hostname-override="$name" --proxy-mode=nftables --cluster-cidr=10.244.0.0/16 \
   --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0s --conntrack-tcp-timeout-close-wait=0s \
   --healthz-bind-address="$address:10256" --metrics-bind-address="$address:10249" >"$dir/logs/kube-proxy" 2>&1 &
 exec "$bin/kubelet" --config="$dir/kubelet.yaml" --kubeconfig="$dir/kubelet.conf" --root-dir="$dir/kubelet" \
-  --cert-dir="$dir/kubelet/pki" --hostname-override="$name" --node-ip="$address" >"$dir/logs/kubelet" 2>&1
+  --cert-dir="$dir/kubelet/pki" --hostname-override="$name" --node-ip="$address" ${taint:+--register-with-taints="${taint%:*}=:${taint#*:}"} >"$dir/logs/kubelet" 2>&1

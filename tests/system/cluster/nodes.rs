@@ -107,7 +107,7 @@ impl Cluster {
         let beside = beside.collect();
         let images = Directory::new();
         make_busybox_image(images.path());
-        fs::copy(image, images.path().join("adit.tar")).unwrap();
+        fs::copy(image, images.path().join(IMAGE)).unwrap();
         let mut this = Self {
             nodes: Vec::new(),
             plane,
@@ -130,9 +130,21 @@ impl Cluster {
         Some(this)
     }
 
-    /// Boots one more node, with pods in 10.244.N.0/24, and a way to them that is not encrypted, as a CNI plugin without an overlay lays it.
+    /// Boots one more node.
     #[track_caller]
     pub(super) fn add_node(&mut self) {
+        self.boot(None);
+    }
+
+    /// Boots one that registers itself with a taint. It lacks adit's image until [`Self::bring_image`]: no agent comes up there before.
+    #[track_caller]
+    pub(super) fn add_tainted_node(&mut self, taint: &str) {
+        self.boot(Some(taint));
+    }
+
+    /// Boots one, with pods in 10.244.N.0/24, and a way to them that is not encrypted, as a CNI plugin without an overlay lays it.
+    #[track_caller]
+    fn boot(&mut self, taint: Option<&str>) {
         let number = self.booted + 1;
         self.booted = number;
         let (name, address) = (format!("node{number}"), format!("10.9.0.{number}"));
@@ -147,10 +159,11 @@ impl Cluster {
             namespace.ip(&format!("route add 10.244.{other}.0/24 via 10.9.0.{other}"));
             node.namespace.ip(&format!("route add 10.244.{number}.0/24 via {address}"));
         }
-        self.plane.apply(
-            &format!("{name}.yaml"),
-            &format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDR: 10.244.{number}.0/24, podCIDRs: [10.244.{number}.0/24]}}\n"),
-        );
+        let spec = format!(r#"{{"podCIDR":"10.244.{number}.0/24","podCIDRs":["10.244.{number}.0/24"]}}"#);
+        if taint.is_none() {
+            let node = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {spec}\n");
+            self.plane.apply(&format!("{name}.yaml"), &node);
+        }
         let directory = Directory::new();
         for (file, user) in
             [("kubelet.conf", format!("system:node:{name}")), ("proxy.conf", "system:kube-proxy".to_owned())]
@@ -159,7 +172,8 @@ impl Cluster {
             fs::copy(made, directory.path().join(file)).unwrap();
         }
         for image in fs::read_dir(self.images.path()).unwrap().flatten() {
-            if image.path().extension().is_some_and(|end| end == "tar") {
+            let is_wanted = taint.is_none() || image.file_name() != IMAGE;
+            if is_wanted && image.path().extension().is_some_and(|end| end == "tar") {
                 fs::hard_link(image.path(), directory.path().join(image.file_name())).unwrap();
             }
         }
@@ -170,18 +184,40 @@ impl Cluster {
             PodNetwork::None => String::new(),
         };
         let args = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", script];
-        let args =
-            [&args[..], &[directory.path().to_str().unwrap(), &name, &address, &pods, &group]].concat();
+        let args = [
+            &args[..],
+            &[directory.path().to_str().unwrap(), &name, &address, &pods, &group, taint.unwrap_or_default()],
+        ]
+        .concat();
         let assets = self.plane.assets().to_str().unwrap().to_owned();
         let process = namespace.spawn_with("unshare", &args, &[("KUBEBUILDER_ASSETS", &assets)]);
         self.nodes.push(KubeNode {
             group,
             number,
-            name,
+            name: name.clone(),
             namespace,
             _directory: directory,
             process: Some(process),
         });
+        if taint.is_some() {
+            // Kubelet sets the taint on a node that it makes, and on no other.
+            wait_until("a node that registers itself", A_WHILE, || {
+                self.plane.try_kubectl(&["get", "node", &name]).0
+            });
+            let patch = format!(r#"{{"spec":{spec}}}"#);
+            self.plane.kubectl(&["patch", "node", &name, "--type=merge", "-p", &patch]);
+        }
+    }
+
+    /// Brings adit's image to a node that was without, and has its pod there begin anew.
+    #[track_caller]
+    pub(super) fn bring_image(&self, node: &str) {
+        let image = self.images.path().join(IMAGE);
+        let first = self.first_process_of(node);
+        let args = ["-t", &first, "-m", "-p", "ctr", "-n", "k8s.io", "images", "import"];
+        self.fabric.run("nsenter", &[&args[..], &[image.to_str().unwrap()]].concat());
+        let field = format!("--field-selector=spec.nodeName={node}");
+        self.plane.kubectl(&["-n", "adit-system", "delete", "pods", &field]);
     }
 
     #[track_caller]
@@ -253,38 +289,32 @@ impl Cluster {
         });
     }
 
-    /// Starts to send echo requests with the canary from a pod to another.
+    /// Starts to send echo requests with the canary from a pod to another, without end.
     #[track_caller]
     pub(super) fn ping(&self, from: &Pod, to: &Pod) -> Process {
-        let net =
-            format!("--net=/proc/{}/ns/net", self.process_of(&from.uid, "nc").unwrap().as_raw_nonzero());
-        let args = [&net, "ping", "-n", "-q", "-i", INTERVAL, "-p", &canary_pattern(), &to.address];
-        self.fabric.spawn("nsenter", &args)
+        self.ping_with(from, to, &[])
     }
 
-    /// Returns the first process of a pod whose command line begins with the word, by the control groups of processes.
-    fn process_of(&self, uid: &str, word: &str) -> Option<Pid> {
-        let ids = fs::read_dir("/proc").unwrap().flatten();
-        let mut ids: Vec<i32> = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-        ids.sort_unstable();
-        ids.into_iter().find_map(|id| {
-            let read = |file| fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
-            let is_it = read("cgroup").contains(uid) && read("cmdline").split('\0').any(|part| part == word);
-            Pid::from_raw(id).filter(|_| is_it)
-        })
-    }
-
-    /// Returns the process of the agent on a node, if it runs.
-    pub(super) fn try_agent_of(&self, node: &str) -> Option<Pid> {
-        let field = format!("--field-selector=spec.nodeName={node}");
-        let path = "jsonpath={.items[0].metadata.uid}";
-        let uid = self.plane.kubectl(&["-n", "adit-system", "get", "pods", &field, "-o", path]);
-        self.process_of(&uid, "agent")
+    /// Starts to send so many, the last of which is waited for as well.
+    #[track_caller]
+    pub(super) fn ping_times(&self, from: &Pod, to: &Pod, count: usize) -> Process {
+        self.ping_with(from, to, &["-W", "4", "-c", &count.to_string()])
     }
 
     #[track_caller]
-    pub(super) fn agent_of(&self, node: &str) -> Pid {
-        self.try_agent_of(node).unwrap_or_else(|| panic!("no agent on {node}"))
+    fn ping_with(&self, from: &Pod, to: &Pod, more: &[&str]) -> Process {
+        let net = format!("--net=/proc/{}/ns/net", process_of(&from.uid, "nc").unwrap().as_raw_nonzero());
+        let pattern = canary_pattern();
+        let args = [&net, "ping", "-n", "-q", "-i", INTERVAL, "-p", &pattern];
+        self.fabric.spawn("nsenter", &[&args, more, &[&to.address]].concat())
+    }
+
+    /// Returns the uid of adit's pod on a node.
+    #[track_caller]
+    pub(super) fn adit_on(&self, node: &str) -> String {
+        let field = format!("--field-selector=spec.nodeName={node}");
+        let path = "jsonpath={.items[0].metadata.uid}";
+        self.plane.kubectl(&["-n", "adit-system", "get", "pods", &field, "-o", path])
     }
 
     /// Has what the agent made on a node taken away, by a pod on it.
@@ -304,13 +334,22 @@ impl Cluster {
 
     /// Returns rules, firewall and CNI configuration of a node.
     pub(super) fn left_on(&self, node: &str) -> String {
-        let node = self.nodes.iter().find(|known| known.name == node).unwrap();
-        let first = node.process.as_ref().unwrap().id();
-        let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap();
-        let child = children.split_whitespace().next().unwrap();
-        let lists = fs::read_dir(format!("/proc/{child}/root/etc/cni/net.d")).unwrap().flatten();
+        let first = self.first_process_of(node);
+        let lists = fs::read_dir(format!("/proc/{first}/root/etc/cni/net.d")).unwrap().flatten();
         let lists: String = lists.filter_map(|list| fs::read_to_string(list.path()).ok()).collect();
+        let node = self.node(node);
         node.namespace.ip("rule") + &node.namespace.run("nft", &["list", "ruleset"]) + &lists
+    }
+
+    fn node(&self, name: &str) -> &KubeNode {
+        self.nodes.iter().find(|node| node.name == name).unwrap()
+    }
+
+    /// Returns the first process in a node's namespaces.
+    fn first_process_of(&self, node: &str) -> String {
+        let parent = self.node(node).process.as_ref().unwrap().id();
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+        children.split_whitespace().next().unwrap().to_owned()
     }
 
     /// Takes a node out of the cluster and ends all that runs there.
@@ -336,8 +375,25 @@ impl Cluster {
     }
 }
 
+/// Returns the first process of a pod whose command line begins with the word, by the control groups of processes.
+pub(super) fn process_of(uid: &str, word: &str) -> Option<Pid> {
+    let ids = fs::read_dir("/proc").unwrap().flatten();
+    let mut ids: Vec<i32> = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    ids.sort_unstable();
+    ids.into_iter().find_map(|id| {
+        let read = |file| fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
+        let is_it = read("cgroup").contains(uid) && read("cmdline").split('\0').any(|part| part == word);
+        Pid::from_raw(id).filter(|_| is_it)
+    })
+}
+
 /// The time between two echo requests, in seconds.
 pub(super) const INTERVAL: &str = "0.005";
+/// How many that are in a second.
+pub(super) const PINGS_A_SECOND: usize = 200;
+
+/// The file of adit's image.
+const IMAGE: &str = "adit.tar";
 
 /// The port of the echo pods.
 const PORT: u16 = 8080;
@@ -359,7 +415,7 @@ fn make_busybox_image(directory: &Path) {
     fs::create_dir_all(root.join("bin")).unwrap();
     let busybox = find("busybox").expect("busybox");
     fs::copy(&busybox, root.join("bin/busybox")).unwrap();
-    for name in ["sh", "sleep", "nc", "ping", "hostname", "ip", "kill"] {
+    for name in ["sh", "sleep", "nc", "nslookup", "ping", "hostname", "ip", "kill"] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
     }
     fs::create_dir_all(root.join("tmp")).unwrap();

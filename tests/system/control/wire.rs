@@ -44,6 +44,11 @@ impl Wire {
         counts[what as usize]
     }
 
+    /// Returns how many frames were not read in time since it was asked last: what is to be searched for whole must be read often.
+    pub(crate) fn take_lost(&self) -> u32 {
+        self.capture.take_lost().unwrap()
+    }
+
     pub(crate) fn forget(&self, what: Seen) {
         self.count(what);
         self.counts.lock().unwrap()[what as usize] = 0;
