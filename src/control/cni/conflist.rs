@@ -62,9 +62,28 @@ pub fn install(options: &Options, facts: &Facts) -> Result<bool, Failed> {
         }
     }
     match options.mode {
-        Mode::Chained => chain(directory, &entry(options, facts)),
+        Mode::Chained => chain(directory, &entry(options, facts.on_agent_unavailable)),
         Mode::Main => lay(directory, options, facts),
     }
+}
+
+/// Puts the plugin back into the network that it was in before, if the network's owner has written that anew, as many do when they start:
+/// until the node is ready pods are held, as they would be had it been left alone. Where it is, and where it never was, nothing is changed.
+///
+/// # Errors
+/// Names what cannot be read or written.
+pub fn put_back(options: &Options, on_agent_unavailable: OnAgentUnavailable) -> Result<(), Failed> {
+    // The network of main mode is nobody else's.
+    let (Some(directory), Mode::Chained) = (&options.configuration, options.mode) else { return Ok(()) };
+    for path in files(directory)? {
+        let Some(network) = read(&path)?.as_ref().and_then(as_list) else { continue };
+        let is_there = network["plugins"].as_array().is_some_and(|plugins| plugins.iter().any(is_ours));
+        if !is_there && backup(&path).exists() {
+            chain(directory, &entry(options, on_agent_unavailable))?;
+        }
+        break;
+    }
+    Ok(())
 }
 
 /// Takes the plugin out of every network of a directory, and brings back what was there before.
@@ -140,7 +159,7 @@ fn lay(directory: &Path, options: &Options, facts: &Facts) -> Result<bool, Faile
     if facts.pods.is_empty() {
         return Ok(false);
     }
-    let mut plugin = entry(options, facts);
+    let mut plugin = entry(options, facts.on_agent_unavailable);
     let ranges = facts.pods.iter().map(|prefix| json!([{ "subnet": prefix.to_string() }]));
     plugin["ipam"] = json!({ "type": "host-local", "ranges": ranges.collect::<Vec<_>>() });
     let mut network = json!({ "cniVersion": "1.0.0", "name": "adit", "plugins": [plugin] });
@@ -168,7 +187,7 @@ fn has_portmap(options: &Options) -> bool {
     options.program.as_ref().is_some_and(|(_, place)| is_there(place))
 }
 
-fn entry(options: &Options, facts: &Facts) -> Value {
+fn entry(options: &Options, on_agent_unavailable: OnAgentUnavailable) -> Value {
     json!({
         "type": PLUGIN,
         "mode": match options.mode {
@@ -177,7 +196,7 @@ fn entry(options: &Options, facts: &Facts) -> Value {
         },
         "agentSocket": options.socket,
         "stateDir": options.plugin_state,
-        "onAgentUnavailable": match facts.on_agent_unavailable {
+        "onAgentUnavailable": match on_agent_unavailable {
             OnAgentUnavailable::Fail => "fail",
             OnAgentUnavailable::Ignore => "allow",
         },
@@ -374,6 +393,34 @@ mod tests {
         remove(&directory.0).unwrap();
         assert_eq!(directory.network("10-flannel.conflist"), list(&["flannel"]));
         assert!(!directory.names().iter().any(|name| name.contains("adit")), "{:?}", directory.names());
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_has_the_plugin_where_it_was_and_nowhere_else() {
+        let directory = Directory::new("back");
+        let options = directory.options(Mode::Chained);
+        let single = json!({ "cniVersion": "0.3.1", "name": "net", "type": "bridge" });
+        for (name, network) in [("20-flannel.conflist", list(&["flannel"])), ("10-bridge.conf", single)] {
+            directory.put(name, &network);
+            put_back(&options, OnAgentUnavailable::Fail).unwrap();
+            assert_eq!(directory.network(name), network, "never there");
+            install(&options, &facts()).unwrap();
+            // Its owner starts.
+            directory.put(name, &network);
+            put_back(&options, OnAgentUnavailable::Ignore).unwrap();
+            // What it is told there stays until it is known better.
+            put_back(&options, OnAgentUnavailable::Fail).unwrap();
+            let list = Path::new(name).with_extension("conflist");
+            let plugins = &directory.network(list.to_str().unwrap())["plugins"];
+            assert_eq!(
+                (&plugins[1]["type"], &plugins[1]["onAgentUnavailable"]),
+                (&json!("adit-cni"), &json!("allow"))
+            );
+        }
+        remove(&directory.0).unwrap();
+        assert_eq!(directory.names(), ["10-bridge.conf", "20-flannel.conflist"]);
+        put_back(&options, OnAgentUnavailable::Fail).unwrap();
+        assert_eq!(directory.network("20-flannel.conflist"), list(&["flannel"]), "taken away");
     }
 
     #[test]

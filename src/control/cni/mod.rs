@@ -169,13 +169,18 @@ impl Keeper {
 
     fn look(&mut self) {
         let facts = self.facts.borrow_and_update().clone();
-        let ready = facts.filter(|facts| facts.unready().is_none());
-        let installed = ready.map(|facts| conflist::install(&self.options, &facts));
-        self.shared.set_called(matches!(installed, Some(Ok(true))));
-        let Some(installed) = installed else { return };
+        let installed = match &facts {
+            Some(facts) if facts.unready().is_none() => conflist::install(&self.options, facts).map(Some),
+            _ => {
+                let on_agent_unavailable = facts.map(|facts| facts.on_agent_unavailable).unwrap_or_default();
+                conflist::put_back(&self.options, on_agent_unavailable).map(|()| None)
+            }
+        };
+        self.shared.set_called(matches!(installed, Ok(Some(true))));
         let reason = match installed {
-            Ok(true) => String::new(),
-            Ok(false) => "there is no network to be in, or no block of pod addresses".to_owned(),
+            Ok(None) => return,
+            Ok(Some(true)) => String::new(),
+            Ok(Some(false)) => "there is no network to be in, or no block of pod addresses".to_owned(),
             Err((path, error)) => format!("{}: {error}", path.display()),
         };
         // What goes on failing is said once.

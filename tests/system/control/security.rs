@@ -271,10 +271,12 @@ fn an_agent_takes_the_startup_taint_off_its_own_node_and_changes_no_node_otherwi
         first.agent.as_ref().unwrap().output().contains("the runtime is not told to call the CNI plugin")
     });
     assert_eq!(taints("node1"), tainted);
-    fs::write(networks.path().join("10-pods.conflist"), network).unwrap();
+    let list = networks.path().join("10-pods.conflist");
+    fs::write(&list, network).unwrap();
+    let is_called = || fs::read_to_string(&list).unwrap().contains("adit-cni");
     let rest = "example.com/other:NoSchedule";
     wait_until("the taint removed", SOON, || taints("node1") == rest);
-    assert!(fs::read_to_string(networks.path().join("10-pods.conflist")).unwrap().contains("adit-cni"));
+    assert!(is_called());
     // Who sets it once more is told the same; but not while nothing is held.
     taint("node1");
     wait_until("the taint removed once more", SOON, || taints("node1") == rest);
@@ -282,6 +284,9 @@ fn an_agent_takes_the_startup_taint_off_its_own_node_and_changes_no_node_otherwi
     wait_until("the data plane missed", SOON, || {
         first.agent.as_ref().unwrap().output().matches("the node is not yet what it should be").count() > 1
     });
+    // Nor does the network's owner bring it out of the network then.
+    fs::write(&list, network).unwrap();
+    wait_until("the plugin put back", SOON, is_called);
     taint("node1");
     // A change that is told after that one.
     plane.kubectl(&["label", "node", "node1", "topology.kubernetes.io/zone=east"]);
