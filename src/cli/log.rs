@@ -1,7 +1,7 @@
 //! Where log lines go to.
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Mutex;
@@ -33,6 +33,10 @@ pub(super) fn start(level: Level, file: Option<&Path>) -> io::Result<()> {
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
             builder.with_ansi(false).with_writer(Mutex::new(file)).finish().with(targets).init();
+        }
+        // Colours are for people: a journal takes a line with them for bytes that cannot be shown.
+        None if !io::stderr().is_terminal() => {
+            builder.with_ansi(false).with_writer(io::stderr).finish().with(targets).init();
         }
         None => builder.with_writer(io::stderr).finish().with(targets).init(),
     }

@@ -1,7 +1,8 @@
 //! What systemd is told and asked for: notifications, units, and the guide for two hosts without a cluster.
 //!
 //! There is no systemd here that could run the units. Its own tool checks them; that what they allow is enough is shown by programs that
-//! are started with no more capabilities, and whose system calls are compared with those that the units let through.
+//! are started with no more capabilities, and whose system calls are compared with those that the units let through. A whole system that
+//! runs them is booted by `tests/systemd.sh`, by hand.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -83,7 +84,10 @@ fn an_agent_tells_that_it_is_ready_lives_and_stops() {
     for _ in 0..3 {
         assert_eq!(manager.hear(), "WATCHDOG=1");
     }
-    manager.expect_end_of(node.agent.as_mut().unwrap());
+    let agent = node.agent.as_mut().unwrap();
+    manager.expect_end_of(agent);
+    let log = agent.output();
+    assert!(log.contains("leaving") && !log.contains('\u{1b}'), "plain lines for the journal: {log}");
 }
 
 #[test]
