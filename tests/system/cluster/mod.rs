@@ -282,7 +282,7 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
     assert_eq!(wire.count(Seen::Canary), 0, "in clear as nodes come and go");
 
     // Taken away again, as docs/operations.md says, nothing is left.
-    cluster.plane.kubectl(&["delete", "daemonset", "-n", "adit-system", "adit"]);
+    cluster.plane.kubectl(&["delete", "daemonset", "-n", "adit-system", "adit", "--cascade=foreground"]);
     for node in ["node1", "node3"] {
         cluster.clean_up(node);
         let left = cluster.left_on(node);
