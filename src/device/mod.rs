@@ -1,14 +1,10 @@
 //! A WireGuard interface on a TUN device: threads, sockets and clocks around the protocol.
 //!
 //! ```text
-//! worker i   TUN queue i → UDP sockets i (v4, v6; same port)     run to completion: read, seal, send
-//!            UDP sockets i → TUN queue i + 1                     run to completion: receive, open, write
+//! worker i   TUN queue i ⇄ UDP sockets i (v4, v6; same port)     run to completion: read, seal, send · receive, open, write
 //! handshakes UDP sockets of handshake messages                   turns floods away; idle where the kernel cannot tell messages apart
 //! control    handshakes (bounded queue) · peers that asked · timers · edits · the link: up, down, MTU, moved, deleted
 //! ```
-//!
-//! The kernel puts what answers a packet into the queue that the packet was written to (`tun.c`, `tun_flow_update`), so the two directions
-//! of a flow belong to two workers: acknowledgements are taken in while data are sealed.
 //!
 //! # Memory
 //!
@@ -109,11 +105,11 @@ impl Device {
         let mut device = Self { shared, handshake_times, requests, threads: Vec::new() };
         let handshakes = queues.len();
         // The last one has no queue of its own.
-        for (number, poll) in worker_polls.into_iter().enumerate() {
+        let queues: Vec<_> = queues.iter().chain(queues.first()).map(Arc::clone).collect();
+        for (number, (queue, poll)) in queues.into_iter().zip(worker_polls).enumerate() {
             let reads = number != handshakes;
             let name = if reads { format!("worker-{number}") } else { "handshakes".to_owned() };
-            let [read, write] = [number, number + 1].map(|queue| Arc::clone(&queues[queue % queues.len()]));
-            let worker = Worker::new(number, Arc::clone(&device.shared), read, write, reads, poll)?;
+            let worker = Worker::new(number, Arc::clone(&device.shared), queue, reads, poll)?;
             device.spawn(name, move || worker.run())?;
         }
         device.spawn("control".to_owned(), move || control.run(on_close))?;

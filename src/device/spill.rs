@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! worker i   read → seal ─┐ lane i           receive → open ─┐ lane i
-//! worker j                └→ send                            └→ merge → write
+//! worker j                └→ send                            └→ merge → write to queue i
 //! ```
 
 use std::sync::atomic::AtomicU64;

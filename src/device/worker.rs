@@ -1,4 +1,4 @@
-//! A worker: one TUN queue each way, its own sockets, and everything in between on one thread.
+//! A worker: one TUN queue, its own sockets, and everything in between on one thread.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -38,10 +38,7 @@ pub(super) enum Left {
 pub(super) struct Worker {
     number: usize,
     shared: Arc<Shared>,
-    /// The queue that is read.
-    read: Arc<Queue>,
-    /// The queue that what was received is written to.
-    write: Arc<Queue>,
+    queue: Arc<Queue>,
     poll: Poll,
     sockets: Option<Arc<SocketSet>>,
     ready: Ready,
@@ -60,15 +57,14 @@ impl Worker {
     pub(super) fn new(
         number: usize,
         shared: Arc<Shared>,
-        read: Arc<Queue>,
-        write: Arc<Queue>,
+        queue: Arc<Queue>,
         reads: bool,
         poll: Poll,
     ) -> io::Result<Self> {
         if reads {
-            poll.registry().register(&mut SourceFd(&read.as_raw_fd()), TUN, Interest::READABLE)?;
+            poll.registry().register(&mut SourceFd(&queue.as_raw_fd()), TUN, Interest::READABLE)?;
         }
-        Ok(Self { number, shared, read, write, poll, sockets: None, ready: Ready::default() })
+        Ok(Self { number, shared, queue, poll, sockets: None, ready: Ready::default() })
     }
 
     pub(super) fn run(mut self) {
@@ -129,7 +125,7 @@ impl Worker {
     /// One batch of each source, so that none starves another.
     fn turn(&mut self, sender: &mut Sender, receiver: &mut Receiver) {
         if self.ready.tun {
-            let left = sender.turn(&self.read, self.sockets.as_deref());
+            let left = sender.turn(&self.queue, self.sockets.as_deref());
             self.ready.tun = left == Left::More;
             if left == Left::Gone {
                 self.shared.link_lost.store(true, SeqCst);
@@ -142,7 +138,7 @@ impl Worker {
             return;
         };
         let mut receive = |socket: &Option<UdpSocket>, ready: bool| {
-            let left = socket.as_ref().filter(|_| ready).map(|socket| receiver.turn(socket, &self.write));
+            let left = socket.as_ref().filter(|_| ready).map(|socket| receiver.turn(socket, &self.queue));
             left == Some(Left::More)
         };
         self.ready.v4 = receive(&sockets.v4, self.ready.v4);
