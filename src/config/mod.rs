@@ -226,6 +226,22 @@ pub struct PeerSnapshot {
     pub allowed_ips: Vec<Prefix>,
 }
 
+impl PeerSnapshot {
+    /// Returns a peer of which nothing is known but who it is.
+    pub fn new(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            preshared_key: PresharedKey::default(),
+            endpoint: None,
+            last_handshake: None,
+            tx_bytes: 0,
+            rx_bytes: 0,
+            persistent_keepalive: 0,
+            allowed_ips: Vec::new(),
+        }
+    }
+}
+
 /// What a data plane tells of itself beyond its configuration, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Statistics {

@@ -3,7 +3,7 @@
 //! A thousand peers take milliseconds to read, and a change of one of them does not wait for that. Whoever believes reads soon after all
 //! the same, so that what somebody else has changed is found.
 
-use crate::config::{AllowedIpEdit, Edit, PeerEdit, PeerSnapshot, Prefix, PresharedKey, Snapshot};
+use crate::config::{AllowedIpEdit, Edit, PeerEdit, PeerSnapshot, Prefix, Snapshot};
 
 /// The most edits that are followed: to read is quicker than to follow more.
 const EDITS_MAX: usize = 16;
@@ -34,16 +34,7 @@ fn follow_peer(peers: &mut Vec<PeerSnapshot>, edit: &PeerEdit) {
         Some(at) => at,
         None if edit.update_only => return,
         None => {
-            peers.push(PeerSnapshot {
-                public_key: edit.public_key,
-                preshared_key: PresharedKey::default(),
-                endpoint: None,
-                last_handshake: None,
-                tx_bytes: 0,
-                rx_bytes: 0,
-                persistent_keepalive: 0,
-                allowed_ips: Vec::new(),
-            });
+            peers.push(PeerSnapshot::new(edit.public_key));
             peers.len() - 1
         }
     };
@@ -74,6 +65,7 @@ fn take(held: &mut Vec<Prefix>, prefix: &Prefix) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PresharedKey;
     use crate::crypto::x25519::PublicKey;
 
     fn edit(n: u8) -> PeerEdit {

@@ -17,9 +17,7 @@ use std::time::Duration;
 
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::config::{
-    AllowedIpEdit, Durations, Edit, PeerEdit, PeerSnapshot, Prefix, PresharedKey, Snapshot, Statistics,
-};
+use crate::config::{AllowedIpEdit, Durations, Edit, PeerEdit, PeerSnapshot, Prefix, Snapshot, Statistics};
 use crate::crypto::secret::Secret;
 use crate::crypto::x25519::{PrivateKey, PublicKey};
 
@@ -263,16 +261,7 @@ pub fn read_snapshot(reply: &str, expected: Option<&PrivateKey>) -> Result<Snaps
     read_lines(reply, |key, value| {
         if key == "public_key" {
             handshake = Duration::ZERO;
-            snapshot.peers.push(PeerSnapshot {
-                public_key: PublicKey::new(*hex_key(value)?.as_bytes()),
-                preshared_key: PresharedKey::default(),
-                endpoint: None,
-                last_handshake: None,
-                tx_bytes: 0,
-                rx_bytes: 0,
-                persistent_keepalive: 0,
-                allowed_ips: Vec::new(),
-            });
+            snapshot.peers.push(PeerSnapshot::new(PublicKey::new(*hex_key(value)?.as_bytes())));
             return Ok(());
         }
         match snapshot.peers.last_mut() {
@@ -465,6 +454,7 @@ fn without_removals(edits: &[Edit], actual: &Snapshot) -> Vec<Edit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PresharedKey;
 
     fn peer(number: u8, allowed_ips: &[&str]) -> PeerSnapshot {
         PeerSnapshot {
