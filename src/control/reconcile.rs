@@ -224,14 +224,9 @@ mod tests {
 
     fn peer(endpoint: Option<SocketAddr>, last_handshake: u64) -> PeerSnapshot {
         PeerSnapshot {
-            public_key: PublicKey::new([1; 32]),
-            preshared_key: PresharedKey::default(),
             endpoint,
             last_handshake: Some(Duration::from_secs(last_handshake)).filter(|moment| !moment.is_zero()),
-            tx_bytes: 0,
-            rx_bytes: 0,
-            persistent_keepalive: 0,
-            allowed_ips: Vec::new(),
+            ..PeerSnapshot::new(PublicKey::new([1; 32]))
         }
     }
 

@@ -51,7 +51,6 @@ pub fn count(peers: &[PeerSnapshot], now: Duration) -> [usize; Session::ALL.len(
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::config::PresharedKey;
     use crate::crypto::x25519::PublicKey;
 
     /// Returns a peer that has been sent `tx_bytes`, with the moment of its last handshake.
@@ -60,16 +59,7 @@ pub(super) mod tests {
         last_handshake: Option<Duration>,
         tx_bytes: u64,
     ) -> PeerSnapshot {
-        PeerSnapshot {
-            public_key: PublicKey::new([number; 32]),
-            preshared_key: PresharedKey::default(),
-            endpoint: None,
-            last_handshake,
-            tx_bytes,
-            rx_bytes: 0,
-            persistent_keepalive: 0,
-            allowed_ips: Vec::new(),
-        }
+        PeerSnapshot { last_handshake, tx_bytes, ..PeerSnapshot::new(PublicKey::new([number; 32])) }
     }
 
     #[test]

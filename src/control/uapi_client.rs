@@ -458,14 +458,8 @@ mod tests {
 
     fn peer(number: u8, allowed_ips: &[&str]) -> PeerSnapshot {
         PeerSnapshot {
-            public_key: PublicKey::new([number; 32]),
-            preshared_key: PresharedKey::default(),
-            endpoint: None,
-            last_handshake: None,
-            tx_bytes: 0,
-            rx_bytes: 0,
-            persistent_keepalive: 0,
             allowed_ips: allowed_ips.iter().map(|text| text.parse().unwrap()).collect(),
+            ..PeerSnapshot::new(PublicKey::new([number; 32]))
         }
     }
 
