@@ -44,6 +44,11 @@ impl Lab {
     /// Sets everything up and passes the first packets.
     pub(crate) fn new(implementation: &Implementation) -> Self {
         let namespaces = [Namespace::new(), Namespace::new()];
+        for namespace in &namespaces {
+            // A connection begins with the namespace's congestion control, is given cubic a moment later, and would keep the pacing of the
+            // former (`bbr_init` asks for it, nothing takes it back). Reno has none, and every kernel has reno.
+            namespace.sysctl("net/ipv4/tcp_congestion_control", "reno");
+        }
         let outer = |side: usize| [format!("{}/24", OUTER[side]), format!("{}/64", OUTER_V6[side])];
         let (a, b) = (outer(0), outer(1));
         namespaces[0].join("veth", &[&a[0], &a[1]], &namespaces[1], "veth", &[&b[0], &b[1]]);
