@@ -37,8 +37,9 @@ use crate::wireguard::time::Instant;
 /// Datagrams that are received in one call.
 const DATAGRAMS: usize = 64;
 
-/// Runs of datagrams that are received in one call: each may fill its slot, and all of them shall stay in the core's cache.
-const RUNS: usize = 8;
+/// Runs of datagrams that are received in one call: each may fill its slot, and all of them shall stay in the core's cache, beside what
+/// the sending half and those who make the traffic keep there.
+const RUNS: usize = 4;
 
 /// Room for the longest datagram or run. Not a power of two: otherwise all slots would begin in the same set of the cache.
 const SLOT: usize = 65536 + 17 * 64;

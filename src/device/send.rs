@@ -44,8 +44,9 @@ const BATCH: usize = 128;
 /// The longest packet that a TUN device hands out, with its header.
 const READ_MAX: usize = VIRTIO_HEADER_MAX + 65535;
 
-/// What is read before it is sent: two super-packets, or a batch of packets.
-const READ_BUFFER: usize = 2 * READ_MAX;
+/// What is read before it is sent: four super-packets, or a batch of packets. A super-packet of TCP has a few segments more than a run of
+/// datagrams may have: what is left over of several shares a run.
+const READ_BUFFER: usize = 4 * READ_MAX;
 
 /// What is sent at once: two super-packets with headers, padding and tags; and always room for one packet of any length.
 const SEND_BUFFER: usize = 192 << 10;
