@@ -47,6 +47,9 @@ pub const UNDER_LOAD_QUEUE: usize = MAX_QUEUED_INCOMING_HANDSHAKES / 8;
 pub const UNDER_LOAD_STICKY: Duration = Duration::from_secs(1);
 /// Kernel `queueing.h`, `MAX_STAGED_PACKETS`: packets of a peer that wait for a session.
 pub const MAX_STAGED_PACKETS: usize = 128;
+/// What the packets of all peers take that wait for a session, in bytes, before each peer may keep but one; the kernel knows no such bound, and 10,000 peers that do
+/// not answer could make it keep 1.8 GB.
+pub const MAX_STAGED_BYTES: usize = 8 << 20;
 /// Kernel `device.h`, `MAX_PEERS_PER_DEVICE`.
 pub const MAX_PEERS: usize = 1 << 20;
 

@@ -117,7 +117,7 @@ mod tests {
     fn indices_name_the_worker_of_their_peer() {
         let table = Table::new(1000);
         for id in 0..100 {
-            let peer = Arc::new(Peer::new(id, PublicKey::new([1; 32]), 0));
+            let peer = Arc::new(Peer::new(id, PublicKey::new([1; 32]), 0, Arc::default()));
             for workers in [3, 16] {
                 assert_eq!(table.insert(&peer, workers, [0xff; 4], &mut Os) % workers, id % workers);
             }
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn indices_are_unique_and_survive_growth_and_removal() {
-        let peer = Arc::new(Peer::new(0, PublicKey::new([1; 32]), 0));
+        let peer = Arc::new(Peer::new(0, PublicKey::new([1; 32]), 0, Arc::default()));
         let mut table = Table::new(8);
         let mut all = Vec::new();
         for i in 0..1000 {

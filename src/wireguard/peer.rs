@@ -5,11 +5,12 @@
 //! `true` when the peer was not flagged before, and the caller hands it to the control thread, so that a peer is queued at most once.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use arc_swap::ArcSwapOption;
 
-use super::constants::{MAX_STAGED_PACKETS, REKEY_TIMEOUT};
+use super::constants::{MAX_STAGED_BYTES, MAX_STAGED_PACKETS, REKEY_TIMEOUT};
 use super::endpoint::Endpoint;
 use super::keypair::{Keypair, Keypairs};
 use super::sync::{AtomicU8, AtomicU32, AtomicU64, SegQueue};
@@ -27,6 +28,17 @@ pub struct Staged {
     /// The outer DS field.
     pub ds: u8,
 }
+
+impl Staged {
+    /// Returns what it takes of memory, in bytes: beside the packet, its place in the queue and what the allocator adds.
+    fn bytes(&self) -> usize {
+        self.packet.len() + 56
+    }
+}
+
+/// What the packets of all peers take that wait for a session, in bytes.
+#[derive(Debug, Default)]
+pub struct StagedBytes(AtomicUsize);
 
 /// What the control thread is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +71,7 @@ pub struct Peer {
     timers: Timers,
     endpoint: ArcSwapOption<Endpoint>,
     staged: SegQueue<Staged>,
+    staged_bytes: Arc<StagedBytes>,
     /// Packets that are staged, or handed out and not yet sent: later packets queue behind them, so that order is kept.
     waiting: AtomicU32,
     asked: AtomicU8,
@@ -69,8 +82,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Returns a peer without sessions. `id` is the caller's name for it, `seed` any random number.
-    pub fn new(id: u32, public_key: PublicKey, seed: u64) -> Self {
+    /// Returns a peer without sessions. `id` is the caller's name for it, `seed` any random number, `staged_bytes` common to all peers.
+    pub fn new(id: u32, public_key: PublicKey, seed: u64, staged_bytes: Arc<StagedBytes>) -> Self {
         Self {
             id,
             public_key,
@@ -78,6 +91,7 @@ impl Peer {
             timers: Timers::new(seed),
             endpoint: ArcSwapOption::empty(),
             staged: SegQueue::new(),
+            staged_bytes,
             waiting: AtomicU32::new(0),
             asked: AtomicU8::new(0),
             last_sent_handshake: AtomicU64::new(0),
@@ -115,13 +129,19 @@ impl Peer {
         self.ask_bits(ask)
     }
 
-    /// Lets a packet wait for a session; the oldest goes when there are more than 128 ([W] §6.4 and kernel `device.c`, `wg_xmit`).
+    /// Lets a packet wait for a session; the oldest goes when there are more than 128 ([W] §6.4 and kernel `device.c`, `wg_xmit`), or when
+    /// those of all peers take more than [`MAX_STAGED_BYTES`] and it is not the only one.
     ///
     /// Returns how many were dropped, and whether the control thread is to be called.
     pub fn stage(&self, packet: Staged) -> (u64, bool) {
         self.stage_quietly(packet);
         let mut dropped = 0;
-        while self.staged.len() > MAX_STAGED_PACKETS && self.staged.pop().is_some() {
+        // One may always wait: a handshake is begun for it, and peers that do not answer shall not keep those out that would.
+        let most = || {
+            let is_full = self.staged_bytes.0.load(Relaxed) > MAX_STAGED_BYTES;
+            if is_full { 1 } else { MAX_STAGED_PACKETS }
+        };
+        while self.staged.len() > most() && self.pop_staged().is_some() {
             dropped += 1;
         }
         self.release(dropped);
@@ -221,6 +241,7 @@ impl Peer {
     /// Stages a packet without asking for anything.
     pub(super) fn stage_quietly(&self, packet: Staged) {
         self.waiting.fetch_add(1, SeqCst);
+        self.staged_bytes.0.fetch_add(packet.bytes(), Relaxed);
         self.staged.push(packet);
     }
 
@@ -232,7 +253,9 @@ impl Peer {
     }
 
     pub(super) fn pop_staged(&self) -> Option<Staged> {
-        self.staged.pop()
+        let packet = self.staged.pop()?;
+        self.staged_bytes.0.fetch_sub(packet.bytes(), Relaxed);
+        Some(packet)
     }
 
     pub(super) fn is_staged(&self) -> bool {
@@ -242,7 +265,7 @@ impl Peer {
     /// Drops what is staged and returns how many packets that were.
     pub(super) fn purge_staged(&self) -> u64 {
         let mut dropped = 0;
-        while self.staged.pop().is_some() {
+        while self.pop_staged().is_some() {
             dropped += 1;
         }
         self.release(dropped);
@@ -304,6 +327,13 @@ impl Peer {
     }
 }
 
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // A worker may have staged another packet after the peer was removed.
+        self.purge_staged();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,7 +347,7 @@ mod tests {
     }
 
     fn peer() -> Peer {
-        Peer::new(1, PublicKey::new([1; 32]), 0)
+        Peer::new(1, PublicKey::new([1; 32]), 0, Arc::default())
     }
 
     fn session(role: Role, birth: Instant) -> Arc<Keypair> {
@@ -358,6 +388,24 @@ mod tests {
     }
 
     #[test]
+    fn however_many_peers_there_are_what_waits_is_bounded_and_each_may_keep_one() {
+        let shared = Arc::<StagedBytes>::default();
+        let peer = |id| Peer::new(id, PublicKey::new([1; 32]), 0, Arc::clone(&shared));
+        let packet = || Staged { packet: vec![0; 65_535].into(), mtu: 1420, ds: 0 };
+        let mut peers: Vec<_> = (0..4).map(peer).collect();
+        let dropped = |peer: &Peer, packets: u64| (0..packets).map(|_| peer.stage(packet()).0).sum::<u64>();
+        assert_eq!(dropped(&peers[0], 100), 0);
+        // 127 of them take 8 MiB.
+        assert_eq!(dropped(&peers[1], 50), 23);
+        assert_eq!(dropped(&peers[2], 50), 49);
+        assert_eq!(peers.iter().map(|peer| peer.staged.len()).collect::<Vec<_>>(), [100, 27, 1, 0]);
+        assert_eq!(peers[0].purge_staged(), 100);
+        assert_eq!(dropped(&peers[3], 50), 0);
+        peers.clear();
+        assert_eq!(shared.0.load(Relaxed), 0, "nothing is left of those that are gone");
+    }
+
+    #[test]
     fn while_packets_wait_none_overtakes_them() {
         let peer = peer();
         peer.keypairs().add(session(Role::Initiator, at(0)));
@@ -391,7 +439,7 @@ mod models {
 
     impl Sending {
         fn new() -> Self {
-            let peer = Peer::new(1, PublicKey::new([1; 32]), 0);
+            let peer = Peer::new(1, PublicKey::new([1; 32]), 0, Arc::default());
             let keys = TransportKeys { send: Secret::new([1; 32]), receive: Secret::new([2; 32]) };
             peer.keypairs().add(Arc::new(Keypair::new(&keys, Role::Initiator, 1, 2, Instant::default())));
             Self { peer, sent: Mutex::new(Vec::new()) }

@@ -114,7 +114,12 @@ impl Interface {
         let mut seed = [0; 8];
         self.random.fill(&mut seed);
         let control = Control {
-            peer: Arc::new(Peer::new(id, public_key, u64::from_le_bytes(seed))),
+            peer: Arc::new(Peer::new(
+                id,
+                public_key,
+                u64::from_le_bytes(seed),
+                Arc::clone(&self.staged_bytes),
+            )),
             psk: PresharedKey::default(),
             static_static: None,
             cookie: cookie::Generator::new(&public_key),

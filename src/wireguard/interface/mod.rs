@@ -36,7 +36,7 @@ use crate::wireguard::keypair::{Keypair, Role};
 use crate::wireguard::load::{Load, RATE_LIMITER_ENTRIES, Screened, screen};
 use crate::wireguard::messages::{COOKIE_REPLY_LEN, INITIATION_LEN, Message, RESPONSE_LEN};
 use crate::wireguard::noise::{self, CreatedInitiation, Static, TransportKeys};
-use crate::wireguard::peer::{Ask, Peer, Staged};
+use crate::wireguard::peer::{Ask, Peer, Staged, StagedBytes};
 use crate::wireguard::ratelimiter::RateLimiter;
 use crate::wireguard::tai64n::Timestamp;
 use crate::wireguard::time::{Instant, Moment};
@@ -173,6 +173,7 @@ pub struct Interface {
     limiter: RateLimiter,
     load: Load,
     drops: Arc<Drops>,
+    staged_bytes: Arc<StagedBytes>,
     handshake_times: Arc<HandshakeTimes>,
     random: Box<dyn Random + Send>,
 }
@@ -205,6 +206,7 @@ impl Interface {
             limiter: RateLimiter::new(seeds[1], RATE_LIMITER_ENTRIES),
             load: Load::default(),
             drops,
+            staged_bytes: Arc::default(),
             handshake_times: Arc::default(),
             random,
         }
