@@ -47,6 +47,9 @@ const SLOT: usize = 65536 + 17 * 64;
 /// Messages that are opened at once.
 const BATCH: usize = 128;
 
+/// Failures in a row after which receiving is tried again only when another datagram has come: this one does not pass by itself.
+const FAILURES_MAX: u32 = 1000;
+
 pub(super) struct Receiver {
     shared: Arc<Shared>,
     /// The worker's number.
@@ -55,6 +58,8 @@ pub(super) struct Receiver {
     writer: Writer,
     screen: Screen,
     heat: Heat,
+    /// Failures to receive since it last succeeded.
+    failures: u32,
 }
 
 /// What was received and is to be written.
@@ -127,6 +132,7 @@ impl Receiver {
             writer: Writer { shared: Arc::clone(&shared), coalescer: Coalescer::new(kinds), kinds },
             screen: Screen::new(),
             heat: Heat::default(),
+            failures: 0,
             shared,
         }
     }
@@ -152,8 +158,12 @@ impl Receiver {
                 return Left::Nothing;
             }
             // T35: an error of one datagram, or a lack of memory, ends nothing.
-            Err(_) => return Left::More,
+            Err(_) => {
+                self.failures = self.failures.saturating_add(1);
+                return if self.failures < FAILURES_MAX { Left::More } else { Left::Nothing };
+            }
         };
+        self.failures = 0;
         let now = now();
         let view = shared.view.load();
         let lane = lane.filter(|(lanes, lane)| lanes.is_used(lane, &self.heat));

@@ -372,14 +372,26 @@ mod tests {
         assert_eq!((fates, arrived, lost), (vec![Fate::SentElsewise; 3], all(), 0));
     }
 
-    /// Linux before 3.13.
+    /// Linux before 3.13, and systems that fail with it.
     #[test]
     fn without_a_mark_where_the_kernel_cannot_send_one() {
-        for from in [None, Some(Ipv4Addr::LOCALHOST.into())] {
-            let (fates, arrived, lost) = send_with(&format!("SendTos={}", libc::EINVAL), from);
-            assert!(fates.iter().all(|&fate| fate != Fate::Dropped), "{fates:?}");
-            assert_eq!((arrived, lost), (all(), 0));
+        for errno in [libc::EINVAL, libc::EIO] {
+            for from in [None, Some(Ipv4Addr::LOCALHOST.into())] {
+                let (fates, arrived, lost) = send_with(&format!("SendTos={errno}"), from);
+                assert!(fates.iter().all(|&fate| fate != Fate::Dropped), "{errno}: {fates:?}");
+                assert_eq!((arrived, lost), (all(), 0), "{errno}");
+            }
         }
+    }
+
+    #[test]
+    fn one_by_one_where_the_system_sends_no_more_in_a_call() {
+        // It is asked once.
+        let (fates, arrived, lost) = send_with("SendMany=38*1", None);
+        assert_eq!((fates, arrived, lost), (vec![Fate::Sent; 3], all(), 0));
+        let (fates, arrived, lost) = send_with(&format!("SendMany=38,SendSegmented={}", libc::EIO), None);
+        let singly = Fate::SentSingly(Refused::Any);
+        assert_eq!((fates, arrived, lost), (vec![Fate::Sent, singly, Fate::Sent], all(), 0));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(super) enum Call {
     UdpSegment,
     /// `setsockopt(UDP_GRO)`.
     UdpGro,
-    /// `sendmmsg` with a `UDP_SEGMENT` message.
+    /// `sendmmsg` with a `UDP_SEGMENT` message; this and the next three likewise for `sendmsg` in its place.
     SendSegmented,
     /// `sendmmsg` of plain datagrams.
     Send,
@@ -41,8 +41,12 @@ pub(super) enum Call {
     SendTos,
     /// `sendmmsg` with a source address.
     SendFrom,
-    /// `recvmmsg`.
+    /// `recvmmsg`, or `recvmsg` in its place.
     Receive,
+    /// `recvmmsg`.
+    ReceiveMany,
+    /// `sendmmsg`.
+    SendMany,
     /// `setsockopt(SO_ATTACH_REUSEPORT_CBPF)`.
     Steering,
     /// `setsockopt(SO_REUSEPORT)`.

@@ -264,6 +264,49 @@ pub struct RecvBatch {
     controls: Vec<cmsg::Buffer>,
     iovecs: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
+    calls: Calls,
+}
+
+/// How datagrams are received or sent.
+#[derive(Clone, Copy, Debug)]
+enum Calls {
+    /// Many in a call.
+    Many,
+    /// One in a call: before Linux 2.6.33 (`recvmmsg`) and 3.0 (`sendmmsg`), on systems that resemble Linux, and where system calls are
+    /// filtered.
+    Single,
+}
+
+impl Calls {
+    /// Makes calls for `headers` until one fails; from the first time that the call for many turns out to be unknown, the other one.
+    ///
+    /// Returns for how many headers it succeeded, or what hindered the first.
+    fn make(
+        &mut self,
+        headers: &mut [libc::mmsghdr],
+        is_known: io::Result<()>,
+        many: impl FnOnce(*mut libc::mmsghdr, libc::c_uint) -> libc::c_int,
+        mut single: impl FnMut(*mut libc::msghdr) -> libc::ssize_t,
+    ) -> io::Result<usize> {
+        if let Self::Many = self {
+            let count = libc::c_uint::try_from(headers.len()).unwrap_or(libc::c_uint::MAX);
+            let done = is_known.and_then(|()| {
+                usize::try_from(many(headers.as_mut_ptr(), count)).map_err(|_| io::Error::last_os_error())
+            });
+            match done {
+                Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => *self = Self::Single,
+                done => return done,
+            }
+        }
+        for (at, header) in headers.iter_mut().enumerate() {
+            match u32::try_from(single(&raw mut header.msg_hdr)) {
+                Ok(len) => header.msg_len = len,
+                Err(_) if at > 0 => return Ok(at),
+                Err(_) => return Err(io::Error::last_os_error()),
+            }
+        }
+        Ok(headers.len())
+    }
 }
 
 /// A datagram that was received.
@@ -298,6 +341,7 @@ impl RecvBatch {
             controls: vec![cmsg::Buffer::new(); slots],
             iovecs: Vec::with_capacity(slots),
             headers: Vec::with_capacity(slots),
+            calls: Calls::Many,
         }
     }
 
@@ -326,14 +370,17 @@ impl RecvBatch {
             header.msg_hdr.msg_controllen = cmsg::CAPACITY;
             header
         }));
-        let slots = libc::c_uint::try_from(self.headers.len()).unwrap_or(libc::c_uint::MAX);
         let fd = socket.as_raw_fd();
-        let none = std::ptr::null_mut();
-        // SAFETY: each header points to a buffer, a name and a control buffer of the lengths it says, all owned by `self` and not
-        // touched until the call returns.
-        let received =
-            unsafe { libc::recvmmsg(fd, self.headers.as_mut_ptr(), slots, libc::MSG_DONTWAIT, none) };
-        let Ok(received) = usize::try_from(received) else { return Err(io::Error::last_os_error()) };
+        let (flags, none) = (libc::MSG_DONTWAIT, std::ptr::null_mut());
+        let received = self.calls.make(
+            &mut self.headers,
+            fault::check(Call::ReceiveMany),
+            // SAFETY: each header points to a buffer, a name and a control buffer of the lengths it says, all owned by `self` and not
+            // touched until the call returns.
+            |headers, count| unsafe { libc::recvmmsg(fd, headers, count, flags, none) },
+            // SAFETY: likewise.
+            |header| unsafe { libc::recvmsg(fd, header, flags) },
+        )?;
         for (header, control) in self.headers[..received].iter().zip(&mut self.controls) {
             control.set_len(header.msg_hdr.msg_controllen);
         }
@@ -436,6 +483,7 @@ pub struct SendBatch {
     controls: Vec<cmsg::Buffer>,
     iovecs: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
+    calls: Calls,
 }
 
 // SAFETY: the pointers in the headers are written by the call that uses them and mean nothing afterwards.
@@ -449,6 +497,7 @@ impl SendBatch {
             controls: vec![cmsg::Buffer::new(); slots],
             iovecs: Vec::with_capacity(slots),
             headers: Vec::with_capacity(slots),
+            calls: Calls::Many,
         }
     }
 
@@ -459,8 +508,10 @@ impl SendBatch {
     pub fn send(&mut self, socket: &UdpSocket, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
         let takes_ds = socket.takes_ds.load(Relaxed);
         let result = self.send_marked(socket, datagrams, takes_ds);
-        // Linux before 3.13 knows no DS field as a control message: better unmarked than not at all.
-        let is_refused = result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
+        // Linux before 3.13 knows no DS field as a control message, and some systems fail with it (quinn #2718): better unmarked than not
+        // at all.
+        let errno = result.as_ref().err().and_then(io::Error::raw_os_error);
+        let is_refused = matches!(errno, Some(libc::EINVAL | libc::EIO));
         let may_be_the_mark = |first: &Datagram<'_>| {
             takes_ds && first.is_marked() && !first.is_segmented() && first.from.is_none()
         };
@@ -500,12 +551,16 @@ impl SendBatch {
             header.msg_hdr.msg_control = control.as_mut_ptr().cast();
             header
         }));
-        let count = libc::c_uint::try_from(self.headers.len()).unwrap_or(libc::c_uint::MAX);
-        let fd = socket.as_raw_fd();
-        // SAFETY: each header points to a payload, a name and a control buffer of the lengths it says, which outlive the call; the
-        // kernel writes only to the headers' lengths.
-        let sent = unsafe { libc::sendmmsg(fd, self.headers.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        let (fd, flags) = (socket.as_raw_fd(), libc::MSG_DONTWAIT);
+        self.calls.make(
+            &mut self.headers,
+            fault::check(Call::SendMany),
+            // SAFETY: each header points to a payload, a name and a control buffer of the lengths it says, which outlive the call; the
+            // kernel writes only to the headers' lengths.
+            |headers, count| unsafe { libc::sendmmsg(fd, headers, count, flags) },
+            // SAFETY: likewise.
+            |header| unsafe { libc::sendmsg(fd, header, flags) },
+        )
     }
 }
 
@@ -612,6 +667,7 @@ fn decode(name: &[u8; NAME_CAPACITY], len: libc::socklen_t) -> Option<SocketAddr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::with_faults;
     use std::time::{Duration, Instant};
 
     fn recv(batch: &mut RecvBatch, socket: &UdpSocket) -> usize {
@@ -628,6 +684,26 @@ mod tests {
             let now = Instant::now();
             assert!(now < deadline, "nothing arrived");
         }
+    }
+
+    #[test]
+    fn one_by_one_where_the_system_receives_no_more_in_a_call() {
+        let socket = UdpSocket::bind(Family::V4, 0, &UdpOptions::default()).unwrap();
+        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.local_port().unwrap());
+        for number in 0..5 {
+            socket.socket.send_to(&[number; 9], &to.into()).unwrap();
+        }
+        let mut batch = RecvBatch::new(3, 16);
+        let mut arrived = Vec::new();
+        let mut receive = || {
+            let received = recv(&mut batch, &socket);
+            arrived.extend((0..received).map(|slot| batch.get_mut(slot).unwrap().payload.to_vec()));
+            received
+        };
+        let (counts, is_left) = with_faults("ReceiveMany=38*1", || [receive(), receive()]);
+        assert_eq!((counts, is_left), ([3, 2], false));
+        assert_eq!(arrived, (0..5).map(|number| vec![number; 9]).collect::<Vec<_>>());
+        assert_eq!(batch.recv(&socket, 3).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

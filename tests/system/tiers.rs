@@ -61,6 +61,8 @@ const ONE_QUEUE: Tier = tier("MultiQueue=22", "vnet,tso,uso,tunnel,gso,gro,coale
 /// Linux 3.8 to 3.19 with more workers than it has queues.
 const NO_MORE_QUEUES: Tier =
     tier("MoreQueues=7", "vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp,steering");
+/// A system that resembles Linux.
+const ONE_DATAGRAM_A_CALL: Tier = tier("ReceiveMany=38,SendMany=38", ALL);
 const NEITHER: Tier = tier("VnetHeader=22,MultiQueue=22", "gso,gro,steering");
 const NO_SHARED_PORT: Tier =
     tier("ReusePort=92", "multiqueue,vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp");
@@ -282,6 +284,7 @@ tiers! {
     tier_with_one_queue: ONE_QUEUE, NO_MORE_QUEUES;
     tier_with_one_queue_and_no_header: NEITHER, NEITHER;
     tier_without_shared_ports: NO_SHARED_PORT, NO_SHARED_PORT;
+    tier_with_one_datagram_a_call: ONE_DATAGRAM_A_CALL, ONE_DATAGRAM_A_CALL;
     linux_3_10_speaks_with_the_newest: LINUX_3_10, MODERN;
     linux_4_18_speaks_with_6_2: LINUX_4_18, LINUX_6_2;
     nothing_speaks_with_everything: NOTHING, MODERN;
