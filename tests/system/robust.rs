@@ -131,10 +131,18 @@ impl Flow {
         })
     }
 
-    /// Keeps `window` packets on their way, as many a second as the machine carries.
-    fn windowed(sender: UdpSocket, receiver: UdpSocket, window: u64) -> Self {
+    /// Sends a packet a millisecond, but never has more than 32 on their way.
+    fn gentle(from: (&Namespace, &str), to: (&Namespace, &str)) -> Self {
+        Self::windowed(udp(from.0, from.1), udp(to.0, to.1), 32, Duration::from_millis(1))
+    }
+
+    /// Keeps `window` packets on their way, with a pause after each.
+    fn windowed(sender: UdpSocket, receiver: UdpSocket, window: u64, rest: Duration) -> Self {
         let mut lost = 0;
         Self::between(sender, receiver, move |seen, sent| {
+            if !rest.is_zero() {
+                pause(rest);
+            }
             let began = boottime();
             while sent - lost >= seen.packets.load(Relaxed) + window {
                 if boottime() - began > Duration::from_millis(200) {
@@ -437,6 +445,7 @@ fn memory_under_load_of_64_peers_is_bounded() {
 fn packets_of_a_flow_stay_in_order_with_several_workers() {
     need!("ip", "wg");
     for args in [
+        ["--threads", "1", "--spill", "auto"],
         ["--threads", "2", "--spill", "auto"],
         ["--threads", "4", "--spill", "auto"],
         ["--threads", "4", "--spill", "on"],
@@ -448,7 +457,7 @@ fn packets_of_a_flow_stay_in_order_with_several_workers() {
         let flows: Vec<_> = (0..6)
             .map(|_| (udp(&pair.a, "10.8.0.1:0"), udp(&pair.b, "10.8.0.2:0")))
             .flat_map(|(a, b)| [(a.try_clone().unwrap(), b.try_clone().unwrap()), (b, a)])
-            .map(|(from, to)| Flow::windowed(from, to, 32))
+            .map(|(from, to)| Flow::windowed(from, to, 32, Duration::ZERO))
             .collect();
         let all_have = |packets: u64, what: &str| {
             wait_until(&format!("{what} packets of every flow"), Duration::from_secs(60), || {
@@ -463,6 +472,39 @@ fn packets_of_a_flow_stay_in_order_with_several_workers() {
             let seen = flow.end();
             let (packets, late) = (seen.packets.load(Relaxed), seen.late.load(Relaxed));
             assert_eq!(late - moved, 0, "of {packets} with {args:?}");
+        }
+    }
+}
+
+/// [W] §6.1: a session is renewed when it is 120 seconds old. What was sealed with the old one arrives before what was sealed with the new
+/// one.
+#[test]
+fn packets_of_a_flow_stay_in_order_when_the_session_is_renewed() {
+    need!("ip", "wg");
+    let all = [
+        ["--threads", "1", "--spill", "auto"],
+        ["--threads", "2", "--spill", "auto"],
+        ["--threads", "4", "--spill", "on"],
+    ];
+    let runs = all.map(|args| {
+        let pair = Pair::with(&args);
+        pair.a.sh("ping -n -c 1 -W 5 10.8.0.2");
+        let began = pair.ta.latest_handshake(&pair.a);
+        let (a, b) = ((&pair.a, "10.8.0.1:0"), (&pair.b, "10.8.0.2:0"));
+        let flows = [Flow::gentle(a, b), Flow::gentle(b, a)];
+        (args, pair, began, flows)
+    });
+    for (args, pair, began, flows) in runs {
+        let renewed = || pair.ta.latest_handshake(&pair.a) > began;
+        wait_until("the session's renewal", Duration::from_secs(150), renewed);
+        for flow in flows {
+            flow.goes_on("after the renewal");
+            let seen = flow.end();
+            let [sent, packets, late] =
+                [&seen.sent, &seen.packets, &seen.late].map(|count| count.load(Relaxed));
+            assert_eq!(late, 0, "of {packets} with {args:?}");
+            // What was under way when it ended.
+            assert!(sent - packets <= 32, "{packets} of {sent} arrived with {args:?}");
         }
     }
 }

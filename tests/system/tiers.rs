@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use adit::sys::clock::boottime;
 use adit::sys::udp::{Datagram, Family, RecvBatch, SendBatch, UdpOptions, UdpSocket};
@@ -13,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::netns::{PORT2, Pair, Start};
 use crate::support::stream::exchange;
 use crate::support::tunnel::{Program, Tunnel};
-use crate::support::{Namespace, SOON, ifname, need, not_hosted, wait_for, wait_until};
+use crate::support::{Namespace, SOON, ifname, need, not_hosted, pause, wait_for, wait_until};
 
 /// A kernel's features, by what is to fail and by what is told not to be used.
 #[derive(Clone, Copy, Debug)]
@@ -483,6 +484,22 @@ fn a_storm_of_errors_passes() {
             exchange(&pair.ns2, &pair.ns1, "192.168.241.1", 1 << 20);
         }
     }
+}
+
+/// As where system calls are filtered: who cannot receive does not keep the processor busy with it.
+#[test]
+fn a_call_that_fails_for_good_costs_nothing() {
+    need!("ip", "wg", "ping");
+    if !faults_are_possible() {
+        return;
+    }
+    let pair = tier("Receive=1", ALL).pair(MODERN);
+    pair.set_endpoints("127.0.0.1");
+    assert!(!pair.ns2.pings("192.168.241.1"));
+    let before = pair.t1.process.cpu_ms();
+    pause(Duration::from_secs(2));
+    let used = pair.t1.process.cpu_ms() - before;
+    assert!(used < 200, "{used} ms of processor time in 2 s");
 }
 
 // ---- paths
