@@ -512,9 +512,7 @@ impl SendBatch {
         // at all.
         let errno = result.as_ref().err().and_then(io::Error::raw_os_error);
         let is_refused = matches!(errno, Some(libc::EINVAL | libc::EIO));
-        let may_be_the_mark = |first: &Datagram<'_>| {
-            takes_ds && first.is_marked() && !first.is_segmented() && first.from.is_none()
-        };
+        let may_be_the_mark = |first: &Datagram<'_>| takes_ds && first.is_marked() && !first.is_segmented();
         if is_refused && datagrams.first().is_some_and(may_be_the_mark) {
             let again = self.send_marked(socket, datagrams, false);
             if again.is_ok() {

@@ -289,6 +289,7 @@ fn scenario_5_a_peer_is_followed_to_every_port_and_address() {
         (&pair, pair.t1.key.public(), pair.t2.key.public());
     pair.set_endpoints("127.0.0.1");
     ns0.ip("addr add fd11::1/64 dev lo nodad");
+    ns0.wait_for_addresses("lo");
     assert!(ns1.pings("192.168.241.2"));
     let session = t1.latest_handshake(ns1);
     let wire = Wire::open(ns0);

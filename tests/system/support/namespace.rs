@@ -161,6 +161,14 @@ impl Namespace {
         wait_until("the link", SOON, || self.ip(&format!("link show dev {name}")).contains("state UP"));
     }
 
+    /// Waits until the kernel takes packets to every IPv6 address of a device: it does a little after the link is up and the address is there,
+    /// `nodad` or not.
+    #[track_caller]
+    pub(crate) fn wait_for_addresses(&self, name: &str) {
+        let tentative = format!("-6 addr show dev {name} tentative");
+        wait_until("addresses in use", SOON, || self.ip(&tentative).is_empty());
+    }
+
     /// Sends one echo request and tells whether it was answered.
     ///
     /// A busy machine may take its time, but not REKEY-TIMEOUT: that a message was lost and sent again shows.

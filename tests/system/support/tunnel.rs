@@ -183,10 +183,12 @@ impl Tunnel {
         from.ip(&format!("link set {} netns {}", self.name, to.path()));
     }
 
-    /// Switches the device on, and returns when the process has taken notice of it: it looks at the link before it answers `wg`.
+    /// Switches the device on, and returns when its addresses are in use and the process has taken notice: it looks at the link before it
+    /// answers `wg`.
     #[track_caller]
     pub(crate) fn up(&self, namespace: &Namespace) {
         namespace.ip(&format!("link set {} up", self.name));
+        namespace.wait_for_addresses(&self.name);
         self.show(namespace, "listen-port");
     }
 
