@@ -25,8 +25,10 @@ enum Kind {
     WireGuard { path: PathBuf, args: &'static [&'static str], one_core_each: bool },
 }
 
-/// This program, as it is and with a library in place of its crypto core, and the arguments.
-const OURS: &[(&str, &[&str])] = &[("adit", &[]), ("adit-ring", &["--crypto", "ring"])];
+/// This program: as it is, with a library in place of its crypto core, without the super-packets of tunnels that Linux 6.17 hands out; and
+/// the arguments.
+const OURS: &[(&str, &[&str])] =
+    &[("adit", &[]), ("adit-ring", &["--crypto", "ring"]), ("adit-6.16", &["--offload", "tunnel=off"])];
 
 /// Name, files by which it may go, further arguments, and whether each end is bound to a core of its own.
 type Peer = (&'static str, &'static [&'static str], &'static [&'static str], bool);
