@@ -10,7 +10,7 @@
 //!
 //! | of | bounded by |
 //! |---|---|
-//! | a worker | 256 KiB read from the TUN device, 192 KiB to be sent, 64 places of 65 KiB for what is received, of which only pages that a datagram has touched take memory (0.25 MiB by runs, 0.25 MiB by datagrams of an Ethernet's length); beside that 4 MiB in each direction of each socket, which the kernel has while they are filled |
+//! | a worker | 256 KiB read from the TUN device, 192 KiB to be sent, 64 places of 65 KiB for what is received, of which only pages that a datagram has touched take memory (0.25 MiB by runs, 2 MiB where runs follow datagrams that came one by one, 0.25 MiB by datagrams of an Ethernet's length); beside that 4 MiB in each direction of each socket, which the kernel has while they are filled |
 //! | a worker that is helped | four more of what is to be sent, and four more of what was received, from the first time that it was |
 //! | a peer | 2 KB with two prefixes, measured with 100,000 of them; 128 waiting packets at most, each of its length and 56 bytes, and of more than [`MAX_STAGED_BYTES`](crate::wireguard::constants::MAX_STAGED_BYTES) of all peers together but one of each |
 //! | handshakes | a queue of 4096 messages, a limiter of [`RATE_LIMITER_ENTRIES`](crate::wireguard::load::RATE_LIMITER_ENTRIES) addresses for each thread that receives |

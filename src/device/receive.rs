@@ -41,6 +41,10 @@ const DATAGRAMS: usize = 64;
 /// the sending half and those who make the traffic keep there.
 const RUNS: usize = 4;
 
+/// Datagrams that are received in one call where they could have come as runs and do not. Should the next ones be runs, they touch two
+/// megabytes of the buffer.
+const SINGLES: usize = 32;
+
 /// Room for the longest datagram or run. Not a power of two: otherwise all slots would begin in the same set of the cache.
 const SLOT: usize = 65536 + 17 * 64;
 
@@ -58,6 +62,8 @@ pub(super) struct Receiver {
     writer: Writer,
     screen: Screen,
     heat: Heat,
+    /// Whether what came last was single datagrams.
+    has_singles: bool,
     /// Failures to receive since it last succeeded.
     failures: u32,
 }
@@ -132,6 +138,7 @@ impl Receiver {
             writer: Writer { shared: Arc::clone(&shared), coalescer: Coalescer::new(kinds), kinds },
             screen: Screen::new(),
             heat: Heat::default(),
+            has_singles: false,
             failures: 0,
             shared,
         }
@@ -147,7 +154,11 @@ impl Receiver {
     fn receive(&mut self, socket: &UdpSocket, queue: &Arc<Queue>) -> Left {
         let shared = Arc::clone(&self.shared);
         let lane = shared.receive_lane(self.number);
-        let most = if socket.offloads().has(Feature::Gro) { RUNS } else { DATAGRAMS };
+        let most = match socket.offloads().has(Feature::Gro) {
+            true if self.has_singles => SINGLES,
+            true => RUNS,
+            false => DATAGRAMS,
+        };
         let received = match self.inbox.received.recv(socket, most) {
             Ok(received) => received,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -167,11 +178,13 @@ impl Receiver {
         let now = now();
         let view = shared.view.load();
         let lane = lane.filter(|(lanes, lane)| lanes.is_used(lane, &self.heat));
+        self.has_singles = true;
         for slot in 0..received {
             let Some(run) = self.inbox.received.get_mut(slot) else { continue };
             let source = run.to.map(|(ip, interface)| Source { ip, interface });
             let from = Endpoint { addr: run.from, source };
             let ecn = run.ecn;
+            self.has_singles &= run.segment == run.payload.len();
             if run.truncated {
                 shared.drops.count(Dropped::Truncated);
             }
