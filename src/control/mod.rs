@@ -37,6 +37,7 @@
 pub mod agent;
 pub mod api;
 pub mod belief;
+mod blocks;
 pub mod cni;
 pub mod data_plane;
 pub mod failed;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Prefix;
 use crate::control::api::PodAddresses;
+use crate::control::blocks::Blocks;
 use crate::control::objects::{Fault, Objects, Tunnel};
 use crate::control::settings::Settings;
 
@@ -27,10 +28,10 @@ impl Granted<'_> {
 pub(super) struct Claims<'a> {
     settings: &'a Settings,
     /// Whose each block of pods is by the cluster's word.
-    given: Blocks<'a>,
+    given: Blocks<&'a str>,
     given_to: BTreeSet<&'a str>,
     /// Whose each block of pods is.
-    pods: Blocks<'a>,
+    pods: Blocks<&'a str>,
     /// Whose each single address is.
     singles: BTreeMap<Prefix, &'a str>,
     pub(super) granted: BTreeMap<&'a str, Granted<'a>>,
@@ -42,9 +43,9 @@ impl<'a> Claims<'a> {
         let nodes = objects.nodes.iter();
         let mut given = Blocks::default();
         for (name, node) in nodes {
-            node.pod_prefixes.iter().for_each(|prefix| given.insert(*prefix, name));
+            node.pod_prefixes.iter().for_each(|prefix| given.insert(*prefix, name.as_str()));
         }
-        let given_to = given.holders.values().copied().collect();
+        let given_to = given.values().copied().collect();
         let (pods, singles, granted) = (Blocks::default(), BTreeMap::new(), BTreeMap::new());
         Self { settings, given, given_to, pods, singles, granted, faults: BTreeSet::new() }
     }
@@ -57,7 +58,7 @@ impl<'a> Claims<'a> {
             if speaking.peek() == Some(&name) {
                 continue;
             }
-            let pods = node.pod_prefixes.iter().filter(|prefix| !self.pods.holders.contains_key(prefix));
+            let pods = node.pod_prefixes.iter().filter(|prefix| self.pods.get(prefix).is_none());
             let nodes = node.addresses.iter().map(|addr| Prefix::host(*addr));
             let nodes = nodes.filter(|single| self.single_refusal(name, single).is_none());
             let granted =
@@ -101,8 +102,8 @@ impl<'a> Claims<'a> {
         // A single pod's address may be anywhere, if that is the plan.
         let is_pod =
             self.settings.pod_addresses == PodAddresses::Pods && *prefix == Prefix::host(prefix.addr());
-        match self.given.holder(prefix).filter(|_| !is_pod) {
-            Some(other) if other != name => {
+        match self.given.around(prefix).filter(|_| !is_pod) {
+            Some((_, other)) if *other != name => {
                 return Some(format!("the cluster gave {prefix} to the node {other}"));
             }
             None if is_given && !is_pod => {
@@ -115,7 +116,7 @@ impl<'a> Claims<'a> {
             return Some(format!("{prefix} is outside the clusterCIDRs"));
         }
         // A block inside another's block is a loan: the more specific one has it.
-        if let Some(other) = self.pods.holders.get(prefix).filter(|other| **other != name) {
+        if let Some(other) = self.pods.get(prefix).filter(|other| **other != name) {
             return Some(format!("{prefix} belongs to the older node {other}"));
         }
         let inside = self
@@ -132,68 +133,12 @@ impl<'a> Claims<'a> {
         if let Some(other) = self.singles.get(single).filter(|other| **other != name) {
             return Some(format!("{} belongs to the older node {other}", single.addr()));
         }
-        let other = self.pods.holder(single).filter(|other| *other != name)?;
+        let (_, other) = self.pods.around(single).filter(|(_, other)| **other != name)?;
         Some(format!("{} is among the pods of the older node {other}", single.addr()))
     }
 
     fn fault(&mut self, name: &str, field: &str, at: usize, reason: String) {
         let fault = Fault { field: format!("spec.{field}[{at}]"), reason };
         self.faults.insert((format!("NodeTunnel/{name}"), fault));
-    }
-}
-
-/// Blocks of addresses, and whose they are.
-#[derive(Debug, Default)]
-struct Blocks<'a> {
-    holders: BTreeMap<Prefix, &'a str>,
-    /// The lengths of all of them, by family: what covers an address need not be looked for among others.
-    lens: BTreeSet<(bool, u8)>,
-}
-
-impl<'a> Blocks<'a> {
-    fn insert(&mut self, block: Prefix, holder: &'a str) {
-        self.holders.insert(block, holder);
-        self.lens.insert((block.addr().is_ipv6(), block.len()));
-    }
-
-    /// Returns who holds the most specific block that covers `prefix`.
-    fn holder(&self, prefix: &Prefix) -> Option<&'a str> {
-        let family = prefix.addr().is_ipv6();
-        let lens = self.lens.range((family, 0)..=(family, prefix.len())).rev();
-        let around = lens.filter_map(|(_, len)| Prefix::new(prefix.addr(), *len));
-        around.filter_map(|block| self.holders.get(&block)).copied().next()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::IpAddr;
-
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn any_prefix() -> impl Strategy<Value = Prefix> {
-        let v4 = (any::<u8>(), 24..=32_u8).prop_map(|(last, len)| (IpAddr::from([10, 0, 0, last]), len));
-        let v6 = (any::<u8>(), 0..=128_u8)
-            .prop_map(|(last, len)| (IpAddr::from([0, 0, 0, 0, 0, 0, 0, u16::from(last)]), len));
-        prop_oneof![v4, v6].prop_map(|(addr, len)| Prefix::new(addr, len).unwrap())
-    }
-
-    proptest! {
-        /// Against a twin that asks every block.
-        #[test]
-        fn the_most_specific_block_around_is_found(blocks in vec(any_prefix(), 0..12), inner in any_prefix()) {
-            let names: Vec<String> = (0..blocks.len()).map(|at| at.to_string()).collect();
-            let mut found = Blocks::default();
-            for (block, name) in blocks.iter().zip(&names) {
-                found.insert(*block, name);
-            }
-            // Of two claims to one block the last one counts here.
-            let around = blocks.iter().zip(&names).filter(|(block, _)| block.covers(&inner));
-            let expected = around.max_by_key(|(block, _)| block.len()).map(|(_, name)| name.as_str());
-            prop_assert_eq!(found.holder(&inner), expected);
-        }
     }
 }
