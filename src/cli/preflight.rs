@@ -59,7 +59,7 @@ fn objects(args: &PreflightArgs) -> Result<Objects, String> {
     }
     let mut objects = Objects::default();
     let kept = Store::snapshot_in(&args.places.state).map_err(|error| error.to_string())?;
-    let values = kept.iter().flat_map(|kept| &kept.objects);
+    let values = kept.iter().flatten();
     values.filter_map(|value| read::object(value).ok()).for_each(|object| objects.insert(object));
     Ok(objects)
 }

@@ -7,8 +7,7 @@
 //! look left it, so that a change does not wait for a thousand peers to be read. A second later they are.
 //!
 //! Objects are kept on disk a second after they have changed, and at the end. Until the source has read every list, the loop acts on what
-//! was kept, and removes nothing. It closes routes on the word of what was kept only after a reboot, when there are none: a process that
-//! was killed may have known a second more.
+//! was kept, and removes nothing: a process that was killed may have known a second more.
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
@@ -36,11 +35,12 @@ use super::metrics::server::{Server, places};
 use super::metrics::{self, Watched};
 use super::mtu::{Note, Ways};
 use super::objects::{Fault, Objects};
-use super::plan::{Kind, Masquerade, Routes};
+use super::plan::{Kind, Masquerade};
 use super::preflight::{self, Wanted};
 use super::publish::published;
 use super::read;
-use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane};
+use super::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
+use super::route::Router;
 use super::status::{self, Outcome};
 use super::store::Store;
 use super::topology::{Own, Topology, topology};
@@ -153,19 +153,9 @@ pub struct Agent {
 /// What is known of the cluster.
 struct Known {
     objects: Objects,
-    extent: Extent,
+    /// Whether every list was read to its end; else it is what was kept on disk, and routes may be there that are not in it.
+    is_complete: bool,
     topology: Topology,
-}
-
-/// How much is known of the cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Extent {
-    /// What was kept on disk since the system was booted: routes may be there that are not in it.
-    Kept,
-    /// What was kept on disk before the system was booted.
-    KeptBeforeReboot,
-    /// Every list was read to its end.
-    Complete,
 }
 
 impl Agent {
@@ -332,18 +322,14 @@ impl Agent {
         match self.parts.store.snapshot() {
             Ok(Some(kept)) => {
                 let mut objects = Objects::default();
-                kept.objects
-                    .iter()
+                kept.iter()
                     .filter_map(|value| read::object(value).ok())
                     .for_each(|object| objects.insert(object));
                 tracing::info!(
                     nodes = objects.tunnels.len(),
                     "the objects as last known are used until they are read"
                 );
-                self.know(
-                    objects,
-                    if kept.is_of_this_boot { Extent::Kept } else { Extent::KeptBeforeReboot },
-                );
+                self.know(objects, false);
             }
             Ok(None) => {}
             Err(error) => {
@@ -356,10 +342,10 @@ impl Agent {
     fn learn(&mut self) {
         let Some(objects) = self.parts.source.objects() else { return };
         let is_same = self.known.as_ref().is_some_and(|known| known.objects == objects);
-        if is_same && self.known.as_ref().is_some_and(|known| known.extent == Extent::Complete) {
+        if is_same && self.known.as_ref().is_some_and(|known| known.is_complete) {
             return;
         }
-        self.know(objects, Extent::Complete);
+        self.know(objects, true);
         self.check();
         self.look_at_ways(None);
         self.publish();
@@ -368,7 +354,7 @@ impl Agent {
 
     /// Has said of this node what is otherwise than the cluster knows it.
     fn publish(&mut self) {
-        let Some(known) = self.known.as_ref().filter(|known| known.extent == Extent::Complete) else {
+        let Some(known) = self.known.as_ref().filter(|known| known.is_complete) else {
             return;
         };
         let settings = &known.topology.settings;
@@ -398,9 +384,9 @@ impl Agent {
         let mut is_changed = links != self.own.links;
         if is_changed {
             self.own.links = links;
-            if let Some(Known { objects, extent, .. }) = &self.known {
-                let (objects, extent) = (objects.clone(), *extent);
-                self.know(objects, extent);
+            if let Some(Known { objects, is_complete, .. }) = &self.known {
+                let (objects, is_complete) = (objects.clone(), *is_complete);
+                self.know(objects, is_complete);
             }
         }
         if self.look_at_ways(None) {
@@ -461,7 +447,7 @@ impl Agent {
         self.keeper.keep(known.objects.clone());
     }
 
-    fn know(&mut self, objects: Objects, extent: Extent) {
+    fn know(&mut self, objects: Objects, is_complete: bool) {
         let mut topology = topology(&objects, &self.own);
         if let Some(interface) = &self.parts.interface {
             topology.settings.interface.clone_from(interface);
@@ -470,16 +456,16 @@ impl Agent {
         self.tell(&topology);
         let settings = &topology.settings;
         let client = DataPlane::of(&self.parts.sockets, &settings.interface, settings.backend);
-        self.remember_mode(topology.settings.mode, extent);
+        self.remember_mode(topology.settings.mode, is_complete);
         let wants_pods = topology.settings.pod_addresses == PodAddresses::Pods;
         self.parts.source.want_pods(&self.own.name, wants_pods);
-        metrics::lock(&self.progress).know(&topology, extent == Extent::Complete, client);
-        self.known = Some(Known { objects, extent, topology });
+        metrics::lock(&self.progress).know(&topology, is_complete, client);
+        self.known = Some(Known { objects, is_complete, topology });
     }
 
     /// Keeps the mode that this node is in from here on: it decides whether Strict has to wait.
-    fn remember_mode(&mut self, mode: Mode, extent: Extent) {
-        if extent != Extent::Complete || self.own.mode == Some(mode) {
+    fn remember_mode(&mut self, mode: Mode, is_complete: bool) {
+        if !is_complete || self.own.mode == Some(mode) {
             return;
         }
         self.own.mode = Some(mode);
@@ -608,7 +594,7 @@ impl Agent {
 
     /// Tells the cluster what was found, if that is something new.
     fn report(&mut self, failure: Option<&String>) {
-        let Some(known) = self.known.as_ref().filter(|known| known.extent == Extent::Complete) else {
+        let Some(known) = self.known.as_ref().filter(|known| known.is_complete) else {
             return;
         };
         if !known.objects.tunnels.contains_key(&self.own.name) {
@@ -660,7 +646,7 @@ impl Agent {
             let lost = self.silence.look(&snapshot, clock::realtime()).iter();
             self.lost = lost.filter_map(|key| Some(peers.get(key)?.node.clone())).collect();
         }
-        let (is_complete, is_periodic) = (known.extent == Extent::Complete, self.is_periodic);
+        let (is_complete, is_periodic) = (known.is_complete, self.is_periodic);
         let occasion = Occasion { is_complete, is_periodic, now: clock::realtime(), mtu: self.mtu };
         let plan = reconcile(&snapshot, &known.topology, &self.parts.private_key, &self.endpoints, occasion);
         let mut edited = 0;
@@ -677,7 +663,7 @@ impl Agent {
                     link.sync(&mut self.netlink).map_err(|error| error.to_string())?;
                     ready = Some(link.clone());
                 }
-                Step::Route(routes) => self.program(&known.topology, ready.take(), routes.clone())?,
+                Step::Route(change) => self.program(&known.topology, ready.take(), change)?,
                 Step::Greet(edits) => {
                     client.apply(edits).map_err(|error| error.to_string())?;
                     is_followed = false;
@@ -732,11 +718,13 @@ impl Agent {
 
     /// Closes what would lead into nothing.
     fn without_data_plane(&mut self, error: &Failed) -> String {
-        let known = self.known.as_ref().filter(|known| known.extent != Extent::Kept);
-        let closed = known.and_then(|known| Some((&known.topology, without_data_plane(&known.topology)?)));
+        let closed = self.known.as_ref().and_then(|known| {
+            let change = without_data_plane(&known.topology, known.is_complete)?;
+            Some((&known.topology, change))
+        });
         if self.is_answered != Some(false)
-            && let Some((topology, routes)) = closed
-            && let Err(reason) = self.program(topology, None, routes)
+            && let Some((topology, change)) = closed
+            && let Err(reason) = self.program(topology, None, &change)
         {
             self.is_answered = None;
             return format!("{error}; and the routes: {reason}");
@@ -746,9 +734,20 @@ impl Agent {
     }
 
     /// Makes routes and firewall what they should be, and has them kept so.
-    fn program(&self, topology: &Topology, link: Option<Link>, routes: Routes) -> Result<(), String> {
+    ///
+    /// The firewall protects what the routes do, those among them that were there before too. Before the lists are complete, one that is
+    /// there is replaced in Strict alone: the objects on disk may have missed that Strict was switched on.
+    fn program(&self, topology: &Topology, link: Option<Link>, change: &RouteChange) -> Result<(), String> {
         let settings = &topology.settings;
         let is_strict = settings.mode == Mode::Strict;
+        let (routes, is_whole) = match change {
+            RouteChange::Whole(routes) => (routes.clone(), true),
+            RouteChange::Addition(extension) => {
+                let router = Router::open().map_err(|error| error.to_string());
+                let there = router?.there(&extension.routes).map_err(|error| error.to_string())?;
+                (extension.onto(&there), false)
+            }
+        };
         // Behind another network the translation is that one's, in main mode it is ours whatever is encrypted.
         let is_main = self.parts.cni.as_ref().is_some_and(|cni| cni.mode == cni::Mode::Main);
         let masquerade = if is_main { topology.masquerade.clone() } else { Masquerade::default() };
@@ -758,7 +757,8 @@ impl Agent {
             masquerade,
             ..Firewall::of(&routes, settings.listen_port, is_strict)
         });
-        let done = self.parts.healer.set(heal::Desired { link, routes, firewall });
+        let leaves_firewall = !is_whole && !is_strict;
+        let done = self.parts.healer.set(heal::Desired { link, routes, firewall, leaves_firewall });
         done.map(drop).map_err(|error| error.to_string())
     }
 }

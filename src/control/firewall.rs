@@ -11,7 +11,9 @@
 //! translate    where adit makes the pods' network: from a pod of this node to no address of the cluster, not by the tunnel: masquerade
 //! ```
 //!
-//! Protected is an address that the plan's routes lead into the tunnel or nowhere. The table repeats what the routes say, for the moments when these are gone: before they are made, and after somebody has removed them or the rule. Incoming packets are
+//! Protected is an address that the plan's routes lead into the tunnel or nowhere; until every list is read these are those that were there
+//! before too ([`super::extend`]), so that a node of which nothing is known is believed neither in clear, nor kept out where it is led past
+//! the tunnel. The table repeats what the routes say, for the moments when these are gone: before they are made, and after somebody has removed them or the rule. Incoming packets are
 //! dropped behind the routing decision rather than before, so that those for this host's WireGuard port can be told from those that are
 //! only passed on.
 //!

@@ -42,6 +42,8 @@ pub struct Desired {
     pub routes: Routes,
     /// The firewall; `None` for none.
     pub firewall: Option<Firewall>,
+    /// Whether a firewall that is there stays as it is.
+    pub leaves_firewall: bool,
 }
 
 /// What the looks so far amount to.
@@ -232,14 +234,7 @@ impl Keeper {
     /// the link before the routes that lead there.
     fn look(&mut self, is_healing: bool) -> Result<Outcome, Failed> {
         let Some(desired) = &self.desired else { return Ok(Outcome::default()) };
-        let guarded = match (&desired.firewall, &mut self.netfilter) {
-            (Some(firewall), Some((_, guard))) => guard.sync(firewall),
-            (None, Some((_, guard))) => guard.cleanup().map(|()| false),
-            (Some(_), None) => {
-                Err(Failed::new("firewall", io::Error::from_raw_os_error(libc::EPROTONOSUPPORT)))
-            }
-            (None, None) => Ok(false),
-        };
+        let guarded = guard(desired, self.netfilter.as_mut().map(|(_, guard)| guard));
         let linked = desired.link.as_ref().map_or(Ok(0), |link| link.sync(&mut self.netlink));
         let routed = self.router.sync(&desired.routes);
         let has_changed = matches!(guarded, Ok(true))
@@ -278,11 +273,27 @@ impl Keeper {
     }
 }
 
+/// Makes the firewall what it should be, and tells whether it was something else.
+fn guard(desired: &Desired, guard: Option<&mut Guard>) -> Result<bool, Failed> {
+    let Some(guard) = guard else {
+        let missing = || Failed::new("firewall", io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
+        return desired.firewall.as_ref().map_or(Ok(false), |_| Err(missing()));
+    };
+    if desired.leaves_firewall && guard.has_table()? {
+        return Ok(false);
+    }
+    match &desired.firewall {
+        Some(firewall) => guard.sync(firewall),
+        None => guard.cleanup().map(|()| false),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Prefix;
     use crate::control::plan::{Entry, Kind};
+    use crate::sys::netlink::nftables::Nftables;
     use crate::sys::{netns, with_faults};
 
     #[test]
@@ -298,7 +309,7 @@ mod tests {
                 vec![Entry { prefix: Prefix::new([10, 0, 0, 0].into(), 16).unwrap(), kind: Kind::Blackhole }];
             let routes = Routes { table: 5000, fwmark: 1, rule_priority: 99, entries, ..Routes::default() };
             let firewall = Some(Firewall::of(&routes, 51820, true));
-            let desired = Desired { link: None, routes: routes.clone(), firewall };
+            let desired = Desired { link: None, routes: routes.clone(), firewall, leaves_firewall: false };
             let failure = healer.set(desired.clone()).unwrap_err().to_string();
             assert_eq!(failure, "firewall: Protocol not supported (os error 93)");
             let report = healer.report();
@@ -310,6 +321,51 @@ mod tests {
             let (cleaned, _) = with_faults("Netfilter=93", || cleanup(&routes));
             cleaned.unwrap();
             assert_eq!(Netlink::open()?.rules()?, []);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_firewall_that_is_there_is_left_where_it_is_to_be() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let mut guard = Guard::open()?;
+            if guard.has_table().is_err() {
+                eprintln!("skipped: nftables missing in this kernel");
+                return Ok(());
+            }
+            let entries =
+                vec![Entry { prefix: Prefix::new([10, 0, 0, 0].into(), 16).unwrap(), kind: Kind::Blackhole }];
+            let routes = Routes { table: 5000, fwmark: 1, rule_priority: 99, entries, ..Routes::default() };
+            let firewall = |is_strict| Some(Firewall::of(&routes, 51820, is_strict));
+            let desired = |firewall, leaves_firewall| Desired {
+                link: None,
+                routes: routes.clone(),
+                firewall,
+                leaves_firewall,
+            };
+            guard.sync(&firewall(true).unwrap()).unwrap();
+            let mut nftables = Nftables::open()?;
+            let strict = nftables.fingerprint(TABLE)?;
+            let healer = Healer::start()?;
+            for firewall in [firewall(false), None] {
+                healer.set(desired(firewall, true)).unwrap();
+                assert_eq!(nftables.fingerprint(TABLE)?, strict);
+            }
+            // Where there is none, one is made, and otherwise it is what it should be.
+            healer.set(desired(None, false)).unwrap();
+            assert_eq!(nftables.fingerprint(TABLE)?, None);
+            healer.set(desired(None, true)).unwrap();
+            assert_eq!(nftables.fingerprint(TABLE)?, None);
+            healer.set(desired(firewall(false), true)).unwrap();
+            let made = nftables.fingerprint(TABLE)?;
+            assert!(made.is_some() && made != strict);
+            healer.set(desired(firewall(true), false)).unwrap();
+            assert!(nftables.fingerprint(TABLE)?.map(|rules| rules.len()) == strict.map(|rules| rules.len()));
             Ok(())
         })
         .unwrap();

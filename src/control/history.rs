@@ -11,9 +11,10 @@ use std::time::Duration;
 use super::api::{HostTraffic, Mode, TunnelConfigSpec};
 use super::belief;
 use super::objects::{Config, Node, Object, Objects, Tunnel};
-use super::plan::{Kind, Routes};
+use super::plan::{Entry, Kind, Routes};
 use super::read;
-use super::reconcile::{Endpoints, Occasion, Step, reconcile, without_data_plane};
+use super::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
+use super::route::metric_of;
 use super::topology::{Own, Topology, topology};
 use crate::config::{AllowedIpEdit, Edit, PeerSnapshot, Prefix, PresharedKey, Snapshot};
 use crate::crypto::x25519::{PrivateKey, PublicKey};
@@ -123,11 +124,21 @@ fn best<T>(entries: impl Iterator<Item = (Prefix, T)>, addr: IpAddr) -> Option<T
         .map(|(_, what)| what)
 }
 
-/// Returns what becomes of a packet to `addr`; `None` if it goes in clear. A blackhole beside a way is the worse one.
-fn way(routes: &Routes, addr: IpAddr) -> Option<Kind> {
-    let entries = routes.entries.iter().filter(|entry| entry.prefix.contains(addr));
-    let kind = entries.min_by_key(|entry| (128 - entry.prefix.len(), entry.kind == Kind::Blackhole))?.kind;
+/// Returns what becomes of a packet to `addr` in a table; `None` if it goes in clear.
+fn way(entries: &[Entry], addr: IpAddr) -> Option<Kind> {
+    let entries = entries.iter().filter(|entry| entry.prefix.contains(addr));
+    let kind = entries.min_by_key(|entry| (128 - entry.prefix.len(), metric_of(entry.kind)))?.kind;
     (kind != Kind::Throw).then_some(kind)
+}
+
+/// Returns the two tables, each with what it is in all of these.
+fn tables<'a, const N: usize>(all: [&'a Routes; N]) -> [[&'a [Entry]; N]; 2] {
+    [all.map(|routes| &routes.entries[..]), all.map(|routes| &routes.from_pods.entries[..])]
+}
+
+/// Returns an address of each kind that these entries can tell apart.
+fn addresses(entries: &[&[Entry]]) -> BTreeSet<IpAddr> {
+    entries.concat().iter().map(|entry| entry.prefix.addr()).collect()
 }
 
 /// The world as it is, and the agent as far as it knows.
@@ -135,6 +146,8 @@ struct World {
     random: Random,
     /// Whether the agent asks the data plane what it has.
     asks: Random,
+    /// Whether the disk is told of what the agent knows.
+    keeps: Random,
     objects: Objects,
     /// What the agent has read of them since it was started; `None` once it has read all.
     partly: Option<Objects>,
@@ -159,6 +172,7 @@ impl World {
         Self {
             random: Random(seed),
             asks: Random(!seed),
+            keeps: Random(seed.rotate_left(32)),
             objects: Objects::default(),
             partly: None,
             kept: Objects::default(),
@@ -219,12 +233,12 @@ impl World {
                 self.say("the data plane is killed".to_owned());
                 (self.data_plane, self.believed) = (None, None);
                 // Its interface takes the routes with it.
-                self.routes.entries.retain(|entry| entry.kind != Kind::Unicast);
+                self.routes.close();
             }
             _ => {
                 self.say("the data plane is started anew".to_owned());
                 (self.data_plane, self.believed) = (Some(DataPlane::default()), None);
-                self.routes.entries.retain(|entry| entry.kind != Kind::Unicast);
+                self.routes.close();
             }
         }
         // A list is read to its end sooner or later.
@@ -307,19 +321,26 @@ impl World {
     fn act(&mut self) {
         let is_complete = self.partly.is_none();
         let known = self.partly.clone().unwrap_or_else(|| self.objects.clone());
-        if is_complete {
+        // It may end before the disk has what the kernel has.
+        if is_complete && self.keeps.chance(80) {
             self.kept.clone_from(&known);
         }
         let topology = topology(&known, &self.own);
         self.check_topology(&known, &topology);
         let Some(mut data_plane) = self.data_plane.take() else {
-            if let Some(routes) = without_data_plane(&topology) {
-                self.routes = routes;
+            let before = self.routes.clone();
+            match without_data_plane(&topology, is_complete) {
+                Some(RouteChange::Whole(routes)) => self.routes = routes,
+                Some(RouteChange::Addition(extension)) => {
+                    self.routes = extension.onto(&self.routes);
+                    self.check_stays(&before, &topology);
+                }
+                None => {}
             }
-            self.check_routes(&topology);
+            self.check_routes(&topology, &before, is_complete);
             return;
         };
-        let before = data_plane.table.clone();
+        let (before, routes_before) = (data_plane.table.clone(), self.routes.clone());
         let is_periodic = self.random.chance(20);
         let occasion = Occasion { is_complete, is_periodic, now: Duration::from_secs(1), mtu: None };
         let asks = self.asks.chance(20);
@@ -349,15 +370,24 @@ impl World {
                     is_followed &= belief::follow(&mut snapshot, edits);
                 }
                 Step::Link(link) => assert_eq!(link.interface, self.routes.interface),
-                Step::Route(routes) => {
+                Step::Route(RouteChange::Whole(routes)) => {
                     // What comes in is there before what goes out is gone: the models' states are both, then one.
                     let mut both = routes.clone();
-                    both.entries.extend(self.routes.entries.iter().filter(|old| {
-                        old.kind == Kind::Unicast
-                            && !routes.entries.iter().any(|new| new.prefix == old.prefix)
-                    }));
+                    let old = [&self.routes.entries, &self.routes.from_pods.entries];
+                    for (both, old) in [&mut both.entries, &mut both.from_pods.entries].into_iter().zip(old) {
+                        let new = both.clone();
+                        let leads = |old: &&Entry| {
+                            old.kind == Kind::Unicast && !new.iter().any(|new| new.prefix == old.prefix)
+                        };
+                        both.extend(old.iter().filter(leads));
+                    }
                     self.check_ways(&both, &data_plane);
                     self.routes = routes.clone();
+                }
+                Step::Route(RouteChange::Addition(extension)) => {
+                    self.routes = extension.onto(&self.routes);
+                    assert_eq!(extension.onto(&self.routes), self.routes, "{}", self.story());
+                    self.check_stays(&routes_before, &topology);
                 }
             }
             self.check_ways(&self.routes, &data_plane);
@@ -368,7 +398,7 @@ impl World {
                 assert_eq!(held(&snapshot), held(&data_plane.snapshot()), "{}", self.story());
                 self.believed = Some(snapshot);
             }
-            self.check_end(&topology, &data_plane, is_complete);
+            self.check_end(&topology, &routes_before, &data_plane, is_complete);
         }
         self.data_plane = Some(data_plane);
     }
@@ -399,21 +429,50 @@ impl World {
 
     /// Where a route leads into the tunnel, somebody is there to take it.
     fn check_ways(&self, routes: &Routes, data_plane: &DataPlane) {
-        for entry in routes.entries.iter().filter(|entry| entry.kind == Kind::Unicast) {
+        let entries = routes.entries.iter().chain(&routes.from_pods.entries);
+        for entry in entries.filter(|entry| entry.kind == Kind::Unicast) {
             let taker = data_plane.accepts_from(entry.prefix.addr());
             assert!(taker.is_some(), "nobody takes {}: {}", entry.prefix, self.story());
         }
     }
 
     /// In Strict, nothing for the pods of another node goes in clear; to a node without a key of its own it never does.
-    fn check_routes(&self, topology: &Topology) {
+    ///
+    /// Until every list is read, a pod may be this node's that only the cluster's prefix is known of: what went past the tunnel `before`.
+    fn check_routes(&self, topology: &Topology, before: &Routes, is_complete: bool) {
         if topology.settings.mode != Mode::Strict {
             return;
         }
-        for entry in &topology.routes.entries {
-            let addr = entry.prefix.addr();
-            let (wanted, now) = (way(&topology.routes, addr), way(&self.routes, addr));
-            assert!(wanted.is_none() || now.is_some(), "{addr} goes in clear: {}", self.story());
+        let cluster = topology.settings.cluster_prefixes.as_deref().unwrap_or_default();
+        for [wanted, now, before] in tables([&topology.routes, &self.routes, before]) {
+            let of_nodes: Vec<_> = wanted
+                .iter()
+                .filter(|entry| entry.kind != Kind::Blackhole || !cluster.contains(&entry.prefix))
+                .copied()
+                .collect();
+            for addr in addresses(&[wanted, now, before]) {
+                let is_thrown = before.iter().any(|entry| entry.prefix.contains(addr))
+                    && way(before, addr).is_none()
+                    && way(&of_nodes, addr).is_none();
+                assert!(
+                    way(wanted, addr).is_none() || way(now, addr).is_some() || !is_complete && is_thrown,
+                    "{addr} goes in clear: {}",
+                    self.story()
+                );
+            }
+        }
+    }
+
+    /// Until every list is read, what is led into the tunnel still is, and nothing is opened but what the topology says so of.
+    fn check_stays(&self, before: &Routes, topology: &Topology) {
+        for [wanted, now, before] in tables([&topology.routes, &self.routes, before]) {
+            for addr in addresses(&[before, now, wanted]) {
+                let (was, is) = (way(before, addr), way(now, addr));
+                assert!(was != Some(Kind::Unicast) || is == was, "{addr} is lost: {}", self.story());
+                let is_open =
+                    wanted.iter().any(|entry| entry.prefix.contains(addr)) && way(wanted, addr).is_none();
+                assert!(was.is_none() || is.is_some() || is_open, "{addr} is opened: {}", self.story());
+            }
         }
     }
 
@@ -446,7 +505,7 @@ impl World {
                     continue;
                 }
                 let is_peer = topology.peers.values().any(|peer| peer.node == *name);
-                let way = way(&topology.routes, prefix.addr());
+                let way = way(&topology.routes.entries, prefix.addr());
                 let is_good = match (is_peer, is_strict, tunnel.active.is_some()) {
                     (true, _, _) => way == Some(Kind::Unicast),
                     (false, true, _) | (false, false, true) => way == Some(Kind::Blackhole),
@@ -463,8 +522,14 @@ impl World {
     }
 
     /// What was reached is what is wanted, and what everything made anew would be.
-    fn check_end(&self, topology: &Topology, data_plane: &DataPlane, is_complete: bool) {
-        self.check_routes(topology);
+    fn check_end(
+        &self,
+        topology: &Topology,
+        routes_before: &Routes,
+        data_plane: &DataPlane,
+        is_complete: bool,
+    ) {
+        self.check_routes(topology, routes_before, is_complete);
         if !is_complete {
             return;
         }
@@ -478,7 +543,8 @@ impl World {
                     edits.iter().for_each(|edit| fresh.apply(edit, &mut |_| {}))
                 }
                 Step::Link(_) => {}
-                Step::Route(wanted) => routes = Some(wanted.clone()),
+                Step::Route(RouteChange::Whole(wanted)) => routes = Some(wanted.clone()),
+                Step::Route(RouteChange::Addition(_)) => panic!("not all is said: {}", self.story()),
             }
         }
         assert_eq!(data_plane.table, fresh.table, "{}", self.story());

@@ -16,6 +16,7 @@
 //! - [`translated`]: connections that a new way breaks.
 //! - [`leaving`]: what waits until it is removed. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
+//! - [`extend`]: what the routes are until every list is read. Pure.
 //! - [`route`], [`firewall`], [`link`]: what leads the kernel from what it has to what the plan says, and the taking of those steps.
 //! - [`mtu`]: what the ways to the peers leave for a packet inside.
 //! - [`heal`]: keeps the kernel so, whoever changes it.
@@ -40,6 +41,7 @@ pub mod belief;
 mod blocks;
 pub mod cni;
 pub mod data_plane;
+pub mod extend;
 pub mod failed;
 pub mod firewall;
 pub mod happening;

@@ -11,13 +11,14 @@
 //! Whoever obeys them stops at the first step that fails, and asks again later: each step alone leaves a state that is safe.
 //!
 //! Nothing is removed on the word of a list that is not complete: what the data plane holds beyond it stays, a prefix stays with the
-//! peer that holds it, and as long as anything is kept in this way the routes stay as they are.
+//! peer that holds it, and the routes are added to those that are there; see [`super::extend`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::api::Mode;
+use super::extend::Extension;
 use super::link::Link;
 use super::plan::Routes;
 use super::topology::{Peer, Topology};
@@ -35,13 +36,22 @@ pub enum Step {
     Configure(Vec<Edit>),
     /// To be made so.
     Link(Link),
-    /// To be made so, and what else is in the table to be removed.
-    Route(Routes),
+    /// To be done about the routes.
+    Route(RouteChange),
     /// To be applied to the data plane, so that it sends each peer something: a peer that sends without an answer would notice after 15
     /// seconds only that its session is lost ([W] §6.5).
     Greet(Vec<Edit>),
     /// To be applied to the data plane a while after the steps before it; see [`super::leaving`].
     Forget(Vec<Edit>),
+}
+
+/// What is to be done about the routes.
+#[derive(Debug, Clone)]
+pub enum RouteChange {
+    /// To be made so, and what else is in the table to be removed.
+    Whole(Routes),
+    /// To be added to what is in the table.
+    Addition(Extension),
 }
 
 /// What is known, and when.
@@ -67,8 +77,6 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// To be given to the next call if all steps succeeded.
     pub endpoints: Endpoints,
-    /// Whether something was kept that the objects do not name, because they are not complete.
-    pub is_held_back: bool,
 }
 
 /// Returns what leads from `actual` to `topology`.
@@ -92,7 +100,9 @@ pub fn reconcile(
         endpoints.extend(choice.remember.map(|endpoint| (*key, endpoint)));
         desired.peers.insert(*key, desired_peer(peer, choice.set, topology.settings.persistent_keepalive));
     }
-    let is_held_back = !occasion.is_complete && hold_back(actual, &mut desired);
+    if !occasion.is_complete {
+        hold_back(actual, &mut desired);
+    }
     let Difference { additions, removals } = diff(actual, &desired);
     let mut steps = Vec::new();
     if !additions.is_empty() {
@@ -100,24 +110,33 @@ pub fn reconcile(
     }
     let (interface, mtu) = (topology.settings.interface.clone(), topology.settings.mtu.or(occasion.mtu));
     steps.push(Step::Link(Link { interface, mtu, addresses: topology.addresses.clone() }));
-    if !is_held_back {
-        steps.push(Step::Route(topology.routes.clone()));
-    }
+    steps.push(Step::Route(change(topology, topology.routes.clone(), occasion.is_complete)));
     if actual.peers.is_empty() && !topology.peers.is_empty() {
         steps.push(Step::Greet(greetings(topology)));
     }
     if !removals.is_empty() {
         steps.push(Step::Forget(removals));
     }
-    Plan { steps, endpoints, is_held_back }
+    Plan { steps, endpoints }
 }
 
-/// Returns the routes for the time when there is no data plane: in Strict, what should enter the tunnel goes nowhere. `None` leaves the
-/// routes as they are.
-pub fn without_data_plane(topology: &Topology) -> Option<Routes> {
+/// Returns what is to be done about the routes while there is no data plane: in Strict, what should enter the tunnel goes nowhere. `None` leaves
+/// them as they are.
+///
+/// Before the lists are complete, what is led into the tunnel stays so: a data plane that cannot be asked may be there, with peers of which
+/// nothing is known.
+pub fn without_data_plane(topology: &Topology, is_complete: bool) -> Option<RouteChange> {
     let mut routes = topology.routes.clone();
     routes.close();
-    (topology.settings.mode == Mode::Strict).then_some(routes)
+    (topology.settings.mode == Mode::Strict).then(|| change(topology, routes, is_complete))
+}
+
+fn change(topology: &Topology, routes: Routes, is_complete: bool) -> RouteChange {
+    if is_complete {
+        return RouteChange::Whole(routes);
+    }
+    let cluster = topology.settings.cluster_prefixes.clone().unwrap_or_default();
+    RouteChange::Addition(Extension { routes, cluster, api_servers: topology.api_servers.clone() })
 }
 
 /// Returns what makes a data plane send each peer a keepalive, and a handshake before it: a peer for which persistent keepalives are
@@ -142,29 +161,22 @@ fn desired_peer(peer: &Peer, endpoint: Option<SocketAddr>, persistent_keepalive:
     }
 }
 
-/// Makes what the data plane holds part of what is desired, and tells whether that was more than the objects say.
-fn hold_back(actual: &Snapshot, desired: &mut Desired) -> bool {
+/// Makes what the data plane holds part of what is desired.
+fn hold_back(actual: &Snapshot, desired: &mut Desired) {
     let peers = actual.peers.iter();
     let held: BTreeMap<_, _> =
         peers.flat_map(|peer| peer.allowed_ips.iter().map(|prefix| (*prefix, peer.public_key))).collect();
-    let mut is_more = false;
     for (key, peer) in &mut desired.peers {
-        let count = peer.allowed_ips.len();
         peer.allowed_ips.retain(|prefix| held.get(prefix).is_none_or(|holder| holder == key));
-        is_more |= peer.allowed_ips.len() < count;
     }
     for peer in &actual.peers {
-        is_more |= !desired.peers.contains_key(&peer.public_key);
         let entry = desired.peers.entry(peer.public_key).or_insert_with(|| DesiredPeer {
             preshared_key: peer.preshared_key.clone(),
             persistent_keepalive: peer.persistent_keepalive,
             ..DesiredPeer::default()
         });
-        let count = entry.allowed_ips.len();
         entry.allowed_ips.extend(&peer.allowed_ips);
-        is_more |= entry.allowed_ips.len() > count;
     }
-    is_more
 }
 
 /// What is to be done about a peer's endpoint.

@@ -31,7 +31,7 @@ use crate::crypto::x25519::PrivateKey;
 const FILE_MAX: u64 = 256 << 20;
 
 /// The form of the snapshot; another one is not read.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// Why what is on disk cannot be used.
 #[derive(Debug)]
@@ -65,15 +65,6 @@ impl fmt::Display for Unusable {
 }
 
 impl std::error::Error for Unusable {}
-
-/// Objects that were kept.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Kept {
-    /// The objects, in the words of the API.
-    pub objects: Vec<Value>,
-    /// Whether the system has not been booted since.
-    pub is_of_this_boot: bool,
-}
 
 /// A directory that is ours for as long as this lives.
 #[derive(Debug)]
@@ -156,7 +147,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Unusable::Damaged`] if the file does not hold what was written.
-    pub fn snapshot(&self) -> Result<Option<Kept>, Unusable> {
+    pub fn snapshot(&self) -> Result<Option<Vec<Value>>, Unusable> {
         Self::snapshot_in(&self.directory)
     }
 
@@ -164,7 +155,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of [`Self::snapshot`].
-    pub fn snapshot_in(directory: &Path) -> Result<Option<Kept>, Unusable> {
+    pub fn snapshot_in(directory: &Path) -> Result<Option<Vec<Value>>, Unusable> {
         let path = directory.join("snapshot.json");
         let Some(file) = open_file(&path)? else { return Ok(None) };
         let mut text = Vec::new();
@@ -189,11 +180,8 @@ impl Store {
         list.push(']');
         let objects = list;
         // By hand, so that the checksum is that of the very bytes that follow.
-        let checksum = checksum(&boot(), &objects);
-        let boot = boot();
-        let text = format!(
-            "{{\"version\":{VERSION},\"boot\":\"{boot}\",\"checksum\":\"{checksum}\",\"objects\":{objects}}}\n"
-        );
+        let checksum = checksum(&objects);
+        let text = format!("{{\"version\":{VERSION},\"checksum\":\"{checksum}\",\"objects\":{objects}}}\n");
         self.write("snapshot.json", text.as_bytes())
     }
 
@@ -259,28 +247,21 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(len)
 }
 
-fn parse_snapshot(text: &[u8]) -> Result<Kept, String> {
+fn parse_snapshot(text: &[u8]) -> Result<Vec<Value>, String> {
     let mut whole: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     if whole["version"] != json!(VERSION) {
         return Err(format!("it is of version {}, and {VERSION} is needed", whole["version"]));
     }
     let objects = whole["objects"].take();
-    let of_boot = whole["boot"].as_str().unwrap_or_default();
-    if whole["checksum"].as_str() != Some(&checksum(of_boot, &objects.to_string())) {
+    if whole["checksum"].as_str() != Some(&checksum(&objects.to_string())) {
         return Err("its checksum is wrong".to_owned());
     }
     let Value::Array(objects) = objects else { return Err("it holds no list of objects".to_owned()) };
-    Ok(Kept { objects, is_of_this_boot: of_boot == boot() })
+    Ok(objects)
 }
 
-/// Returns the name that the kernel gave this run of the system (random(4)); nothing where there is no such file.
-fn boot() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    name.trim().to_owned()
-}
-
-fn checksum(boot: &str, text: &str) -> String {
-    blake2s::hash(&[boot.as_bytes(), text.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect()
+fn checksum(text: &str) -> String {
+    blake2s::hash(&[text.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -379,18 +360,6 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_another_boot_is_known_by_it() {
-        let directory = Directory::new("boot");
-        let store = directory.store();
-        let checksum = checksum("other", "[]");
-        let text =
-            format!("{{\"version\":1,\"boot\":\"other\",\"checksum\":\"{checksum}\",\"objects\":[]}}\n");
-        directory.put("snapshot.json", text.as_bytes());
-        let kept = store.snapshot().unwrap().unwrap();
-        assert_eq!(kept, Kept { objects: Vec::new(), is_of_this_boot: false });
-    }
-
-    #[test]
     fn a_snapshot_comes_back_as_it_was_or_not_at_all() {
         let directory = Directory::new("snapshot");
         let store = directory.store();
@@ -398,8 +367,7 @@ mod tests {
         let objects =
             [json!({ "kind": "NodeTunnel", "spec": { "mtu": 1420, "text": "\u{e9}\"\n" } }), json!({})];
         store.keep_snapshot(objects.clone()).unwrap();
-        let kept = Kept { objects: objects.to_vec(), is_of_this_boot: true };
-        assert_eq!(store.snapshot().unwrap().unwrap(), kept);
+        assert_eq!(store.snapshot().unwrap().unwrap(), objects);
         let whole = fs::read(directory.0.join("snapshot.json")).unwrap();
         // The last byte is a newline.
         for len in 0..whole.len() - 1 {

@@ -53,6 +53,41 @@ impl Actual {
         Self { rules, routes: routes.into_iter().map(|route| (key(&route), route)).collect() }
     }
 
+    /// Returns the routes and the pods of this node as a plan would name them, where `wanted` is the next one and `interface` its interface's index.
+    ///
+    /// A route that leads to another interface is none of the plan's, and a table that no rule leads to may as well be empty.
+    fn as_plan(&self, wanted: &Routes, interface: Option<u32>) -> Routes {
+        let mut plan = Routes { entries: Vec::new(), from_pods: FromPods::default(), ..wanted.clone() };
+        // The numbers of the tables may be others from here on.
+        let mut tables = BTreeMap::from([(wanted.table, false), (wanted.pods_table(), true)]);
+        for rule in self.rules.iter().filter(|rule| is_ours(rule, wanted)) {
+            let is_for_pods = match rule.packets {
+                Packets::Unmarked(_) => false,
+                Packets::From(addr, len) => {
+                    plan.from_pods.sources.extend(Prefix::new(addr, len));
+                    true
+                }
+            };
+            tables.insert(rule.table, is_for_pods);
+        }
+        for route in self.routes.values() {
+            let kind = match route.kind {
+                RouteKind::Throw => Kind::Throw,
+                RouteKind::Unicast { interface: other } if Some(other) == interface => Kind::Unicast,
+                RouteKind::Blackhole => Kind::Blackhole,
+                RouteKind::Unicast { .. } | RouteKind::Other(_) => continue,
+            };
+            let (addr, len) = route.destination;
+            let entries = match tables.get(&route.table) {
+                Some(false) => &mut plan.entries,
+                Some(true) => &mut plan.from_pods.entries,
+                None => continue,
+            };
+            entries.extend(Prefix::new(addr, len).map(|prefix| Entry { prefix, kind }));
+        }
+        plan
+    }
+
     /// Takes in a step that was taken.
     fn follow(&mut self, step: &Step) {
         match step {
@@ -148,7 +183,21 @@ pub fn diff(actual: &Actual, desired: &Routes, interface: Option<u32>) -> Vec<St
     removed.reverse();
 
     let rules = rules_of(desired);
-    let is_ours = |rule: &&Rule| match rule.protocol {
+    let is_same =
+        |one: &Rule, other: &Rule| Rule { protocol: None, ..*one } == Rule { protocol: None, ..*other };
+    let own: Vec<_> = actual.rules.iter().filter(|rule| is_ours(rule, desired)).collect();
+    let missing = rules.iter().filter(|rule| !own.iter().any(|own| is_same(own, rule)));
+    let surplus = own.iter().filter(|own| !rules.iter().any(|rule| is_same(own, rule)));
+
+    let mut steps = added;
+    steps.extend(missing.map(|rule| Step::AddRule(*rule)));
+    steps.extend(surplus.map(|rule| Step::RemoveRule(**rule)));
+    steps.extend(removed.into_iter().map(Step::RemoveRoute));
+    steps
+}
+
+fn is_ours(rule: &Rule, desired: &Routes) -> bool {
+    match rule.protocol {
         Some(protocol) => protocol == PROTOCOL,
         // A kernel that keeps no protocol numbers: what is exactly like ours.
         None => {
@@ -158,18 +207,7 @@ pub fn diff(actual: &Actual, desired: &Routes, interface: Option<u32>) -> Vec<St
             };
             rule.priority == desired.rule_priority && table == Some(rule.table)
         }
-    };
-    let is_same =
-        |one: &Rule, other: &Rule| Rule { protocol: None, ..*one } == Rule { protocol: None, ..*other };
-    let own: Vec<_> = actual.rules.iter().filter(is_ours).collect();
-    let missing = rules.iter().filter(|rule| !own.iter().any(|own| is_same(own, rule)));
-    let surplus = own.iter().filter(|own| !rules.iter().any(|rule| is_same(own, rule)));
-
-    let mut steps = added;
-    steps.extend(missing.map(|rule| Step::AddRule(*rule)));
-    steps.extend(surplus.map(|rule| Step::RemoveRule(**rule)));
-    steps.extend(removed.into_iter().map(Step::RemoveRoute));
-    steps
+    }
 }
 
 /// What the kernel tells routes apart by, the strongest of a table first.
@@ -350,11 +388,30 @@ impl Router {
     /// # Errors
     /// Names what cannot be listed.
     pub fn steps(&mut self, desired: &Routes) -> Result<Vec<Step>, Failed> {
+        let known = self.look(&desired.interface)?;
+        let steps = diff(&known, desired, self.interface);
+        self.known = Some(known);
+        Ok(steps)
+    }
+
+    /// Returns what is there, as a plan would name it; `wanted` is the next one.
+    ///
+    /// # Errors
+    /// Names what cannot be listed.
+    pub fn there(&mut self, wanted: &Routes) -> Result<Routes, Failed> {
+        let known = self.look(&wanted.interface)?;
+        let plan = known.as_plan(wanted, self.interface);
+        self.known = Some(known);
+        Ok(plan)
+    }
+
+    /// Looks at the interface, and returns what the kernel has: it is asked if that is not known.
+    fn look(&mut self, interface: &str) -> Result<Actual, Failed> {
         let listing = |what: &str| {
             let what = format!("listing {what}");
             move |error| Failed::new(what, error)
         };
-        let interface = match self.netlink.link(&desired.interface) {
+        let interface = match self.netlink.link(interface) {
             Ok(link) => link.up.then_some(link.index),
             Err(_) => None,
         };
@@ -362,17 +419,12 @@ impl Router {
         if std::mem::replace(&mut self.interface, interface) != interface {
             self.forget();
         }
-        let known = match self.known.take() {
-            Some(known) => known,
-            None => {
-                let filter = RouteFilter { table: None, protocol: Some(PROTOCOL) };
-                let routes = self.netlink.table_routes(&filter).map_err(listing("routes"))?;
-                Actual::new(self.netlink.rules().map_err(listing("rules"))?, routes)
-            }
-        };
-        let steps = diff(&known, desired, interface);
-        self.known = Some(known);
-        Ok(steps)
+        if let Some(known) = self.known.take() {
+            return Ok(known);
+        }
+        let filter = RouteFilter { table: None, protocol: Some(PROTOCOL) };
+        let routes = self.netlink.table_routes(&filter).map_err(listing("routes"))?;
+        Ok(Actual::new(self.netlink.rules().map_err(listing("rules"))?, routes))
     }
 
     fn take(&mut self, step: &Step) -> io::Result<()> {

@@ -447,3 +447,40 @@ fn a_route_in_the_way_is_named_and_left_and_the_rest_is_done() {
     })
     .unwrap();
 }
+
+#[test]
+fn what_is_there_is_read_as_a_plan_whatever_its_tables_are_called() {
+    let mut first = routes(TABLE, vec![entry("10.0.0.0", 16, Kind::Blackhole)]);
+    first.entries.extend([entry("10.0.1.0", 24, Kind::Throw), entry("fd00::", 64, Kind::Unicast)]);
+    first.from_pods.sources = vec![entry("10.0.1.0", 24, Kind::Throw).prefix];
+    first.from_pods.entries = vec![entry("192.0.2.2", 32, Kind::Unicast)];
+    let mut twin = foreign();
+    twin.take_all(&diff(&twin.actual(), &first, Some(INTERFACE)), |_, _| {});
+    let sorted = |mut plan: Routes| {
+        plan.entries.sort_unstable();
+        plan
+    };
+    let expected = sorted(first);
+    // The tables' numbers may overlap with those of before: what a rule leads to is what it was.
+    for table in [TABLE, TABLE + 1, TABLE - 1, TABLE + 100] {
+        let next = Routes { fwmark: FWMARK + 1, ..routes(table, Vec::new()) };
+        let there = sorted(twin.actual().as_plan(&next, Some(INTERFACE)));
+        let expected = Routes { table, fwmark: FWMARK + 1, ..expected.clone() };
+        assert_eq!(there, expected);
+        let steps = diff(&twin.actual(), &there, Some(INTERFACE));
+        let mut moved = twin.clone();
+        moved.take_all(&steps, |twin, step| {
+            for (addr, verdict) in [("10.0.0.1", Verdict::Dropped), ("fd00::1", Verdict::Tunnel(INTERFACE))] {
+                assert_eq!(twin.verdict(addr.parse().unwrap(), 0), verdict, "{addr} after {step}");
+            }
+        });
+        assert_eq!(sorted(moved.actual().as_plan(&next, Some(INTERFACE))), expected);
+    }
+    // What leads to another interface is not the plan's, and what no rule leads to is not asked for by its table.
+    let there = twin.actual().as_plan(&expected, Some(INTERFACE + 1));
+    assert_eq!(there.entries.len() + there.from_pods.entries.len(), 2);
+    twin.rules.clear();
+    assert_eq!(sorted(twin.actual().as_plan(&expected, Some(INTERFACE))).entries, expected.entries);
+    let elsewhere = routes(TABLE + 100, Vec::new());
+    assert_eq!(twin.actual().as_plan(&elsewhere, Some(INTERFACE)), elsewhere);
+}

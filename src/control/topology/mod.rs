@@ -77,6 +77,8 @@ pub struct Topology {
     pub peers: BTreeMap<PublicKey, Peer>,
     /// Its routes.
     pub routes: Routes,
+    /// Where API servers are that it talks to past the tunnel.
+    pub api_servers: BTreeSet<IpAddr>,
     /// What it has to translate if nobody else makes the pods' network.
     pub masquerade: Masquerade,
     /// The addresses of its tunnel's interface.
@@ -165,6 +167,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         waits_for,
         open_addresses: own_addresses.unwrap_or_default(),
         masquerade: masquerade(&settings, &claimed, &own.name),
+        api_servers: routing.api_servers.clone(),
         routes: routing.finish(),
         addresses: own_tunnel.map(|tunnel| tunnel.tunnel_addresses.clone()).unwrap_or_default(),
         not_encrypted,

@@ -18,7 +18,8 @@ pub(super) struct Routing<'a> {
     zone: Option<&'a str>,
     /// The prefixes of the links that have an address of this node.
     subnets: Vec<Prefix>,
-    api_servers: BTreeSet<IpAddr>,
+    /// Where API servers are that need no tunnel.
+    pub(super) api_servers: BTreeSet<IpAddr>,
     /// Whether this node itself is among what never needs the tunnel.
     pub(super) is_exempt: bool,
     /// Those for all packets.

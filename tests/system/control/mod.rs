@@ -5,6 +5,7 @@ mod client;
 pub(crate) mod cluster;
 mod events;
 mod host_traffic;
+mod kept;
 mod lockout;
 mod loss;
 mod mesh;

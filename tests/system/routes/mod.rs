@@ -110,7 +110,7 @@ impl Node {
             ..Routes::default()
         };
         let firewall = Some(Firewall::of(&routes, PORT, mode == Mode::Strict));
-        Desired { link, routes, firewall }
+        Desired { link, routes, firewall, leaves_firewall: false }
     }
 
     fn introduce(&self, other: &Key) {
