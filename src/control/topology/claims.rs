@@ -1,11 +1,19 @@
 //! Which addresses are whose: each claim is granted or refused.
+//!
+//! 1. Blocks of pods, of all nodes. What the cluster gave is that node's, whatever others say and however old they are.
+//! 2. Single addresses. One that is among somebody's pods is that one's; so no block is lost by an address that somebody claims in it.
+//!    What else the cluster knows of a node's addresses decides next, and the age of the node where the cluster knows nothing.
+//!
+//! What the kubelet of a node tells the cluster of its addresses is its own word: of two nodes that have one there the older keeps it.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use crate::config::Prefix;
 use crate::control::api::PodAddresses;
 use crate::control::blocks::Blocks;
-use crate::control::objects::{Fault, Objects, Tunnel};
+use crate::control::objects::{Fault, Node, Objects, Tunnel};
 use crate::control::settings::Settings;
 
 /// What a node may call its own.
@@ -14,6 +22,8 @@ pub(super) struct Granted<'a> {
     /// What it says of itself, if it does.
     pub(super) tunnel: Option<&'a Tunnel>,
     pub(super) pods: Vec<Prefix>,
+    /// The blocks that the cluster gave it and it says nothing of.
+    pub(super) unclaimed: Vec<Prefix>,
     pub(super) nodes: Vec<Prefix>,
     pub(super) tunnels: Vec<Prefix>,
 }
@@ -24,18 +34,30 @@ impl Granted<'_> {
     }
 }
 
-/// The claims of all nodes, added from the oldest to the youngest.
+/// The claims of all nodes, added from the oldest to the youngest: what they say of their pods first, then their single addresses, then
+/// those who say nothing.
 pub(super) struct Claims<'a> {
     settings: &'a Settings,
+    objects: &'a Objects,
     /// Whose each block of pods is by the cluster's word.
     given: Blocks<&'a str>,
-    given_to: BTreeSet<&'a str>,
     /// Whose each block of pods is.
     pods: Blocks<&'a str>,
+    /// Whose each address is by the cluster's word, once somebody has asked.
+    told: OnceCell<BTreeMap<IpAddr, &'a str>>,
+    /// Whose each address of a node is by its own word, where there is no other.
+    said: BTreeMap<IpAddr, &'a str>,
     /// Whose each single address is.
     singles: BTreeMap<Prefix, &'a str>,
     pub(super) granted: BTreeMap<&'a str, Granted<'a>>,
     pub(super) faults: BTreeSet<(String, Fault)>,
+}
+
+/// What a node says that a single address is.
+#[derive(Clone, Copy)]
+enum Single {
+    Node,
+    Tunnel,
 }
 
 impl<'a> Claims<'a> {
@@ -45,33 +67,25 @@ impl<'a> Claims<'a> {
         for (name, node) in nodes {
             node.pod_prefixes.iter().for_each(|prefix| given.insert(*prefix, name.as_str()));
         }
-        let given_to = given.values().copied().collect();
-        let (pods, singles, granted) = (Blocks::default(), BTreeMap::new(), BTreeMap::new());
-        Self { settings, given, given_to, pods, singles, granted, faults: BTreeSet::new() }
-    }
-
-    /// Adds the nodes that say nothing of themselves, with what the cluster says of them.
-    pub(super) fn add_silent(&mut self, objects: &'a Objects) {
-        let mut speaking = objects.tunnels.keys().peekable();
-        for (name, node) in objects.nodes.iter() {
-            while speaking.next_if(|other| *other < name).is_some() {}
-            if speaking.peek() == Some(&name) {
-                continue;
-            }
-            let pods = node.pod_prefixes.iter().filter(|prefix| self.pods.get(prefix).is_none());
-            let nodes = node.addresses.iter().map(|addr| Prefix::host(*addr));
-            let nodes = nodes.filter(|single| self.single_refusal(name, single).is_none());
-            let granted =
-                Granted { pods: pods.copied().collect(), nodes: nodes.collect(), ..Granted::default() };
-            self.granted.insert(name, granted);
+        Self {
+            settings,
+            objects,
+            given,
+            pods: Blocks::default(),
+            told: OnceCell::new(),
+            said: BTreeMap::new(),
+            singles: BTreeMap::new(),
+            granted: BTreeMap::new(),
+            faults: BTreeSet::new(),
         }
     }
 
-    pub(super) fn add(&mut self, name: &'a str, tunnel: &'a Tunnel) {
+    /// Adds what a node says of its pods.
+    pub(super) fn add_pods(&mut self, name: &'a str, tunnel: &'a Tunnel) {
+        let given = self.node(name).map(|node| &node.pod_prefixes[..]).unwrap_or_default();
         let mut granted = Granted { tunnel: Some(tunnel), ..Granted::default() };
-        let is_given = self.given_to.contains(name);
         for (at, prefix) in tunnel.pod_prefixes.iter().enumerate() {
-            match self.pod_refusal(name, prefix, is_given) {
+            match self.pod_refusal(name, prefix, !given.is_empty()) {
                 None => {
                     self.pods.insert(*prefix, name);
                     granted.pods.push(*prefix);
@@ -79,14 +93,28 @@ impl<'a> Claims<'a> {
                 Some(reason) => self.fault(name, "podPrefixes", at, reason),
             }
         }
+        let is_unclaimed =
+            |prefix: &&Prefix| self.given.get(prefix) == Some(&name) && !granted.pods.contains(prefix);
+        granted.unclaimed = given.iter().filter(is_unclaimed).copied().collect();
+        if self.objects.nodes.is_empty() {
+            for addr in &tunnel.node_addresses {
+                self.said.entry(*addr).or_insert(name);
+            }
+        }
+        self.granted.insert(name, granted);
+    }
+
+    /// Adds what a node says of its single addresses, once that is known that all say of their pods.
+    pub(super) fn add_addresses(&mut self, name: &'a str, tunnel: &'a Tunnel) {
+        let mut granted = [Vec::new(), Vec::new()];
         let fields = [
-            ("nodeAddresses", &tunnel.node_addresses, &mut granted.nodes),
-            ("tunnelAddresses", &tunnel.tunnel_addresses, &mut granted.tunnels),
+            ("nodeAddresses", Single::Node, &tunnel.node_addresses),
+            ("tunnelAddresses", Single::Tunnel, &tunnel.tunnel_addresses),
         ];
-        for (field, addresses, into) in fields {
+        for ((field, what, addresses), into) in fields.into_iter().zip(&mut granted) {
             for (at, addr) in addresses.iter().enumerate() {
                 let prefix = Prefix::host(*addr);
-                match self.single_refusal(name, &prefix) {
+                match self.single_refusal(name, &prefix, what) {
                     None => {
                         self.singles.insert(prefix, name);
                         into.push(prefix);
@@ -95,21 +123,49 @@ impl<'a> Claims<'a> {
                 }
             }
         }
-        self.granted.insert(name, granted);
+        if let Some(own) = self.granted.get_mut(name) {
+            [own.nodes, own.tunnels] = granted;
+        }
+    }
+
+    /// Adds the nodes that say nothing of themselves, with what the cluster says of them.
+    pub(super) fn add_silent(&mut self) {
+        let mut speaking = self.objects.tunnels.keys().peekable();
+        for (name, node) in self.objects.nodes.iter() {
+            while speaking.next_if(|other| *other < name).is_some() {}
+            if speaking.peek() == Some(&name) {
+                continue;
+            }
+            let pods = node.pod_prefixes.iter().filter(|prefix| self.pods.get(prefix).is_none());
+            let nodes = node.addresses.iter().map(|addr| Prefix::host(*addr));
+            let nodes = nodes.filter(|single| self.single_refusal(name, single, Single::Node).is_none());
+            let granted =
+                Granted { pods: pods.copied().collect(), nodes: nodes.collect(), ..Granted::default() };
+            self.granted.insert(name, granted);
+        }
     }
 
     fn pod_refusal(&self, name: &str, prefix: &Prefix, is_given: bool) -> Option<String> {
         // A single pod's address may be anywhere, if that is the plan.
         let is_pod =
             self.settings.pod_addresses == PodAddresses::Pods && *prefix == Prefix::host(prefix.addr());
-        match self.given.around(prefix).filter(|_| !is_pod) {
-            Some((_, other)) if *other != name => {
+        match self.given.around(prefix) {
+            Some((_, other)) if *other == name => {}
+            Some((_, other)) if !is_pod => {
                 return Some(format!("the cluster gave {prefix} to the node {other}"));
             }
             None if is_given && !is_pod => {
                 return Some(format!("{prefix} is not among the podCIDRs of the node"));
             }
-            Some(_) | None => {}
+            // What a node takes for its tunnel is a block's own address.
+            Some((block, other)) if block.addr() == prefix.addr() => {
+                return Some(format!("{prefix} is the address of the tunnel of the node {other}"));
+            }
+            Some(_) | None => {
+                if let Some(holder) = self.holder_inside(name, prefix) {
+                    return Some(format!("{prefix} holds {holder}"));
+                }
+            }
         }
         let cluster = self.settings.cluster_prefixes.as_deref();
         if cluster.is_some_and(|cluster| !cluster.iter().any(|block| block.covers(prefix))) {
@@ -119,22 +175,66 @@ impl<'a> Claims<'a> {
         if let Some(other) = self.pods.get(prefix).filter(|other| **other != name) {
             return Some(format!("{prefix} belongs to the older node {other}"));
         }
-        let inside = self
-            .singles
-            .range(Prefix::host(prefix.addr())..)
-            .take_while(|(single, _)| prefix.contains(single.addr()));
-        let mut others = inside.filter(|(_, other)| **other != name);
-        others.next().map(|(single, other)| {
-            format!("{prefix} holds {}, an address of the older node {other}", single.addr())
-        })
+        // One node's word against another's is not enough; but a network that several are in is no block of pods.
+        let inside = self.said.range(prefix.addr()..).take_while(|(addr, _)| prefix.contains(**addr));
+        let mut others = inside.map(|(_, other)| *other).filter(|other| *other != name);
+        let first = others.next()?;
+        let second = others.find(|other| *other != first)?;
+        Some(format!("{prefix} holds addresses of the older nodes {first} and {second}"))
     }
 
-    fn single_refusal(&self, name: &str, single: &Prefix) -> Option<String> {
-        if let Some(other) = self.singles.get(single).filter(|other| **other != name) {
-            return Some(format!("{} belongs to the older node {other}", single.addr()));
+    /// Returns what the cluster knows of an address inside a prefix that is none of the pods of the node `name`.
+    fn holder_inside(&self, name: &str, prefix: &Prefix) -> Option<String> {
+        let mut inside = self.told().range(prefix.addr()..).take_while(|(addr, _)| prefix.contains(**addr));
+        if let Some((addr, other)) = inside.find(|(_, other)| **other != name) {
+            return Some(format!("{addr}, an address of the node {other}"));
         }
-        let (_, other) = self.pods.around(single).filter(|(_, other)| **other != name)?;
-        Some(format!("{} is among the pods of the older node {other}", single.addr()))
+        let mut api_servers = self.objects.api_servers.values().flatten();
+        let found = api_servers.find(|addr| prefix.contains(**addr))?;
+        Some(format!("{found}, an address of an API server"))
+    }
+
+    fn single_refusal(&self, name: &str, single: &Prefix, what: Single) -> Option<String> {
+        let addr = single.addr();
+        if let Some(other) = self.singles.get(single).filter(|other| **other != name) {
+            return Some(format!("{addr} belongs to the older node {other}"));
+        }
+        match self.pods.around(single).or_else(|| self.given.around(single)) {
+            Some((_, other)) if *other == name => return None,
+            Some((_, other)) => return Some(format!("{addr} is among the pods of the node {other}")),
+            None => {}
+        }
+        if let Some(node) = self.node(name) {
+            let (is_known, known) = match what {
+                Single::Node => (!node.addresses.is_empty(), "addresses"),
+                Single::Tunnel => (!node.pod_prefixes.is_empty(), "podCIDRs"),
+            };
+            if node.addresses.contains(&addr) {
+                return None;
+            }
+            if is_known {
+                return Some(format!("{addr} is not among the {known} of the node"));
+            }
+        }
+        let other = self.told().get(&addr).filter(|other| **other != name)?;
+        Some(format!("{addr} is an address of the node {other}"))
+    }
+
+    /// Returns what the cluster says of a node.
+    fn node(&self, name: &str) -> Option<&'a Node> {
+        self.objects.nodes.get(name).map(|node| &**node)
+    }
+
+    fn told(&self) -> &BTreeMap<IpAddr, &'a str> {
+        self.told.get_or_init(|| {
+            let mut told = BTreeMap::new();
+            for (name, node) in self.objects.nodes.iter() {
+                for addr in &node.addresses {
+                    told.entry(*addr).or_insert(name.as_str());
+                }
+            }
+            told
+        })
     }
 
     fn fault(&mut self, name: &str, field: &str, at: usize, reason: String) {

@@ -4,10 +4,11 @@
 //! 2. Keys: one that several nodes have belongs to the oldest of them. The others have none, and nothing goes to them in clear.
 //! 3. Addresses: each belongs to the oldest node that claims it; a claim that is refused has no effect but a fault. A block of pods inside
 //!    another node's block is a loan, and belongs to the borrower. Where the cluster's own `Node`s are known, none of that is needed: a
-//!    node has no pods but in the blocks that the cluster gave it.
+//!    node has no pods but in the blocks that the cluster gave it, and no addresses but those and the ones that the cluster knows.
 //! 4. Peers: from a node, its pods' prefixes, its own addresses and those of its tunnel are accepted. That is more than is routed to it:
 //!    a pod on the host's network answers from the node's address.
-//! 5. Routes: into the tunnel, past it, or nowhere.
+//! 5. Routes: into the tunnel, past it, or nowhere. What is refused has none of its own: a node that could have dropped what it claims could
+//!    have anything dropped. In Strict the blocks that the cluster gave go nowhere until their nodes claim them.
 //!
 //! The oldest is the one whose object was made first; if that is not known, the one whose name comes first. Nothing here depends on the
 //! order in which objects came.
@@ -127,9 +128,12 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     }
     let mut claims = Claims::new(&settings, objects);
     for (name, tunnel) in &by_age {
-        claims.add(name, tunnel);
+        claims.add_pods(name, tunnel);
     }
-    claims.add_silent(objects);
+    for (name, tunnel) in &by_age {
+        claims.add_addresses(name, tunnel);
+    }
+    claims.add_silent();
     faults.extend(claims.faults);
     let claimed = claims.granted;
 

@@ -101,6 +101,9 @@ impl<'a> Routing<'a> {
         for node in &granted.nodes {
             self.route_node(*node, kind);
         }
+        if is_strict {
+            self.all.blackholes.extend(&granted.unclaimed);
+        }
         kind == Kind::Blackhole
     }
 
@@ -122,7 +125,7 @@ impl<'a> Routing<'a> {
 
     /// Adds the routes past the tunnel to this node's own pods.
     pub(super) fn add_own(&mut self, granted: &Granted<'_>) {
-        granted.pods.iter().for_each(|prefix| self.add(*prefix, Kind::Throw));
+        granted.pods.iter().chain(&granted.unclaimed).for_each(|prefix| self.add(*prefix, Kind::Throw));
         self.sources.clone_from(&granted.pods);
     }
 

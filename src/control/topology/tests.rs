@@ -175,14 +175,129 @@ fn a_claim_on_what_is_anothers_has_no_effect() {
         faults(&topology),
         [
             "NodeTunnel/c spec.nodeAddresses[1]: 192.0.2.2 belongs to the older node b",
-            "NodeTunnel/c spec.nodeAddresses[2]: 10.244.2.9 is among the pods of the older node b",
+            "NodeTunnel/c spec.nodeAddresses[2]: 10.244.2.9 is among the pods of the node b",
             "NodeTunnel/c spec.podPrefixes[2]: 10.244.2.0/24 belongs to the older node b",
-            "NodeTunnel/c spec.podPrefixes[3]: 192.0.2.0/25 holds 192.0.2.1, an address of the older node a",
+            "NodeTunnel/c spec.podPrefixes[3]: 192.0.2.0/25 holds addresses of the older nodes a and b",
             "NodeTunnel/c spec.podPrefixes[4]: fd00:2::/64 belongs to the older node b",
             "NodeTunnel/c spec.tunnelAddresses[1]: 192.0.2.1 belongs to the older node a",
             "NodeTunnel/c spec.tunnelAddresses[2]: 10.244.2.0 belongs to the older node b",
         ]
     );
+}
+
+/// Has the cluster know the three nodes as they say that they are.
+fn know_nodes(objects: &mut Objects) {
+    for (name, n) in [("a", 1), ("b", 2), ("c", 3)] {
+        let Tunnel { node_addresses: addresses, pod_prefixes, .. } = node(n);
+        let node = Node { addresses, pod_prefixes, ..Node::default() };
+        objects.nodes.insert(name.to_owned(), node.into());
+    }
+}
+
+#[test]
+fn an_older_node_takes_no_address_that_the_cluster_gave_a_younger_one() {
+    for host_traffic in [HostTraffic::Plain, HostTraffic::PodToNode, HostTraffic::Encrypt] {
+        let mut objects = objects(Mode::Strict);
+        set(&mut objects, |spec| spec.host_traffic = Some(host_traffic));
+        know_nodes(&mut objects);
+        // One that has not said anything so far.
+        let silent = Node {
+            addresses: vec![IpAddr::from([192, 0, 2, 4])],
+            pod_prefixes: vec![prefix("10.244.4.0/24")],
+            ..Node::default()
+        };
+        objects.nodes.insert("d".to_owned(), silent.into());
+        let before = of(&objects);
+        assert_eq!(faults(&before), [""; 0]);
+        // One of c's pods, c's own address, one of d's pods, d's own address, and somebody outside.
+        let stolen = [[10, 244, 3, 9], [192, 0, 2, 3], [10, 244, 4, 9], [192, 0, 2, 4], [203, 0, 113, 9]];
+        change(&mut objects, "b", |tunnel| {
+            tunnel.node_addresses.extend(stolen.map(IpAddr::from));
+            tunnel.tunnel_addresses.extend(stolen.map(IpAddr::from));
+        });
+        let topology = of(&objects);
+        assert_eq!((&topology.peers, &topology.routes), (&before.peers, &before.routes));
+        assert_eq!(
+            faults(&topology),
+            [
+                "NodeTunnel/b spec.nodeAddresses[1]: 10.244.3.9 is among the pods of the node c",
+                "NodeTunnel/b spec.nodeAddresses[2]: 192.0.2.3 is not among the addresses of the node",
+                "NodeTunnel/b spec.nodeAddresses[3]: 10.244.4.9 is among the pods of the node d",
+                "NodeTunnel/b spec.nodeAddresses[4]: 192.0.2.4 is not among the addresses of the node",
+                "NodeTunnel/b spec.nodeAddresses[5]: 203.0.113.9 is not among the addresses of the node",
+                "NodeTunnel/b spec.tunnelAddresses[1]: 10.244.3.9 is among the pods of the node c",
+                "NodeTunnel/b spec.tunnelAddresses[2]: 192.0.2.3 is not among the podCIDRs of the node",
+                "NodeTunnel/b spec.tunnelAddresses[3]: 10.244.4.9 is among the pods of the node d",
+                "NodeTunnel/b spec.tunnelAddresses[4]: 192.0.2.4 is not among the podCIDRs of the node",
+                "NodeTunnel/b spec.tunnelAddresses[5]: 203.0.113.9 is not among the podCIDRs of the node",
+            ]
+        );
+    }
+}
+
+#[test]
+fn where_the_cluster_gives_no_blocks_its_nodes_addresses_are_safe_all_the_same() {
+    let mut objects = objects(Mode::Strict);
+    for name in ["a", "b", "c"] {
+        objects.nodes.insert(name.to_owned(), Node::default().into());
+    }
+    let node = Node { addresses: vec![IpAddr::from([192, 0, 2, 3])], ..Node::default() };
+    objects.nodes.insert("c".to_owned(), node.into());
+    let before = of(&objects);
+    change(&mut objects, "b", |tunnel| {
+        tunnel.pod_prefixes.push(prefix("192.0.2.0/25"));
+        tunnel.node_addresses.push(IpAddr::from([192, 0, 2, 3]));
+        tunnel.tunnel_addresses.extend([[192, 0, 2, 3], [10, 244, 3, 9]].map(IpAddr::from));
+    });
+    let topology = of(&objects);
+    assert_eq!((&topology.peers, &topology.routes), (&before.peers, &before.routes));
+    assert_eq!(
+        faults(&topology),
+        [
+            "NodeTunnel/b spec.nodeAddresses[1]: 192.0.2.3 is an address of the node c",
+            "NodeTunnel/b spec.podPrefixes[2]: 192.0.2.0/25 holds 192.0.2.3, an address of the node c",
+            "NodeTunnel/b spec.tunnelAddresses[1]: 192.0.2.3 is an address of the node c",
+            "NodeTunnel/b spec.tunnelAddresses[2]: 10.244.3.9 is among the pods of the node c",
+        ]
+    );
+}
+
+#[test]
+fn no_block_is_lost_by_a_single_address_that_an_older_node_claims() {
+    let mut objects = objects(Mode::Strict);
+    let before = of(&objects);
+    // Without a cluster nobody knows better.
+    change(&mut objects, "b", |tunnel| {
+        tunnel.node_addresses.push(IpAddr::from([10, 244, 3, 9]));
+        tunnel.tunnel_addresses.push(IpAddr::from([10, 244, 3, 0]));
+    });
+    let topology = of(&objects);
+    assert_eq!((&topology.peers, &topology.routes), (&before.peers, &before.routes));
+    assert_eq!(
+        faults(&topology),
+        [
+            "NodeTunnel/b spec.nodeAddresses[1]: 10.244.3.9 is among the pods of the node c",
+            "NodeTunnel/b spec.tunnelAddresses[1]: 10.244.3.0 is among the pods of the node c",
+        ]
+    );
+}
+
+#[test]
+fn a_block_that_the_cluster_gave_goes_nowhere_in_strict_while_its_node_does_not_claim_it() {
+    for (mode, is_dropped) in [(Mode::Strict, true), (Mode::Permissive, false)] {
+        let mut objects = objects(mode);
+        know_nodes(&mut objects);
+        change(&mut objects, "c", |tunnel| tunnel.pod_prefixes = vec![prefix("10.250.0.0/24")]);
+        // Nor does our own, whose pods are ours all the same.
+        change(&mut objects, "a", |tunnel| tunnel.pod_prefixes.clear());
+        let entries = entries(&of(&objects));
+        for given in ["10.244.3.0/24", "fd00:3::/64"] {
+            assert_eq!(entries.contains(&format!("blackhole {given}")), is_dropped, "{mode:?} {given}");
+        }
+        assert!(entries.contains(&"throw 10.244.1.0/24".to_owned()));
+        // What the cluster did not give is no pod's. A node that could have it dropped could have anything dropped.
+        assert!(!entries.iter().any(|entry| entry.ends_with(" 10.250.0.0/24")));
+    }
 }
 
 #[test]
@@ -369,6 +484,28 @@ fn a_single_pod_may_be_outside_the_blocks_of_its_node_if_that_is_the_plan() {
         assert!(entries.contains(&entry.to_owned()), "{entry}");
     }
     assert!(allowed(&topology, 3).contains(&"10.244.2.9/32".to_owned()));
+}
+
+#[test]
+fn a_single_pod_has_no_address_of_another_node_of_its_tunnel_or_of_an_api_server() {
+    let mut objects = objects(Mode::Strict);
+    set(&mut objects, |spec| spec.pod_addresses = Some(PodAddresses::Pods));
+    know_nodes(&mut objects);
+    objects.api_servers.insert("kubernetes".to_owned(), vec![IpAddr::from([198, 51, 100, 1])]);
+    let before = of(&objects);
+    let claims = ["192.0.2.3/32", "10.244.3.0/32", "fd00:3::/128", "198.51.100.1/32"].map(prefix);
+    change(&mut objects, "b", |tunnel| tunnel.pod_prefixes.extend(claims));
+    let topology = of(&objects);
+    assert_eq!((&topology.peers, &topology.routes), (&before.peers, &before.routes));
+    assert_eq!(
+        faults(&topology),
+        [
+            "NodeTunnel/b spec.podPrefixes[2]: 192.0.2.3/32 holds 192.0.2.3, an address of the node c",
+            "NodeTunnel/b spec.podPrefixes[3]: 10.244.3.0/32 is the address of the tunnel of the node c",
+            "NodeTunnel/b spec.podPrefixes[4]: fd00:3::/128 is the address of the tunnel of the node c",
+            "NodeTunnel/b spec.podPrefixes[5]: 198.51.100.1/32 holds 198.51.100.1, an address of an API server",
+        ]
+    );
 }
 
 #[test]
