@@ -11,10 +11,12 @@ use std::time::Duration;
 use super::api::{HostTraffic, Mode, TunnelConfigSpec};
 use super::belief;
 use super::objects::{Config, Node, Object, Objects, Tunnel};
+use super::oracle;
 use super::plan::{Entry, Kind, Routes};
 use super::read;
 use super::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
 use super::route::metric_of;
+use super::settings::Settings;
 use super::topology::{Own, Topology, topology};
 use crate::config::{AllowedIpEdit, Edit, PeerSnapshot, Prefix, PresharedKey, Snapshot};
 use crate::crypto::x25519::{PrivateKey, PublicKey};
@@ -160,6 +162,8 @@ struct World {
     endpoints: Endpoints,
     private_key: PrivateKey,
     own: Own,
+    /// The addresses of other nodes' pods that nothing has left for in clear since Strict was on.
+    guarded: BTreeSet<IpAddr>,
     log: Vec<String>,
 }
 
@@ -182,6 +186,7 @@ impl World {
             endpoints: Endpoints::new(),
             private_key,
             own,
+            guarded: BTreeSet::new(),
             log: vec![format!("seed {seed}")],
         }
     }
@@ -218,7 +223,7 @@ impl World {
                 self.objects.configs.insert(name, Config { spec, faults: Vec::new() });
             }
             14 => {
-                let node = Node { pod_prefixes: vec![self.pods(), self.pods()], ..Node::default() };
+                let node = self.node(&name);
                 self.say(format!("the cluster gives {name} {node:?}"));
                 self.objects.nodes.insert(name, node.into());
             }
@@ -280,11 +285,23 @@ impl World {
             } else {
                 Vec::new()
             },
-            node_addresses: vec![IpAddr::from([192, 0, 2, node])],
+            // One in ten is another's, or a pod's.
+            node_addresses: if random.chance(90) {
+                vec![IpAddr::from([192, 0, 2, node])]
+            } else {
+                vec![IpAddr::from([10, 244, node, 9])]
+            },
             tunnel_addresses: vec![IpAddr::from([10, 244, inner, 0])],
             pod_prefixes: (0..self.random.below(4)).map(|_| self.pods()).collect(),
             ..Tunnel::default()
         }
+    }
+
+    fn node(&mut self, name: &str) -> Node {
+        let n: u8 = name[1..].parse().unwrap();
+        let pod_prefixes = (0..self.random.below(3)).map(|_| self.pods()).collect();
+        let addresses = if self.random.chance(50) { vec![IpAddr::from([192, 0, 2, n])] } else { Vec::new() };
+        Node { addresses, pod_prefixes, ..Node::default() }
     }
 
     fn move_prefix(&mut self, to: &str) {
@@ -327,6 +344,7 @@ impl World {
         }
         let topology = topology(&known, &self.own);
         self.check_topology(&known, &topology);
+        let pods = self.turn_to(&known, &topology.settings, is_complete);
         let Some(mut data_plane) = self.data_plane.take() else {
             let before = self.routes.clone();
             match without_data_plane(&topology, is_complete) {
@@ -338,6 +356,7 @@ impl World {
                 None => {}
             }
             self.check_routes(&topology, &before, is_complete);
+            self.guard(pods);
             return;
         };
         let (before, routes_before) = (data_plane.table.clone(), self.routes.clone());
@@ -382,7 +401,9 @@ impl World {
                         both.extend(old.iter().filter(leads));
                     }
                     self.check_ways(&both, &data_plane);
+                    self.check_leaks(&both);
                     self.routes = routes.clone();
+                    self.guard(pods.clone());
                 }
                 Step::Route(RouteChange::Addition(extension)) => {
                     self.routes = extension.onto(&self.routes);
@@ -391,6 +412,7 @@ impl World {
                 }
             }
             self.check_ways(&self.routes, &data_plane);
+            self.check_leaks(&self.routes);
         }
         if is_whole {
             self.endpoints = plan.endpoints;
@@ -473,6 +495,32 @@ impl World {
                     wanted.iter().any(|entry| entry.prefix.contains(addr)) && way(wanted, addr).is_none();
                 assert!(was.is_none() || is.is_some() || is_open, "{addr} is opened: {}", self.story());
             }
+        }
+    }
+
+    /// Turns to what is known: what may be in clear from here on is not looked at any more. Returns the addresses of others' pods, if
+    /// Strict is on and all is known.
+    fn turn_to(&mut self, known: &Objects, settings: &Settings, is_complete: bool) -> BTreeSet<IpAddr> {
+        if settings.mode != Mode::Strict || !is_complete {
+            self.guarded.clear();
+            return BTreeSet::new();
+        }
+        let pods = oracle::pods_of_others(known, settings, OWN);
+        self.guarded.retain(|addr| pods.contains(addr));
+        self.check_leaks(&self.routes);
+        pods
+    }
+
+    /// Looks after addresses from here on: the routes have been made for them.
+    fn guard(&mut self, pods: BTreeSet<IpAddr>) {
+        self.guarded.extend(pods);
+        self.check_leaks(&self.routes);
+    }
+
+    /// Whatever the plan is, nothing leaves in clear for the pods of another node.
+    fn check_leaks(&self, routes: &Routes) {
+        for addr in &self.guarded {
+            assert!(way(routes, *addr).is_some(), "{addr} of another's pods goes in clear: {}", self.story());
         }
     }
 

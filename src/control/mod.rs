@@ -55,6 +55,8 @@ pub mod link;
 pub mod metrics;
 pub mod mtu;
 pub mod objects;
+#[cfg(test)]
+mod oracle;
 pub mod plan;
 pub mod preflight;
 pub mod publish;
