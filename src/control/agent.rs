@@ -41,6 +41,7 @@ use super::publish::published;
 use super::read;
 use super::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
 use super::route::Router;
+use super::settings::NO_CATCH_ALL;
 use super::status::{self, Outcome};
 use super::store::Store;
 use super::topology::{Own, Topology, topology};
@@ -169,6 +170,7 @@ impl Agent {
             api_servers: parts.source.api_servers().to_vec(),
             links: ways.addresses()?,
             mode: parts.store.mode().as_deref().and_then(Mode::named),
+            remembered: parts.store.remembered(),
             ..Own::new(&parts.node, parts.private_key.public())
         };
         let state = parts.store.directory();
@@ -444,7 +446,7 @@ impl Agent {
     /// Keeps the objects on disk, if they have changed.
     fn keep_objects(&mut self) {
         let (Some(known), Some(_)) = (&self.known, self.keep.take()) else { return };
-        self.keeper.keep(known.objects.clone());
+        self.keeper.keep(known.objects.clone(), self.own.remembered.clone());
     }
 
     fn know(&mut self, objects: Objects, is_complete: bool) {
@@ -457,6 +459,7 @@ impl Agent {
         let settings = &topology.settings;
         let client = DataPlane::of(&self.parts.sockets, &settings.interface, settings.backend);
         self.remember_mode(topology.settings.mode, is_complete);
+        self.own.remembered.learn(&topology, is_complete);
         let wants_pods = topology.settings.pod_addresses == PodAddresses::Pods;
         self.parts.source.want_pods(&self.own.name, wants_pods);
         metrics::lock(&self.progress).know(&topology, is_complete, client);
@@ -493,6 +496,14 @@ impl Agent {
                 nodes = status::named(&topology.waits_for),
                 "Strict waits for nodes that are not ready"
             );
+        }
+        let lacks_catch_all = topology.settings.lacks_catch_all();
+        if lacks_catch_all && before.is_none_or(|before| !before.settings.lacks_catch_all()) {
+            tracing::warn!("{NO_CATCH_ALL}");
+        }
+        if before.is_none_or(|before| before.orphans != topology.orphans) && !topology.orphans.is_empty() {
+            let prefixes = topology.orphans.len();
+            tracing::warn!(prefixes, first = %topology.orphans[0], "what was other nodes' pods' and is nobody's is dropped");
         }
         for (node, how) in &topology.not_encrypted {
             if before.is_none_or(|before| before.not_encrypted.get(node) != Some(how)) {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::session::Session;
+use super::settings::NO_CATCH_ALL;
 use super::status;
 use super::topology::{Degraded, Reason, Topology, Unready};
 use crate::config::Snapshot;
@@ -40,6 +41,8 @@ pub struct Findings {
     pub degraded: Option<Degraded>,
     /// Whether what cannot be encrypted is dropped.
     pub is_strict: bool,
+    /// Whether nothing but what nodes have claimed is.
+    pub lacks_catch_all: bool,
     /// The nodes that Strict waits for.
     pub waits_for: BTreeMap<String, Unready>,
     /// The nodes whose key belongs to an older one.
@@ -56,6 +59,7 @@ impl Findings {
         Self {
             // A node that joins has not been heard of yet.
             degraded: topology.degraded.clone().filter(|why| *why != Degraded::NotPublished),
+            lacks_catch_all: topology.settings.lacks_catch_all(),
             waits_for: topology.waits_for.clone(),
             conflicts: conflicts.map(|(name, _)| name.clone()).collect(),
             ..Self::default()
@@ -89,6 +93,9 @@ impl Findings {
                 tell(true, "StrictNotEnforced", "what cannot be encrypted may go in clear".to_owned());
             }
             (false, false) | (true, true) => {}
+        }
+        if self.lacks_catch_all && !before.lacks_catch_all {
+            tell(true, "NoCatchAll", NO_CATCH_ALL.to_owned());
         }
         let news = |before: &BTreeSet<String>, now: &BTreeSet<String>| -> Vec<String> {
             now.difference(before).cloned().collect()
@@ -162,6 +169,7 @@ mod tests {
             is_down: true,
             degraded: Some(Degraded::OtherKeyPublished),
             is_strict: true,
+            lacks_catch_all: true,
             waits_for: [("x".to_owned(), Unready::NoKey)].into(),
             conflicts: set(&["c"]),
             lost: set(&["l"]),
@@ -173,6 +181,7 @@ mod tests {
                 "! Degraded OtherKeyPublished: the NodeTunnel of this node names another key",
                 "! StrictWaits Strict waits for nodes that are not ready: x (NoKey)",
                 "StrictEnforced what cannot be encrypted is dropped",
+                "! NoCatchAll no catch-all: name clusterCIDRs; addresses of pods that no node has claimed go in clear",
                 "! KeyConflict c has the key of an older node, and is not talked to",
                 "! PeerLost l does not answer",
             ]

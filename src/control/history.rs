@@ -344,6 +344,7 @@ impl World {
         }
         let topology = topology(&known, &self.own);
         self.check_topology(&known, &topology);
+        self.own.remembered.learn(&topology, is_complete);
         let pods = self.turn_to(&known, &topology.settings, is_complete);
         let Some(mut data_plane) = self.data_plane.take() else {
             let before = self.routes.clone();
@@ -506,7 +507,15 @@ impl World {
             return BTreeSet::new();
         }
         let pods = oracle::pods_of_others(known, settings, OWN);
-        self.guarded.retain(|addr| pods.contains(addr));
+        // What nobody claims any more is not open for that.
+        let is_named = |addr: &IpAddr| {
+            let mut cluster = settings.cluster_prefixes.iter().flatten().peekable();
+            cluster.peek().is_none() || cluster.any(|block| block.contains(*addr))
+        };
+        self.guarded.retain(|addr| {
+            let is_gone = is_named(addr) && !oracle::may_be_clear(known, settings, OWN, *addr);
+            pods.contains(addr) || is_gone
+        });
         self.check_leaks(&self.routes);
         pods
     }

@@ -15,6 +15,7 @@
 //! - [`belief`]: what is while nobody has asked. Pure.
 //! - [`translated`]: connections that a new way breaks.
 //! - [`leaving`]: what waits until it is removed. Pure.
+//! - [`remembered`]: what other nodes' pods had, and nobody may claim any more. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 //! - [`extend`]: what the routes are until every list is read. Pure.
 //! - [`route`], [`firewall`], [`link`]: what leads the kernel from what it has to what the plan says, and the taking of those steps.
@@ -63,6 +64,7 @@ pub mod publish;
 mod ranges;
 pub mod read;
 pub mod reconcile;
+pub mod remembered;
 pub mod route;
 pub mod session;
 pub mod settings;

@@ -16,6 +16,10 @@ use crate::config::Prefix;
 /// The name of the `TunnelConfig` that is for all nodes.
 pub const FOR_ALL: &str = "default";
 
+/// What is said of Strict without a catch-all.
+pub const NO_CATCH_ALL: &str =
+    "no catch-all: name clusterCIDRs; addresses of pods that no node has claimed go in clear";
+
 /// Routing table and mark, unless others are asked for. The mark has no bit of those that kube-proxy (0xc000), Calico (0xffff0000) and
 /// Cilium (0x0f00) use.
 pub const MARK: u32 = 0x20ad;
@@ -116,6 +120,11 @@ impl Settings {
             faults.extend(found.into_iter().map(|fault| (object.clone(), fault)));
         }
         settings
+    }
+
+    /// Tells whether Strict drops no more than what nodes have claimed: nobody has named the prefixes of all pods.
+    pub fn lacks_catch_all(&self) -> bool {
+        self.mode == Mode::Strict && self.cluster_prefixes.as_ref().is_none_or(Vec::is_empty)
     }
 
     /// Takes over what an object says, and returns what it says in vain.

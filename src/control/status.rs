@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::api::{Mode, NodeTunnelStatus, NotEncrypted, PeerCounts};
 use super::session::Session;
+use super::settings::NO_CATCH_ALL;
 use super::topology::{Degraded, Topology, Unready};
 use crate::config::Snapshot;
 
@@ -100,6 +101,9 @@ fn strict(topology: &Topology, is_programmed: bool) -> (bool, &'static str, Stri
         return (false, "NotReady", format!("not ready: {}", named(&topology.waits_for)));
     }
     match topology.settings.mode {
+        Mode::Strict if is_programmed && topology.settings.lacks_catch_all() => {
+            (true, "WithoutCatchAll", NO_CATCH_ALL.to_owned())
+        }
         Mode::Strict if is_programmed => (true, "Enforced", String::new()),
         Mode::Strict => (false, "NotProgrammed", "routes or firewall are not what they should be".to_owned()),
         Mode::Permissive | Mode::Off => (false, "NotWanted", String::new()),
@@ -213,8 +217,16 @@ mod tests {
     #[test]
     fn strict_is_enforced_once_nobody_is_waited_for_and_everything_is_programmed() {
         let mut objects = Objects::default();
-        let spec = TunnelConfigSpec { mode: Some(Mode::Strict), ..TunnelConfigSpec::default() };
-        objects.configs.insert("default".to_owned(), Config { spec, faults: Vec::new() });
+        let spec = |cluster: Option<&str>| TunnelConfigSpec {
+            mode: Some(Mode::Strict),
+            cluster_cidrs: cluster.map(|text| vec![text.to_owned()]),
+            ..TunnelConfigSpec::default()
+        };
+        let configure = |objects: &mut Objects, cluster| {
+            let config = Config { spec: spec(cluster), faults: Vec::new() };
+            objects.configs.insert("default".to_owned(), config);
+        };
+        configure(&mut objects, Some("10.0.0.0/8"));
         let told = |objects: &Objects, mode, is_programmed| {
             let own = Own { mode, ..Own::new("a", PublicKey::new([1; 32])) };
             let outcome = Outcome { up: Some(0), failure: None, is_programmed };
@@ -231,5 +243,10 @@ mod tests {
         assert!(waiting.starts_with("False NotReady not ready: n0 (NotPublished), n1 (NotPublished), "));
         assert!(waiting.ends_with("n7 (NotPublished) and 2 more"), "{waiting}");
         assert_eq!(told(&objects, Some(Mode::Strict), true), "True Enforced ");
+        for cluster in [None, Some("Auto")] {
+            configure(&mut objects, cluster);
+            let told = told(&objects, Some(Mode::Strict), true);
+            assert!(told.starts_with("True WithoutCatchAll no catch-all: name clusterCIDRs"), "{told}");
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! STATE/lock             held while an agent runs: two would undo each other's work
 //! STATE/private.key      the key in base64, as `wg genkey` prints it; 0600; made once
 //! STATE/snapshot.json    the objects, with a checksum; 0600
+//! STATE/mode             the mode that the node was in
+//! STATE/remembered       what other nodes' pods have had since Strict was on, a prefix a line
 //! ```
 //!
 //! A file is written beside its place, synced and renamed, so that it is there whole or not at all. A key file that is damaged stops the
@@ -22,6 +24,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::remembered::Remembered;
 use crate::crypto::blake2s;
 use crate::crypto::random::Random;
 use crate::crypto::secret::Secret;
@@ -201,6 +204,24 @@ impl Store {
     /// If the file cannot be written; the last one is there then.
     pub fn keep_mode(&self, mode: &str) -> Result<(), Unusable> {
         self.write("mode", format!("{mode}\n").as_bytes())
+    }
+
+    /// Returns what was remembered of other nodes' pods; nothing where that is not known.
+    pub fn remembered(&self) -> Remembered {
+        Self::remembered_in(&self.directory)
+    }
+
+    /// The same of a directory that may be another process's.
+    pub fn remembered_in(directory: &Path) -> Remembered {
+        Remembered::of_text(&fs::read_to_string(directory.join("remembered")).unwrap_or_default())
+    }
+
+    /// Keeps what is to be remembered of other nodes' pods.
+    ///
+    /// # Errors
+    /// If the file cannot be written; the last one is there then.
+    pub fn keep_remembered(&self, remembered: &Remembered) -> Result<(), Unusable> {
+        self.write("remembered", remembered.to_text().as_bytes())
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -154,6 +154,9 @@ const CASES: &[Case] = &[
         host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict, clusterCIDRs: [10.244.0.0/16]}\n");
         host.namespace.sysctl("net/ipv6/conf/all/ignore_routes_with_linkdown", "1");
     }),
+    after!("catch-all", "warn", |host| {
+        host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict}\n");
+    }),
     after!("rule-priority", "fail", |host| ip(host, "rule add from 10.0.0.0/8 lookup 100 priority 99")),
     after!("rule-priority", "fail", |host| ip(host, "-6 rule add lookup 100 priority 50")),
     after!("routing-table", "fail", |host| ip(host, "route add 10.1.0.0/16 dev eth0 table 8365")),

@@ -22,6 +22,7 @@ use super::firewall::Guard;
 use super::mtu::Ways;
 use super::objects::Objects;
 use super::read;
+use super::remembered::Remembered;
 use super::route::{Router, Step};
 use super::store::Store;
 use super::topology::{Own, Topology, topology};
@@ -58,7 +59,8 @@ pub fn look(places: &Places) -> Result<Report, String> {
         Err(error) => (None, Some(error)),
     };
     let mode = Store::mode_in(&places.state).as_deref().and_then(Mode::named);
-    let known = objects.as_ref().map(|objects| (objects, mode));
+    let remembered = Store::remembered_in(&places.state);
+    let known = objects.as_ref().map(|objects| Known { objects, mode, remembered: &remembered });
     let found = interfaces.into_iter().map(|name| find(&places.sockets, name, known));
     let mut report = Report::of(found.collect(), clock::realtime());
     report.fault = fault;
@@ -92,22 +94,31 @@ fn kept(state: &Path) -> Result<Option<Objects>, String> {
     Ok(Some(objects))
 }
 
-fn find(sockets: &Path, name: String, known: Option<(&Objects, Option<Mode>)>) -> Found {
+/// What an agent keeps.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    objects: &'a Objects,
+    mode: Option<Mode>,
+    remembered: &'a Remembered,
+}
+
+fn find(sockets: &Path, name: String, known: Option<Known<'_>>) -> Found {
     let client = DataPlane::of(sockets, &name, Backend::Auto);
     let told = client.snapshot().and_then(|snapshot| Ok((snapshot, client.statistics()?)));
     let node = match &told {
-        Ok((snapshot, _)) => known.and_then(|(objects, mode)| node_of(&name, snapshot, objects, mode)),
+        Ok((snapshot, _)) => known.and_then(|known| node_of(&name, snapshot, known)),
         Err(_) => None,
     };
     Found { interface: name, told: told.map_err(|error: Failed| error.to_string()), node }
 }
 
 /// Finds the node whose interface this is.
-fn node_of(interface: &str, snapshot: &Snapshot, objects: &Objects, mode: Option<Mode>) -> Option<Node> {
+fn node_of(interface: &str, snapshot: &Snapshot, known: Known<'_>) -> Option<Node> {
+    let Known { objects, mode, remembered } = known;
     let public_key = snapshot.private_key.as_ref()?.public();
     let (name, _) = objects.tunnels.iter().find(|(_, tunnel)| tunnel.active == Some(public_key))?;
     let links = Ways::open().and_then(|mut ways| ways.addresses()).unwrap_or_default();
-    let own = Own { links, mode, ..Own::new(name, public_key) };
+    let own = Own { links, mode, remembered: remembered.clone(), ..Own::new(name, public_key) };
     let mut topology = topology(objects, &own);
     interface.clone_into(&mut topology.routes.interface);
     let kernel = kernel(&topology).map_err(|error| error.to_string());

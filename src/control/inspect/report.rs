@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::config::{PeerSnapshot, Snapshot, Statistics};
 use crate::control::firewall::Counters;
 use crate::control::session::{self, Session};
+use crate::control::settings::NO_CATCH_ALL;
 use crate::control::status;
 use crate::control::topology::Topology;
 use crate::crypto::x25519::PublicKey;
@@ -132,6 +133,11 @@ pub struct NodeReport {
     /// The nodes that Strict waits for, and why, if it is wanted and waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict_waits_for: Option<String>,
+    /// What Strict does not drop, if nobody has said what all pods have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_catch_all: Option<&'static str>,
+    /// The prefixes that were other nodes' pods' and are nobody's: they are dropped.
+    pub orphans: Vec<String>,
     /// The nodes that are not talked to through the tunnel.
     pub not_encrypted: Vec<NotEncrypted>,
     /// What the kernel has; `None` if that cannot be looked at.
@@ -272,6 +278,8 @@ impl NodeReport {
             mode: format!("{:?}", topology.settings.mode),
             degraded: topology.degraded.as_ref().map(ToString::to_string),
             strict_waits_for: (!topology.waits_for.is_empty()).then(|| status::named(&topology.waits_for)),
+            no_catch_all: topology.settings.lacks_catch_all().then_some(NO_CATCH_ALL),
+            orphans: topology.orphans.iter().map(ToString::to_string).collect(),
             not_encrypted: not_encrypted.collect(),
             kernel,
             kernel_error,

@@ -4,6 +4,9 @@ use std::fmt::{self, Write};
 
 use super::report::{Interface, KernelReport, NodeReport, Peer, Report};
 
+/// The most prefixes that are named.
+const ORPHANS_MOST: usize = 8;
+
 /// Returns what `adit status` prints.
 pub fn status(report: &Report) -> String {
     let mut text = String::new();
@@ -57,6 +60,16 @@ fn write_node(text: &mut String, node: &NodeReport) -> fmt::Result {
     }
     if let Some(nodes) = &node.strict_waits_for {
         line(text, "Strict", &format!("waits for {nodes}"))?;
+    }
+    if let Some(why) = node.no_catch_all {
+        line(text, "Strict", why)?;
+    }
+    if !node.orphans.is_empty() {
+        let mut orphans: Vec<_> = node.orphans.iter().take(ORPHANS_MOST).cloned().collect();
+        if let Some(more @ 1..) = node.orphans.len().checked_sub(ORPHANS_MOST) {
+            orphans.push(format!("{more} more"));
+        }
+        line(text, "orphans", &format!("{}: once other nodes', nobody's now, dropped", list(orphans)))?;
     }
     let others = node.not_encrypted.iter().map(|other| {
         let how = if other.dropped { "dropped" } else { "in clear" };
@@ -159,8 +172,26 @@ fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Prefix;
+    use crate::control::api::Mode;
     use crate::control::inspect::report::tests::{NOW, found};
     use crate::control::inspect::report::{Found, Kernel};
+
+    #[test]
+    fn what_strict_leaves_open_and_what_it_drops_for_nobody_is_said() {
+        let mut found = found(Err("no".to_owned()));
+        let topology = &mut found.node.as_mut().unwrap().topology;
+        topology.settings.mode = Mode::Strict;
+        topology.orphans = (0..10).map(|n| Prefix::new([10, 244, n, 0].into(), 24).unwrap()).collect();
+        let text = status(&Report::of(vec![found], NOW));
+        let blocks: String = (0..8).map(|n| format!("10.244.{n}.0/24, ")).collect();
+        for line in [
+            "  Strict         no catch-all: name clusterCIDRs; addresses of pods that no node has claimed go in clear\n",
+            &format!("  orphans        {blocks}2 more: once other nodes', nobody's now, dropped\n"),
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
 
     #[test]
     fn a_status_reads_as_it_should() {

@@ -141,6 +141,12 @@ pub(super) const CHECKS: &[Check] = &[
         judge: cluster_prefixes,
     },
     Check {
+        id: "catch-all",
+        why: "in Strict, an address of pods that no node has claimed so far is not known to be one, and what is sent there goes in clear",
+        fix: "name the prefixes of all pods in spec.clusterCIDRs of the TunnelConfig, as the controller manager's --cluster-cidr has them",
+        judge: catch_all,
+    },
+    Check {
         id: "fips",
         why: "WireGuard's ciphers are not among those that FIPS 140 approves, and no setting of adit changes that",
         fix: "use another protocol where FIPS 140 is required, or switch off the mode (fips=0) where it is not",
@@ -381,6 +387,15 @@ fn cluster_prefixes(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
     // Without knowing which pods are ours, a network that is theirs cannot be told from one that is not.
     let worst = if wanted.own_prefixes.is_some() { Fail } else { Warn };
     verdict(worst, found, "the node is itself in: ", "no network of the node is among the pods'")
+}
+
+fn catch_all(wanted: &Wanted, _: &Facts) -> (Verdict, String) {
+    let settings = &wanted.settings;
+    match settings.cluster_prefixes.as_deref() {
+        _ if settings.lacks_catch_all() => (Warn, "clusterCIDRs is Auto".to_owned()),
+        Some(prefixes) => (Pass, format!("clusterCIDRs names {} prefixes", prefixes.len())),
+        None => (Pass, "nothing is dropped in this mode".to_owned()),
+    }
 }
 
 fn fips(_: &Wanted, facts: &Facts) -> (Verdict, String) {

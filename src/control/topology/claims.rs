@@ -128,6 +128,11 @@ impl<'a> Claims<'a> {
         }
     }
 
+    /// Tells whether a prefix is inside a block that somebody has, or that the cluster gave.
+    pub(super) fn has(&self, prefix: &Prefix) -> bool {
+        self.pods.around(prefix).or_else(|| self.given.around(prefix)).is_some()
+    }
+
     /// Adds the nodes that say nothing of themselves, with what the cluster says of them.
     pub(super) fn add_silent(&mut self) {
         let mut speaking = self.objects.tunnels.keys().peekable();

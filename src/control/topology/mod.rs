@@ -7,7 +7,7 @@
 //!    node has no pods but in the blocks that the cluster gave it, and no addresses but those and the ones that the cluster knows.
 //! 4. Peers: from a node, its pods' prefixes, its own addresses and those of its tunnel are accepted. That is more than is routed to it:
 //!    a pod on the host's network answers from the node's address.
-//! 5. Routes: into the tunnel, past it, or nowhere. What is refused has none of its own: a node that could have dropped what it claims could
+//! 5. Routes: into the tunnel, past it, or nowhere. In Strict nothing leaves for what is nobody's and was another node's pods'. What is refused has none of its own: a node that could have dropped what it claims could
 //!    have anything dropped. In Strict the blocks that the cluster gave go nowhere until their nodes claim them.
 //!
 //! The oldest is the one whose object was made first; if that is not known, the one whose name comes first. Nothing here depends on the
@@ -36,6 +36,7 @@ use self::routing::Routing;
 use super::api::{HostTraffic, Mode};
 use super::objects::{Fault, Objects, Tunnel};
 use super::plan::{Masquerade, Routes};
+use super::remembered::Remembered;
 use super::settings::Settings;
 use crate::config::Prefix;
 use crate::crypto::x25519::PublicKey;
@@ -58,12 +59,21 @@ pub struct Own {
     pub links: Vec<(IpAddr, u8)>,
     /// The mode that it was in, if that is known: Strict may have to wait where it was another one.
     pub mode: Option<Mode>,
+    /// What other nodes' pods have had since Strict was on.
+    pub remembered: Remembered,
 }
 
 impl Own {
     /// Returns a node of which nothing else is known.
     pub fn new(name: &str, public_key: PublicKey) -> Self {
-        Self { name: name.to_owned(), public_key, api_servers: Vec::new(), links: Vec::new(), mode: None }
+        Self {
+            name: name.to_owned(),
+            public_key,
+            api_servers: Vec::new(),
+            links: Vec::new(),
+            mode: None,
+            remembered: Remembered::default(),
+        }
     }
 }
 
@@ -80,6 +90,10 @@ pub struct Topology {
     pub routes: Routes,
     /// Where API servers are that it talks to past the tunnel.
     pub api_servers: BTreeSet<IpAddr>,
+    /// The prefixes of other nodes' pods that nothing leaves for in clear, in Strict.
+    pub guarded: Vec<Prefix>,
+    /// What other nodes' pods had and nobody claims any more: nothing leaves for it, in Strict.
+    pub orphans: Vec<Prefix>,
     /// What it has to translate if nobody else makes the pods' network.
     pub masquerade: Masquerade,
     /// The addresses of its tunnel's interface.
@@ -134,6 +148,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         claims.add_addresses(name, tunnel);
     }
     claims.add_silent();
+    let orphans = orphans(&settings, own, &claims);
     faults.extend(claims.faults);
     let claimed = claims.granted;
 
@@ -164,6 +179,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
             not_encrypted.insert((*name).to_owned(), Unencrypted { reason, is_dropped });
         }
     }
+    routing.add_orphans(&orphans);
     let is_open = settings.host_traffic == HostTraffic::Plain || routing.is_exempt;
     let own_addresses = own_tunnel.filter(|_| is_open).map(|tunnel| tunnel.node_addresses.clone());
     Topology {
@@ -172,13 +188,23 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         open_addresses: own_addresses.unwrap_or_default(),
         masquerade: masquerade(&settings, &claimed, &own.name),
         api_servers: routing.api_servers.clone(),
+        guarded: std::mem::take(&mut routing.guarded),
         routes: routing.finish(),
+        orphans,
         addresses: own_tunnel.map(|tunnel| tunnel.tunnel_addresses.clone()).unwrap_or_default(),
         not_encrypted,
         faults,
         degraded: degraded(own, own_tunnel, &keys),
         settings,
     }
+}
+
+/// Returns what was remembered and nobody has any more. Where the prefixes of all pods are named, they say what else is to be dropped.
+fn orphans(settings: &Settings, own: &Own, claims: &Claims<'_>) -> Vec<Prefix> {
+    if settings.mode != Mode::Strict || settings.cluster_prefixes.is_some() {
+        return Vec::new();
+    }
+    own.remembered.iter().filter(|prefix| !claims.has(prefix)).copied().collect()
 }
 
 /// Returns what of this node's pods goes out of the cluster: to no prefix of pods and to no tunnel's address.

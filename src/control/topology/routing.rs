@@ -27,6 +27,8 @@ pub(super) struct Routing<'a> {
     /// Those for packets of this node's pods alone, and these.
     from_pods: Table,
     sources: Vec<Prefix>,
+    /// The prefixes of other nodes' pods that nothing leaves for in clear.
+    pub(super) guarded: Vec<Prefix>,
 }
 
 /// A routing table that is being made.
@@ -53,8 +55,17 @@ impl<'a> Routing<'a> {
         };
         let is_exempt = !api_servers.is_disjoint(&addresses)
             || addresses.iter().any(|addr| settings.exempt.iter().any(|exempt| exempt.contains(*addr)));
-        let (all, from_pods, sources) = (Table::default(), Table::default(), Vec::new());
-        let mut this = Self { settings, zone, subnets, api_servers, is_exempt, all, from_pods, sources };
+        let mut this = Self {
+            settings,
+            zone,
+            subnets,
+            api_servers,
+            is_exempt,
+            all: Table::default(),
+            from_pods: Table::default(),
+            sources: Vec::new(),
+            guarded: Vec::new(),
+        };
         if settings.mode == Mode::Strict {
             this.all.blackholes.extend(settings.cluster_prefixes.iter().flatten());
         }
@@ -103,6 +114,8 @@ impl<'a> Routing<'a> {
         }
         if is_strict {
             self.all.blackholes.extend(&granted.unclaimed);
+            self.guarded.extend(&granted.unclaimed);
+            self.guarded.extend(granted.pods.iter().filter(|_| kind != Kind::Throw));
         }
         kind == Kind::Blackhole
     }
@@ -127,6 +140,11 @@ impl<'a> Routing<'a> {
     pub(super) fn add_own(&mut self, granted: &Granted<'_>) {
         granted.pods.iter().chain(&granted.unclaimed).for_each(|prefix| self.add(*prefix, Kind::Throw));
         self.sources.clone_from(&granted.pods);
+    }
+
+    /// Lets nothing leave for what was other nodes' pods' and is nobody's any more.
+    pub(super) fn add_orphans(&mut self, orphans: &[Prefix]) {
+        self.all.blackholes.extend(orphans);
     }
 
     fn add(&mut self, prefix: Prefix, kind: Kind) {

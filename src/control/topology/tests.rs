@@ -339,6 +339,40 @@ fn what_is_outside_the_clusters_prefixes_is_refused_and_the_rest_of_them_goes_no
 }
 
 #[test]
+fn what_was_another_nodes_and_is_nobodys_any_more_goes_nowhere_in_strict() {
+    let mut objects = objects(Mode::Strict);
+    change(&mut objects, "b", |tunnel| tunnel.pod_prefixes.push(prefix("10.7.2.0/24")));
+    // Nobody's; one of b's, one of ours; around b's.
+    let text = "10.244.9.0/24\n10.244.2.128/25\n10.244.1.7/32\n10.7.0.0/16\n";
+    let own = Own { remembered: Remembered::of_text(text), ..Own::new("a", key(1)) };
+    let found = topology(&objects, &own);
+    assert_eq!(found.orphans, ["10.7.0.0/16", "10.244.9.0/24"].map(prefix));
+    let mut expected = entries(&of(&objects));
+    expected.extend(["blackhole 10.7.0.0/16", "blackhole 10.244.9.0/24"].map(str::to_owned));
+    let is_same = |found: &Topology, mut expected: Vec<String>| {
+        let mut found = entries(found);
+        found.sort();
+        expected.sort();
+        found == expected
+    };
+    assert!(is_same(&found, expected), "{:?}", entries(&found));
+    // What is to be remembered from here on is what others have.
+    let guarded = ["10.244.2.0/24", "fd00:2::/64", "10.7.2.0/24", "10.244.3.0/24", "fd00:3::/64"].map(prefix);
+    assert_eq!(found.guarded, guarded);
+    // A node that has it has it.
+    change(&mut objects, "c", |tunnel| tunnel.pod_prefixes.push(prefix("10.244.9.0/24")));
+    assert_eq!(topology(&objects, &own).orphans, [prefix("10.7.0.0/16")]);
+    change(&mut objects, "c", |tunnel| *tunnel = node(3));
+    // Who names the prefixes of all pods has said what else is to be dropped; and in Permissive nothing is.
+    set(&mut objects, |spec| spec.cluster_cidrs = Some(vec!["10.244.0.0/16".to_owned()]));
+    assert_eq!(topology(&objects, &own).orphans, []);
+    set(&mut objects, |spec| (spec.cluster_cidrs, spec.mode) = (None, Some(Mode::Permissive)));
+    let found = topology(&objects, &own);
+    assert_eq!((&found.orphans[..], &found.guarded[..]), (&[][..], &[][..]));
+    assert!(is_same(&found, entries(&of(&objects))));
+}
+
+#[test]
 fn pods_keep_their_addresses_inside_the_cluster_whatever_the_mode() {
     for mode in [Mode::Off, Mode::Permissive, Mode::Strict] {
         let mut objects = objects(mode);

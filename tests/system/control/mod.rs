@@ -4,6 +4,7 @@
 mod client;
 pub(crate) mod cluster;
 mod events;
+mod gone;
 mod host_traffic;
 mod kept;
 mod lockout;
