@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::api::{HostTraffic, Mode, TunnelConfigSpec};
+use super::api::{HostTraffic, Mode, PodAddresses, Scope, StrictGate, TunnelConfigSpec};
 use super::belief;
 use super::objects::{Config, Node, Object, Objects, Tunnel};
 use super::oracle;
@@ -17,7 +17,7 @@ use super::read;
 use super::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
 use super::route::metric_of;
 use super::settings::Settings;
-use super::topology::{Own, Topology, topology};
+use super::topology::{Own, Reason, Topology, topology};
 use crate::config::{AllowedIpEdit, Edit, PeerSnapshot, Prefix, PresharedKey, Snapshot};
 use crate::crypto::x25519::{PrivateKey, PublicKey};
 
@@ -259,10 +259,11 @@ impl World {
 
     fn pods(&mut self) -> Prefix {
         let n = 1 + self.random.below(NODES + 2);
-        let text = match self.random.below(6) {
+        let text = match self.random.below(7) {
             0 => format!("fd00:{n}::/64"),
             1 => format!("10.244.{n}.128/25"),
             2 => format!("10.{n}.0.0/16"),
+            3 => format!("10.244.{n}.{}/32", 9 + self.random.below(2)),
             _ => format!("10.244.{n}.0/24"),
         };
         text.parse().unwrap()
@@ -292,6 +293,8 @@ impl World {
                 vec![IpAddr::from([10, 244, node, 9])]
             },
             tunnel_addresses: vec![IpAddr::from([10, 244, inner, 0])],
+            zone: random.chance(50).then(|| "east".to_owned()),
+            is_ready: random.chance(80).then(|| random.chance(90)),
             pod_prefixes: (0..self.random.below(4)).map(|_| self.pods()).collect(),
             ..Tunnel::default()
         }
@@ -330,6 +333,13 @@ impl World {
                 _ => None,
             },
             persistent_keepalive: self.random.chance(20).then(|| "25s".to_owned()),
+            strict_gate: self.random.chance(30).then_some(StrictGate::Immediate),
+            scope: self.random.chance(20).then_some(Scope::CrossZone),
+            pod_addresses: self.random.chance(30).then_some(PodAddresses::Pods),
+            exempt: self
+                .random
+                .chance(20)
+                .then(|| vec!["10.3.0.0/16".to_owned(), "10.244.3.9/32".to_owned()]),
             ..TunnelConfigSpec::default()
         }
     }
@@ -345,6 +355,7 @@ impl World {
         let topology = topology(&known, &self.own);
         self.check_topology(&known, &topology);
         self.own.remembered.learn(&topology, is_complete);
+        self.own.mode = if is_complete { Some(topology.settings.mode) } else { self.own.mode };
         let pods = self.turn_to(&known, &topology.settings, is_complete);
         let Some(mut data_plane) = self.data_plane.take() else {
             let before = self.routes.clone();
@@ -513,7 +524,7 @@ impl World {
             cluster.peek().is_none() || cluster.any(|block| block.contains(*addr))
         };
         self.guarded.retain(|addr| {
-            let is_gone = is_named(addr) && !oracle::may_be_clear(known, settings, OWN, *addr);
+            let is_gone = is_named(addr) && !oracle::may_be_clear_again(known, settings, OWN, *addr);
             pods.contains(addr) || is_gone
         });
         self.check_leaks(&self.routes);
@@ -563,7 +574,11 @@ impl World {
                 }
                 let is_peer = topology.peers.values().any(|peer| peer.node == *name);
                 let way = way(&topology.routes.entries, prefix.addr());
+                let is_near =
+                    topology.not_encrypted.get(name).is_some_and(|how| how.reason == Reason::SameZone);
+                let is_exempt = oracle::is_exempt(&topology.settings, prefix.addr());
                 let is_good = match (is_peer, is_strict, tunnel.active.is_some()) {
+                    _ if is_near || is_exempt => continue,
                     (true, _, _) => way == Some(Kind::Unicast),
                     (false, true, _) | (false, false, true) => way == Some(Kind::Blackhole),
                     (false, false, false) => way.is_none(),
@@ -590,6 +605,7 @@ impl World {
         if !is_complete {
             return;
         }
+        self.check_routes(topology);
         let mut fresh = DataPlane::default();
         let occasion = Occasion { is_complete: true, is_periodic: false, now: Duration::ZERO, mtu: None };
         let plan = reconcile(&fresh.snapshot(), topology, &self.private_key, &Endpoints::new(), occasion);

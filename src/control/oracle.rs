@@ -20,12 +20,21 @@ pub(super) fn pods_of_others(objects: &Objects, settings: &Settings, own: &str) 
 }
 
 /// Tells whether an address may be one of a pod of `own`, or of a node that is passed by, or is exempt.
-pub(super) fn may_be_clear(objects: &Objects, settings: &Settings, own: &str, addr: IpAddr) -> bool {
+fn may_be_clear(objects: &Objects, settings: &Settings, own: &str, addr: IpAddr) -> bool {
     let names = objects.tunnels.keys().chain(objects.nodes.keys());
     let mut passed = names.filter(|name| is_passed(objects, settings, own, name));
     let mut may_have =
         |name: &String| claims(objects, name, addr) || given_to(objects, addr).contains(name.as_str());
     is_exempt(settings, addr) || passed.any(&mut may_have)
+}
+
+/// Tells whether an address that is nobody's pod's any more may be in clear: as above, or a node that is passed by says it is its own.
+pub(super) fn may_be_clear_again(objects: &Objects, settings: &Settings, own: &str, addr: IpAddr) -> bool {
+    let mut passed = objects.tunnels.iter().filter(|(name, _)| is_passed(objects, settings, own, name));
+    may_be_clear(objects, settings, own, addr)
+        || passed.any(|(_, tunnel)| {
+            tunnel.node_addresses.contains(&addr) || tunnel.tunnel_addresses.contains(&addr)
+        })
 }
 
 fn is_of_another(objects: &Objects, settings: &Settings, own: &str, addr: IpAddr) -> bool {
@@ -62,7 +71,8 @@ fn is_passed(objects: &Objects, settings: &Settings, own: &str, name: &str) -> b
     name == own || is_near
 }
 
-fn is_exempt(settings: &Settings, addr: IpAddr) -> bool {
+/// Tells whether an address never needs the tunnel.
+pub(super) fn is_exempt(settings: &Settings, addr: IpAddr) -> bool {
     settings.host_traffic == HostTraffic::Encrypt
         && settings.exempt.iter().any(|exempt| exempt.contains(addr))
 }
