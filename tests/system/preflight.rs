@@ -77,7 +77,7 @@ impl Host {
         let report: Value =
             serde_json::from_str(&text[..=end]).unwrap_or_else(|error| panic!("{error}: {text}"));
         let checks = report["checks"].as_array().unwrap();
-        assert_eq!(checks.len(), 20, "{text}");
+        assert_eq!(checks.len(), 21, "{text}");
         let word = |check: &Value, field: &str| {
             let word = check[field].as_str().filter(|word| !word.is_empty());
             word.unwrap_or_else(|| panic!("{field} of {check}")).to_owned()
@@ -228,7 +228,7 @@ fn a_healthy_node_passes_every_check() {
     let args = host.args();
     let args: Vec<_> = ["preflight"].into_iter().chain(args.iter().map(String::as_str)).collect();
     let table = host.namespace.run(env!("CARGO_BIN_EXE_adit"), &args);
-    assert_eq!(table.lines().filter(|line| line.starts_with("pass  ")).count(), 19, "{table}");
+    assert_eq!(table.lines().filter(|line| line.starts_with("pass  ")).count(), 20, "{table}");
 }
 
 #[test]
