@@ -100,6 +100,19 @@ enum Kind {
     Pod,
 }
 
+impl State {
+    /// Tells whether all is known of a node that it needs. Blocks stay once they are given; an address that the node says it has and the
+    /// cluster did not know when it was asked may be known since.
+    fn knows_node(&self, name: &str) -> bool {
+        let said =
+            self.objects.tunnels.get(name).map(|tunnel| &tunnel.node_addresses[..]).unwrap_or_default();
+        let node = self.objects.nodes.get(name);
+        node.is_some_and(|node| {
+            !node.pod_prefixes.is_empty() && said.iter().all(|addr| node.addresses.contains(addr))
+        })
+    }
+}
+
 impl Cluster {
     /// Begins to watch, by the kubeconfig file given, or as a pod of the cluster. That the API server answers is not awaited. Where there is
     /// no `TunnelConfig` for all nodes, one with `default_mode` is made.
@@ -373,9 +386,7 @@ async fn follow_nodes(client: Client, shared: &Common, unwanted: latest::Receive
             if unwanted.borrow().as_ref().is_some_and(|taint| taint.node == name) {
                 shared.touched.notify_one();
             }
-            let is_known =
-                shared.lock().objects.nodes.get(&name).is_some_and(|node| !node.pod_prefixes.is_empty());
-            if is_known {
+            if shared.lock().knows_node(&name) {
                 shared.set_zone(&name, node.labels().get(read::ZONE));
             } else if let Some(node) = fetch(&api, &name).await {
                 read_as(node, &resource).into_iter().for_each(|node| shared.insert(node));

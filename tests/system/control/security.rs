@@ -308,6 +308,55 @@ fn node9(key: &str) -> String {
     )
 }
 
+#[test]
+fn a_node_has_no_address_but_those_that_the_cluster_knows() {
+    need!("ip", "wg", "setpriv");
+    let mut mesh = Mesh::new(3);
+    let Some(plane) = super::plans::start(&mesh, "{mode: Strict}") else { return };
+    // The second node's object is the older one, and claims a pod's address of the third's, its own address, and one more.
+    let [first, second, third] = &mut mesh.nodes[..] else { panic!("three nodes") };
+    let say = |node: &Node, nodes: &str, tunnels: &str| {
+        let (n, key) = (node.number, &node.key);
+        let text = format!(
+            "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node{n}}}\nspec:\n  \
+            keys: [{{publicKey: \"{key}\", state: Active}}]\n  endpoints: [{{address: 10.9.0.{n}, port: 51820}}]\n  \
+            podPrefixes: [10.244.{n}.0/24, \"fd00:244:{n}::/64\"]\n  nodeAddresses: [{nodes}]\n  tunnelAddresses: [{tunnels}]\n"
+        );
+        plane.apply("tunnel.yaml", &text);
+    };
+    say(second, "10.9.0.2, 10.244.3.9, 10.9.0.3, 10.9.0.22", "10.244.3.1, 10.244.2.0");
+    let created = || {
+        let path = "jsonpath={.metadata.creationTimestamp}";
+        plane.kubectl(&["get", "nodetunnel", "node2", "-o", path])
+    };
+    // Ages are told in seconds.
+    wait_until("a second", SOON, || {
+        say(third, "10.9.0.3", "");
+        let path = "jsonpath={.metadata.creationTimestamp}";
+        let is_younger = plane.kubectl(&["get", "nodetunnel", "node3", "-o", path]) > created();
+        if !is_younger {
+            plane.kubectl(&["delete", "nodetunnel/node3"]);
+        }
+        is_younger
+    });
+    first.start_data_plane(Program::Adit);
+    first.start_agent_with("KUBECONFIG", &plane.kubeconfig());
+    first.wait_until_peers_are(&[second.as_peer(&["10.244.2.0/32"]), third.as_peer(&[])]);
+    let agent = first.agent.as_ref().unwrap();
+    wait_until("a word about every claim", SOON, || {
+        let told = agent.output();
+        let fields = ["nodeAddresses[1]", "nodeAddresses[2]", "nodeAddresses[3]", "tunnelAddresses[0]"];
+        fields.iter().all(|field| told.contains(&format!("spec.{field}")))
+    });
+
+    // The cluster learns of an address that the node says it has.
+    let addresses =
+        ["10.9.0.2", "10.9.0.22"].map(|addr| format!("{{\"type\":\"InternalIP\",\"address\":\"{addr}\"}}"));
+    let patch = format!("{{\"status\":{{\"addresses\":[{}]}}}}", addresses.join(","));
+    plane.kubectl(&["patch", "node", "node2", "--subresource=status", "--type=merge", "-p", &patch]);
+    first.wait_until_peers_are(&[second.as_peer(&["10.244.2.0/32", "10.9.0.22/32"]), third.as_peer(&[])]);
+}
+
 /// Returns the checks that neither pass nor are skipped, with what was seen.
 fn preflight(node: &Node, kubeconfig: &Path) -> BTreeMap<String, (String, String)> {
     let state = node.state.path().to_str().unwrap();
