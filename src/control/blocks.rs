@@ -38,11 +38,6 @@ impl<V> Blocks<V> {
         self.values.get(block)
     }
 
-    /// Returns the values of all blocks.
-    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
-        self.values.values()
-    }
-
     /// Returns the most specific block that covers `prefix`, and its value.
     pub(super) fn around(&self, prefix: &Prefix) -> Option<(Prefix, &V)> {
         let family = prefix.addr().is_ipv6();
