@@ -1,11 +1,17 @@
 //! Nodes on one fabric, each with a data plane and an agent.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 
+use crate::support::detour::Detour;
 use crate::support::tunnel::{Program, socket_path};
 use crate::support::{Namespace, Process, SOON, ifname, wait_until};
+
+/// What is added to a node's number where it is not found at its own address.
+const PLACES: usize = 200;
 
 /// A directory that goes with the test.
 pub(crate) struct Directory(PathBuf);
@@ -35,6 +41,8 @@ pub(crate) struct Mesh {
     pub(crate) objects: Directory,
     pub(crate) nodes: Vec<Node>,
     pub(crate) fabric: Namespace,
+    /// What lies between the nodes, if they are not next to each other.
+    detour: Option<Detour>,
 }
 
 /// A node: its address is 10.9.0.N, its pods' 10.244.N.0/24 and fd00:244:N::/64, with a pod at .1 and ::1.
@@ -56,10 +64,23 @@ impl Mesh {
         fabric.ip("link add fabric type bridge");
         fabric.ip("link set fabric up");
         let nodes = (1..=count).map(|number| Node::new(&fabric, number)).collect();
-        let mesh = Self { objects: Directory::new(), nodes, fabric };
+        let mesh = Self { objects: Directory::new(), nodes, fabric, detour: None };
         mesh.write("config", "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict}\n");
         mesh.nodes.iter().for_each(|node| mesh.publish(node, &node.key, &[]));
         mesh
+    }
+
+    /// Has what the nodes send each other take this long. Each is found at 10.9.0.(200 + N).
+    #[track_caller]
+    pub(crate) fn set_apart(&mut self, delay: Duration) {
+        let end = |host: usize| format!("10.9.0.{host}:51820").parse::<SocketAddr>().unwrap();
+        let pairs: Vec<_> =
+            self.nodes.iter().map(|node| (end(node.number), end(PLACES + node.number))).collect();
+        for (_, place) in &pairs {
+            self.fabric.ip(&format!("addr add {}/24 dev fabric", place.ip()));
+        }
+        self.detour = Some(Detour::start(&self.fabric, &pairs, delay));
+        self.nodes.iter().for_each(|node| self.publish(node, &node.key, &[]));
     }
 
     /// Starts data planes and agents, and waits until every node has every other for a peer.
@@ -85,10 +106,11 @@ impl Mesh {
     /// Writes a node's object, with further prefixes of pods.
     pub(crate) fn publish(&self, node: &Node, key: &str, more: &[&str]) {
         let n = node.number;
+        let place = if self.detour.is_some() { PLACES + n } else { n };
         let more: String = more.iter().map(|prefix| format!(", \"{prefix}\"")).collect();
         let text = format!(
             "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node{n}}}\nspec:\n  \
-            keys: [{{publicKey: \"{key}\", state: Active}}]\n  endpoints: [{{address: 10.9.0.{n}, port: 51820}}]\n  \
+            keys: [{{publicKey: \"{key}\", state: Active}}]\n  endpoints: [{{address: 10.9.0.{place}, port: 51820}}]\n  \
             podPrefixes: [10.244.{n}.0/24, \"fd00:244:{n}::/64\"{more}]\n  nodeAddresses: [10.9.0.{n}]\n"
         );
         self.write(&format!("node{n}"), &text);

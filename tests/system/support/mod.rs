@@ -5,6 +5,8 @@
 
 #[cfg(feature = "control")]
 pub(crate) mod api_double;
+#[cfg(feature = "control")]
+pub(crate) mod detour;
 pub(crate) mod namespace;
 pub(crate) mod proc;
 pub(crate) mod process;

@@ -1,6 +1,7 @@
 //! A sender whose packets are numbered, and who receives them: what was lost, twice or late, and for how long nothing came.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -32,10 +33,20 @@ pub(crate) struct Report {
     pub(crate) lost: usize,
     pub(crate) twice: usize,
     pub(crate) late: usize,
-    /// From the first packet lost of a row to the first one after it that was not, at its longest.
-    pub(crate) outage: Duration,
+    /// When the first of each row of packets that were lost was sent, and the one after the last of them.
+    pub(crate) outages: Vec<(Duration, Duration)>,
     /// When the packets that arrived were sent, by [`boottime`].
     pub(crate) arrived: Vec<Duration>,
+}
+
+impl Report {
+    /// Returns the time from the first packet lost of those sent in this time to the first one after the last such that was not.
+    pub(crate) fn outage(&self, time: Range<Duration>) -> Duration {
+        let mut within = self.outages.iter().filter(|(begun, end)| *begun < time.end && *end > time.start);
+        let Some(first) = within.next() else { return Duration::ZERO };
+        let last = within.next_back().unwrap_or(first);
+        last.1 - first.0.max(time.start)
+    }
 }
 
 impl Flow {
@@ -85,10 +96,15 @@ impl Flow {
         wait_until("a packet", SOON, || self.received() > before + 10);
     }
 
+    /// Sends nothing more.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
     /// Stops, waits for the packets that are under way, and tells what came of all.
     #[track_caller]
     pub(crate) fn end(self) -> Report {
-        self.stop.store(true, Relaxed);
+        self.stop();
         let sent = self.sender.join().unwrap();
         let mut arrivals: Vec<_> =
             self.receivers.into_iter().flat_map(|receiver| receiver.join().unwrap()).collect();
@@ -96,12 +112,12 @@ impl Flow {
         let late = arrivals.windows(2).filter(|pair| pair[1].0 < pair[0].0).count();
         let mut is_there = vec![0_usize; sent.len()];
         arrivals.iter().for_each(|(number, _)| is_there[usize::try_from(*number).unwrap()] += 1);
-        let (mut outage, mut begun) = (Duration::ZERO, None);
+        let (mut outages, mut begun) = (Vec::new(), None);
         for (moment, count) in sent.iter().zip(&is_there) {
             if *count == 0 {
                 begun.get_or_insert(*moment);
             } else if let Some(begun) = begun.take() {
-                outage = outage.max(*moment - begun);
+                outages.push((begun, *moment));
             }
         }
         Report {
@@ -109,7 +125,7 @@ impl Flow {
             lost: is_there.iter().filter(|count| **count == 0).count(),
             twice: is_there.iter().filter(|count| **count > 1).count(),
             late,
-            outage,
+            outages,
             arrived: sent.iter().zip(&is_there).filter(|(_, count)| **count > 0).map(|(at, _)| *at).collect(),
         }
     }
