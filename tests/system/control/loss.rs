@@ -22,6 +22,9 @@ const ROUND_TRIP: Duration = Duration::from_millis(40);
 /// How often a prefix moves in each order.
 const MOVES: usize = 5;
 
+/// How often a key changes.
+const KEYS: usize = 5;
+
 /// Starts a flow from the pod of a node to that of another one.
 #[track_caller]
 pub(super) fn flow(from: &Node, to: &Node) -> Flow {
@@ -125,6 +128,38 @@ fn stranger(number: u8, round: u8) -> String {
         keys: [{{publicKey: \"{key}\", state: Active}}]\n  endpoints: [{{address: 10.9.0.{number}, port: 51820}}]\n  \
         podPrefixes: [10.244.{number}.0/24]\n  nodeAddresses: [10.9.0.{number}]\n"
     )
+}
+
+#[test]
+fn a_key_that_changes_in_place_costs_no_other_peer_a_packet_or_its_session() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(3);
+    mesh.start(Program::Adit);
+    let [first, second, third] = &mesh.nodes[..] else { panic!("three nodes") };
+    for (node, other) in [(first, second), (second, first), (first, third), (second, third)] {
+        node.wait_for_pod_of(other);
+    }
+    let sessions = |mesh: &Mesh| {
+        let [first, second, _] = &mesh.nodes[..] else { panic!("three nodes") };
+        [(first, second), (second, first)].map(|(node, other)| node.handshake_with(other))
+    };
+    let before = sessions(&mesh);
+    let flows = vec![("there", flow(first, second)), ("back", flow(second, first))];
+    for _ in 0..KEYS {
+        drop(mesh.nodes[2].agent.take());
+        mesh.nodes[2].change_key();
+        mesh.publish(&mesh.nodes[2], &mesh.nodes[2].key, &[]);
+        let Mesh { objects, nodes, .. } = &mut mesh;
+        nodes[2].start_agent(objects);
+        let [first, second, third] = &nodes[..] else { panic!("three nodes") };
+        first.wait_until_peers_are(&[second.as_peer(&[]), third.as_peer(&[])]);
+        second.wait_until_peers_are(&[first.as_peer(&[]), third.as_peer(&[])]);
+        // It is a live one, before and after.
+        first.wait_for_pod_of(third);
+        third.wait_for_pod_of(second);
+    }
+    assert_eq!(sessions(&mesh), before, "the same sessions");
+    expect_all(flows);
 }
 
 /// A peer that only sends goes on with a session that the other end has lost, and would for 15 seconds ([W] §6.5).

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::support::detour::Detour;
-use crate::support::tunnel::{Program, socket_path};
+use crate::support::tunnel::{Key, Program, socket_path};
 use crate::support::{Namespace, Process, SOON, ifname, wait_until};
 
 /// What is added to a node's number where it is not found at its own address.
@@ -223,6 +223,22 @@ impl Node {
     pub(crate) fn ping(&self, other: &Self) -> Process {
         let (from, to) = (format!("10.244.{}.1", self.number), format!("10.244.{}.1", other.number));
         self.namespace.spawn("ping", &["-n", "-q", "-i", "0.002", "-I", &from, &to])
+    }
+
+    /// Gives the node another key; an agent that runs goes on with the one before.
+    #[track_caller]
+    pub(crate) fn change_key(&mut self) {
+        let key = Key::generate();
+        fs::write(self.state.path().join("private.key"), key.secret()).unwrap();
+        self.key = key.public();
+    }
+
+    /// Returns the moment of the latest handshake with another node, in seconds since the Unix epoch.
+    #[track_caller]
+    pub(crate) fn handshake_with(&self, other: &Self) -> String {
+        let all = self.handshakes();
+        let line = all.lines().find_map(|line| line.strip_prefix(&other.key));
+        line.expect("the peer is there").trim().to_owned()
     }
 
     /// Returns the moments of the latest handshakes by peer.
