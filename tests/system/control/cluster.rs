@@ -248,7 +248,7 @@ pub(crate) fn as_peer(node: &Node) -> String {
 
 #[test]
 fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
-    need!("ip", "wg", "ping", "setpriv");
+    need!("ip", "wg", "ping", "setpriv", "unshare", "mount");
     let mut mesh = Mesh::new(3);
     let Some(mut plane) = ControlPlane::start(&mesh.fabric) else { return };
     plane.define();
@@ -338,8 +338,8 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     assert!(agent.output().contains("as last known"), "{}", agent.output());
     first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
 
-    // A node whose agent and data plane are both started anew, as at boot, finds its peers all the same.
-    drop((third.agent.take(), third.data_plane.take()));
+    // A node that boots finds its peers all the same.
+    third.reboot(&mesh.fabric);
     third.start_data_plane(Program::Adit);
     third.start_agent_with("KUBECONFIG", &plane.kubeconfig());
     third.wait_until_peers_are(&[as_peer(first), as_peer(second)]);

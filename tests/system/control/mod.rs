@@ -14,6 +14,7 @@ mod monitoring;
 mod mtu;
 pub(crate) mod nodes;
 pub(crate) mod plans;
+mod reboot;
 mod scope;
 mod security;
 mod seeing;

@@ -54,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) key: String,
     pub(crate) data_plane: Option<Process>,
     pub(crate) agent: Option<Process>,
+    /// What the kernel calls this run of the system, where that is not this machine's own.
+    boot: Option<PathBuf>,
 }
 
 impl Mesh {
@@ -119,17 +121,25 @@ impl Mesh {
 
 impl Node {
     fn new(fabric: &Namespace, number: usize) -> Self {
-        let namespace = Namespace::new();
-        let port = format!("port{number}");
-        fabric.join(&port, &[], &namespace, "eth0", &[&format!("10.9.0.{number}/24")]);
-        fabric.ip(&format!("link set {port} master fabric"));
-        namespace.ip(&format!("addr add 10.244.{number}.1/32 dev lo"));
-        namespace.ip(&format!("addr add fd00:244:{number}::1/128 dev lo nodad"));
+        let namespace = network(fabric, number);
         let state = Directory::new();
         let path = state.path().to_str().unwrap();
         let key = namespace.run(env!("CARGO_BIN_EXE_adit"), &["agent", "--public-key", "--state", path]);
         let (interface, key) = (ifname(), key.trim_end().to_owned());
-        Self { number, interface, namespace, state, key, data_plane: None, agent: None }
+        Self { number, interface, namespace, state, key, data_plane: None, agent: None, boot: None }
+    }
+
+    /// Ends all that runs, and has the node be as after a boot: what is on its disk is there, and of its network what others make.
+    #[track_caller]
+    pub(crate) fn reboot(&mut self, fabric: &Namespace) {
+        drop((self.agent.take(), self.data_plane.take()));
+        fabric.ip(&format!("link del port{}", self.number));
+        self.namespace = network(fabric, self.number);
+        // What lies in `/run` is gone.
+        let _ = fs::remove_file(self.state.path().join("mtu"));
+        let boot = self.state.path().join("boot_id");
+        fs::write(&boot, "11111111-2222-4333-8444-555555555555\n").unwrap();
+        self.boot = Some(boot);
     }
 
     #[track_caller]
@@ -159,7 +169,15 @@ impl Node {
             ("ADIT_INTERFACE", &self.interface),
         ];
         let env = [&own, variables].concat();
-        self.agent = Some(self.namespace.spawn_with(env!("CARGO_BIN_EXE_adit"), &["agent"], &env));
+        let adit = env!("CARGO_BIN_EXE_adit");
+        self.agent = Some(match &self.boot {
+            None => self.namespace.spawn_with(adit, &["agent"], &env),
+            Some(boot) => {
+                let line = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$1\" agent";
+                let args = ["--mount", "sh", "-c", line, boot.to_str().unwrap(), adit];
+                self.namespace.spawn_with("unshare", &args, &env)
+            }
+        });
     }
 
     /// Returns the peers with their allowed IPs, as `wg` prints them; empty while nobody answers.
@@ -245,6 +263,18 @@ impl Node {
     pub(crate) fn handshakes(&self) -> String {
         self.namespace.run("wg", &["show", &self.interface, "latest-handshakes"])
     }
+}
+
+/// Makes what a node has of a network before anything of it runs: a place on the fabric, and a pod.
+#[track_caller]
+fn network(fabric: &Namespace, number: usize) -> Namespace {
+    let namespace = Namespace::new();
+    let port = format!("port{number}");
+    fabric.join(&port, &[], &namespace, "eth0", &[&format!("10.9.0.{number}/24")]);
+    fabric.ip(&format!("link set {port} master fabric"));
+    namespace.ip(&format!("addr add 10.244.{number}.1/32 dev lo"));
+    namespace.ip(&format!("addr add fd00:244:{number}::1/128 dev lo nodad"));
+    namespace
 }
 
 /// Ends a [`Node::ping`], and returns how many requests were sent and how many were answered.

@@ -55,12 +55,7 @@ impl Rig {
     #[track_caller]
     fn new(seed: u64) -> Self {
         let mut mesh = Mesh::new(1);
-        mesh.fabric.ip("addr add 10.9.0.100/24 dev fabric");
-        let manners = Manners { page: 5, bookmarks: Duration::from_millis(500) };
-        let double = ApiDouble::start(&mesh.fabric, "10.9.0.100", manners);
-        let kubeconfig = mesh.objects.path().join("kubeconfig");
-        std::fs::write(&kubeconfig, double.kubeconfig()).unwrap();
-        double.put(Kind::Config, json!({ "metadata": { "name": "default" }, "spec": { "mode": "Strict" } }));
+        let (double, kubeconfig) = serve(&mesh);
         double.put(Kind::Node, node(1));
         mesh.nodes[0].start_data_plane(Program::Adit);
         Self { mesh, double, kubeconfig, random: seed }
@@ -101,6 +96,18 @@ impl Rig {
     }
 }
 
+/// Serves the nodes of a mesh an API with a `TunnelConfig` for all, and returns where it says how it is reached.
+#[track_caller]
+pub(super) fn serve(mesh: &Mesh) -> (ApiDouble, PathBuf) {
+    mesh.fabric.ip("addr add 10.9.0.100/24 dev fabric");
+    let manners = Manners { page: 5, bookmarks: Duration::from_millis(500) };
+    let double = ApiDouble::start(&mesh.fabric, "10.9.0.100", manners);
+    let kubeconfig = mesh.objects.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, double.kubeconfig()).unwrap();
+    double.put(Kind::Config, json!({ "metadata": { "name": "default" }, "spec": { "mode": "Strict" } }));
+    (double, kubeconfig)
+}
+
 fn key(number: u8, turn: u8) -> PublicKey {
     let mut bytes = [number; 32];
     bytes[0] = turn;
@@ -109,7 +116,8 @@ fn key(number: u8, turn: u8) -> PublicKey {
     PublicKey::new(bytes)
 }
 
-fn node(number: u8) -> Value {
+/// Returns the cluster's own object for a node.
+pub(super) fn node(number: u8) -> Value {
     json!({
         "metadata": { "name": format!("node{number}") },
         "spec": { "podCIDRs": [format!("10.244.{number}.0/24")] },
