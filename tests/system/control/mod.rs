@@ -6,6 +6,7 @@ pub(crate) mod cluster;
 mod events;
 mod gone;
 mod host_traffic;
+mod impostor;
 mod kept;
 mod lockout;
 mod loss;
