@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::nodes::{Mesh, Node};
+use super::nodes::{Directory, Mesh, Node};
 use crate::support::api_double::{ApiDouble, Kind, Manners};
 use crate::support::tunnel::Program;
 use crate::support::{SOON, need, wait_until};
@@ -31,6 +31,10 @@ const CHANGING: std::ops::RangeInclusive<u8> = 21..=32;
 
 /// Prefixes that move between nodes of odd numbers, of which the cluster says nothing.
 const MOVING: u8 = 4;
+
+/// The taint that the agent takes off its node, and a network that has the runtime call plugins.
+const TAINT: &str = "adit.dev/agent-not-ready";
+const NETWORK: &str = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"}]}"#;
 
 /// Changes of one run.
 const STEPS: usize = 80;
@@ -71,6 +75,16 @@ impl Rig {
 
     fn say(&self, number: u8, said: &Said) {
         self.double.put(Kind::Tunnel, tunnel(number, said));
+    }
+
+    /// Waits until the node tells of its block and of these pods.
+    #[track_caller]
+    fn wait_until_pods_are(&self, expected: &[&str], limit: Duration) {
+        let expected = [&["10.244.1.0/24"], expected].concat();
+        wait_until("the pods are told", limit, || {
+            let own = self.double.get(Kind::Tunnel, "node1").unwrap_or_default();
+            own["spec"]["podPrefixes"] == json!(expected)
+        });
     }
 
     /// Returns the allowed IPs by peer; `None` while nobody answers.
@@ -122,6 +136,14 @@ pub(super) fn node(number: u8) -> Value {
         "metadata": { "name": format!("node{number}") },
         "spec": { "podCIDRs": [format!("10.244.{number}.0/24")] },
         "status": { "addresses": [{ "type": "InternalIP", "address": format!("10.9.0.{number}") }] },
+    })
+}
+
+fn pod(name: &str, addr: &str) -> Value {
+    json!({
+        "metadata": { "name": name, "namespace": "shop" },
+        "spec": { "nodeName": "node1" },
+        "status": { "phase": "Running", "podIPs": [{ "ip": addr }] },
     })
 }
 
@@ -288,27 +310,55 @@ fn a_pod_of_a_node_is_told_as_long_as_it_is_there() {
     let mut rig = Rig::new(1);
     let spec = json!({ "mode": "Strict", "podAddresses": "Pods" });
     rig.double.put(Kind::Config, json!({ "metadata": { "name": "default" }, "spec": spec }));
-    let pod = |name: &str, addr: &str| {
-        json!({
-            "metadata": { "name": name, "namespace": "shop" },
-            "spec": { "nodeName": "node1" },
-            "status": { "phase": "Running", "podIPs": [{ "ip": addr }] },
-        })
-    };
     rig.double.put(Kind::Pod, pod("first", "10.7.0.1"));
     rig.start_agent();
-    let told = |rig: &Rig, expected: &[&str]| {
-        let expected: Vec<Value> =
-            ["10.244.1.0/24"].iter().chain(expected).copied().map(Value::from).collect();
-        let is_told = || {
-            let own = rig.double.get(Kind::Tunnel, "node1").unwrap_or_default();
-            own["spec"]["podPrefixes"].as_array() == Some(&expected)
-        };
-        wait_until("the pods are told", SOON, is_told);
-    };
+    let told = |rig: &Rig, expected: &[&str]| rig.wait_until_pods_are(expected, SOON);
     told(&rig, &["10.7.0.1/32"]);
     rig.double.put(Kind::Pod, pod("second", "10.7.0.2"));
     told(&rig, &["10.7.0.1/32", "10.7.0.2/32"]);
     rig.double.delete(Kind::Pod, "first");
     told(&rig, &["10.7.0.2/32"]);
+}
+
+/// What an agent asks for besides: the `TunnelConfig` that it makes, the taint, the pods, the Events.
+#[test]
+fn a_node_is_configured_untainted_and_tells_its_pods_though_calls_fail() {
+    need!("ip", "setpriv");
+    let mut rig = Rig::new(1);
+    rig.double.delete(Kind::Config, "default");
+    let mut own = node(1);
+    own["spec"]["taints"] =
+        json!([{ "key": TAINT, "effect": "NoSchedule" }, { "key": "other", "effect": "NoExecute" }]);
+    rig.double.put(Kind::Node, own);
+    rig.double.put(Kind::Pod, pod("first", "10.7.0.1"));
+    let networks = Directory::new();
+    let path = |name: &str| networks.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("10-pods.conflist"), NETWORK).unwrap();
+    rig.double.faults().begin(4, 500);
+    rig.mesh.nodes[0].start_agent_in(&[
+        ("KUBECONFIG", rig.kubeconfig.to_str().unwrap()),
+        ("ADIT_DEFAULT_MODE", "Strict"),
+        ("ADIT_CNI_CONF_DIR", &path("")),
+        ("ADIT_CNI_SOCKET", &path("socket")),
+        ("ADIT_CNI_STATE", &path("")),
+        ("ADIT_STARTUP_TAINT", TAINT),
+    ]);
+    let config = || rig.double.get(Kind::Config, "default").unwrap_or_default();
+    wait_until("the mode by default", PATIENCE, || config()["spec"]["mode"] == "Strict");
+    let taints = || rig.double.get(Kind::Node, "node1").unwrap_or_default()["spec"]["taints"].clone();
+    wait_until("the taint removed", PATIENCE, || {
+        taints() == json!([{ "key": "other", "effect": "NoExecute" }])
+    });
+    let mut config = config();
+    config["spec"]["podAddresses"] = json!("Pods");
+    rig.double.put(Kind::Config, config);
+    rig.wait_until_pods_are(&["10.7.0.1/32"], PATIENCE);
+    rig.double.put(Kind::Pod, pod("second", "10.7.0.2"));
+    rig.wait_until_pods_are(&["10.7.0.1/32", "10.7.0.2/32"], PATIENCE);
+    rig.double.delete(Kind::Pod, "first");
+    rig.wait_until_pods_are(&["10.7.0.2/32"], PATIENCE);
+    wait_until("an Event", PATIENCE, || rig.double.events() > 0);
+    let faults = rig.double.faults();
+    eprintln!("{} calls, {:?}", faults.calls(), faults.counts());
+    assert!(faults.counts().values().sum::<u64>() > 8, "nothing has gone wrong");
 }

@@ -5,7 +5,7 @@
 //!   └──→ faults (what goes wrong, from a seed)
 //! ```
 //!
-//! It serves `NodeTunnel`s, `TunnelConfig`s, `Node`s, `Pod`s and the `EndpointSlice`s of the namespace `default`: get, list by pages, watch with bookmarks and 410 where the history is gone, and
+//! It serves `NodeTunnel`s, `TunnelConfig`s, `Node`s, `Pod`s and the `EndpointSlice`s of the namespace `default`: get, create, list by pages, watch with bookmarks and 410 where the history is gone, and
 //! server-side apply with field managers, conflicts and the status subresource; for `Node`s also their metadata alone. `Pod`s are selected
 //! by their nodes. Events it takes and throws away. It does not serve discovery, other selectors, admission, defaults, or the rules of the
 //! schema.
@@ -54,6 +54,8 @@ struct Shared {
     manners: Manners,
     /// Bytes of watches' events.
     watched: Mutex<u64>,
+    /// Events that were taken.
+    events: Mutex<u64>,
 }
 
 impl ApiDouble {
@@ -70,6 +72,7 @@ impl ApiDouble {
             faults: Faults::none(),
             manners,
             watched: Mutex::default(),
+            events: Mutex::default(),
         });
         let (stop, stopped) = oneshot::channel();
         let theirs = Arc::clone(&shared);
@@ -123,6 +126,11 @@ impl ApiDouble {
     /// Returns how many bytes of events were sent to all who watch.
     pub(crate) fn watched_bytes(&self) -> u64 {
         *self.shared.watched.lock().unwrap()
+    }
+
+    /// Returns how many Events were taken.
+    pub(crate) fn events(&self) -> u64 {
+        *self.shared.events.lock().unwrap()
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {

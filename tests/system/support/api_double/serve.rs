@@ -49,6 +49,21 @@ struct Call {
     body: Bytes,
 }
 
+/// What is asked: something of an object, or that an Event be kept. Nobody reads those.
+enum Asked {
+    Object(Call),
+    Event(String),
+}
+
+impl Asked {
+    fn is_write(&self) -> bool {
+        match self {
+            Self::Object(call) => call.method != Method::GET,
+            Self::Event(_) => true,
+        }
+    }
+}
+
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     loop {
@@ -65,16 +80,18 @@ async fn serve_one(stream: TcpStream, shared: Arc<Shared>) {
 }
 
 async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<Response<Body>> {
-    if request.uri().path() == EVENTS && request.method() == Method::POST {
-        // Nobody reads them.
+    let is_event = request.uri().path() == EVENTS && request.method() == Method::POST;
+    let asked = if is_event {
         let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
-        return Ok(whole(201, String::from_utf8_lossy(&body).into_owned()));
-    }
-    let call = match Call::read(request).await {
-        Ok(call) => call,
+        Ok(Asked::Event(String::from_utf8_lossy(&body).into_owned()))
+    } else {
+        Call::read(request).await.map(Asked::Object)
+    };
+    let asked = match asked {
+        Ok(asked) => asked,
         Err(refused) => return Ok(refusal(&refused)),
     };
-    let is_write = call.method != Method::GET;
+    let is_write = asked.is_write();
     let fault = shared.faults.of_call(is_write);
     let broken = || io::Error::from(io::ErrorKind::ConnectionReset);
     match fault {
@@ -98,12 +115,18 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<
         Some(Fault::Compact) => shared.change(|store| store.compact()),
         Some(Fault::LostAnswer | Fault::Truncate | Fault::Break) | None => {}
     }
-    if !is_write && call.name.is_none() && matches!(call.word("watch"), Some("true" | "1")) {
-        return Ok(call.watch(shared).unwrap_or_else(|refused| refusal(&refused)));
-    }
-    let (status, text) = match call.answer(&shared) {
-        Ok((status, value)) => (status, value.to_string()),
-        Err(refused) => return Ok(refusal(&refused)),
+    let (status, text) = match asked {
+        Asked::Event(text) => {
+            *shared.events.lock().unwrap() += 1;
+            (201, text)
+        }
+        Asked::Object(call) if call.is_watch() => {
+            return Ok(call.watch(shared).unwrap_or_else(|refused| refusal(&refused)));
+        }
+        Asked::Object(call) => match call.answer(&shared) {
+            Ok((status, value)) => (status, value.to_string()),
+            Err(refused) => return Ok(refusal(&refused)),
+        },
     };
     let half = text.len() / 2;
     Ok(match fault {
@@ -154,6 +177,10 @@ impl Call {
         Ok(Self { method, kind, name, is_status, query, is_metadata, content_type, body })
     }
 
+    fn is_watch(&self) -> bool {
+        self.method == Method::GET && self.name.is_none() && matches!(self.word("watch"), Some("true" | "1"))
+    }
+
     fn word(&self, name: &str) -> Option<&str> {
         let found = self.query.iter().find(|(other, value)| other == name && !value.is_empty());
         found.map(|(_, value)| value.as_str())
@@ -172,6 +199,7 @@ impl Call {
             }
             (&Method::GET, None) => self.list(shared).map(|list| (200, list)),
             (&Method::PATCH, Some(name)) => self.patch(shared, name),
+            (&Method::POST, None) => self.create(shared),
             _ => Err(Refused(405, "MethodNotAllowed", format!("{} is not served", self.method))),
         }
     }
@@ -192,6 +220,13 @@ impl Call {
         Ok(
             json!({ "apiVersion": api_version, "kind": format!("{kind}List"), "metadata": metadata, "items": items }),
         )
+    }
+
+    fn create(&self, shared: &Shared) -> Result<(u16, Value), Refused> {
+        let bad = |message: String| Refused(400, "BadRequest", message);
+        let body = serde_json::from_slice(&self.body).map_err(|error| bad(error.to_string()))?;
+        let object = shared.change(|store| store.create(self.kind, body))?;
+        Ok((201, self.present(&object, true)))
     }
 
     fn patch(&self, shared: &Shared, name: &str) -> Result<(u16, Value), Refused> {

@@ -246,6 +246,18 @@ impl Store {
         self.update(kind, name, object, TEST).unwrap();
     }
 
+    /// Makes an object that is not there.
+    pub(super) fn create(&mut self, kind: Kind, object: Value) -> Result<Arc<Value>, Refused> {
+        let bad = |message: String| Refused(400, "BadRequest", message);
+        let name = object["metadata"]["name"].as_str().map(str::to_owned);
+        let name = name.ok_or_else(|| bad("metadata.name is required".to_owned()))?;
+        if self.objects.contains_key(&(kind, name.clone())) {
+            let message = format!("{} \"{name}\" already exists", kind.name());
+            return Err(Refused(409, "AlreadyExists", message));
+        }
+        self.update(kind, name, object, "unknown").map_err(bad)
+    }
+
     /// Merges a patch into an object (RFC 7396).
     pub(super) fn merge(
         &mut self,
