@@ -38,7 +38,7 @@ fn a_node_with_the_key_of_an_older_one_says_so_and_nothing_of_either_is_in_clear
     third.namespace.ip("route add 10.244.1.0/24 via 10.9.0.1");
     let wire = Wire::open(fabric, "port3");
     let between = [flow(first, third), flow(third, first)];
-    between.iter().for_each(|flow| flow.wait_for_more(500));
+    between.iter().for_each(|flow| flow.wait_for_more(200));
     assert_eq!(wire.count(Seen::Canary), 0, "in clear");
     assert_eq!(between.iter().map(Flow::received).collect::<Vec<_>>(), [0, 0], "nobody talks to it");
     assert_eq!([1, 2].map(|number| degraded(&double, number)), ["False AsWanted", "False AsWanted"]);

@@ -13,8 +13,8 @@ use crate::support::sequence::Flow;
 use crate::support::tunnel::Program;
 use crate::support::{Namespace, SOON, need, pause, wait_until};
 
-/// Of all senders here.
-const INTERVAL: Duration = Duration::from_millis(1);
+/// Of all senders here: short beside a round trip, and little work for a machine that has much else to do.
+const INTERVAL: Duration = Duration::from_millis(5);
 
 /// What a packet takes from one node to another where they are apart, and what there and back take.
 const ONE_WAY: Duration = Duration::from_millis(20);
@@ -204,14 +204,14 @@ fn a_data_plane_that_is_killed_under_traffic_leaks_nothing_and_traffic_is_back_w
         let data_plane = first.data_plane.take().unwrap();
         data_plane.signal(Signal::KILL);
         drop(data_plane);
-        flow.wait_for_more(200);
+        flow.wait_for_more(40);
         starts.push(boottime());
         first.start_data_plane(Program::Adit);
         flow.wait_for_arrival();
         back.wait_for_arrival();
         assert_eq!(wire.count(Seen::Canary), 0, "in clear");
     }
-    assert!(wire.count(Seen::WireGuard) > 100);
+    assert!(wire.count(Seen::WireGuard) > 50);
     for (name, report) in [("from the node", flow.end()), ("to the node", back.end())] {
         let mut returns: Vec<_> = starts
             .iter()
@@ -310,7 +310,7 @@ fn the_api_server_is_away_and_its_history_is_gone_and_nobody_loses_a_packet() {
         // What was kept on disk may be a second old.
         wait_until("the peers", SOON, || has(node, 5, 4));
     }
-    flows[0].1.wait_for_more(500);
+    flows[0].1.wait_for_more(100);
     assert_eq!(sessions(nodes), before, "the same sessions");
     let published = plane.kubectl(&["get", "nodetunnels"]);
     assert!(nodes.iter().all(|node| published.contains(&node.key)), "the same keys: {published}");

@@ -57,14 +57,14 @@ fn a_node_that_boots_while_the_api_server_is_away_comes_back_and_sends_nothing_i
         found.contains("blackhole 10.244.1.0/24") && found.contains("lookup 8365")
     });
     wire.forget(Seen::Canary);
-    there.wait_for_more(100);
+    there.wait_for_more(50);
     second.start_data_plane(Program::Adit);
     there.wait_for_arrival();
     back.wait_for_arrival();
-    there.wait_for_more(100);
+    there.wait_for_more(50);
     assert_eq!(second.peers(), peers, "the peers as last known");
     assert_eq!(wire.count(Seen::Canary), 0, "in clear");
-    assert!(wire.count(Seen::WireGuard) > 100);
+    assert!(wire.count(Seen::WireGuard) > 50);
     let agent = second.agent.as_ref().unwrap();
     assert!(agent.output().contains("the objects as last known"), "{}", agent.output());
     [&there, &back].into_iter().for_each(Flow::stop);

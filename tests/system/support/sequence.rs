@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use adit::sys::clock::boottime;
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 use super::{Namespace, SOON, pause, wait_until};
 
@@ -65,6 +66,8 @@ impl Flow {
                 .map(|namespace| {
                     let socket = bind(namespace, to.1, port);
                     port = socket.local_addr().unwrap().port();
+                    // What is not read in time is to wait.
+                    set_socket_recv_buffer_size_force(&socket, 4 << 20).unwrap();
                     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
                     let (stop, received) = (Arc::clone(&stop), Arc::clone(&received));
                     std::thread::spawn(move || receive(&socket, &stop, &received))
