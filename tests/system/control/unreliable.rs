@@ -334,7 +334,7 @@ fn a_node_is_configured_untainted_and_tells_its_pods_though_calls_fail() {
     let networks = Directory::new();
     let path = |name: &str| networks.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(path("10-pods.conflist"), NETWORK).unwrap();
-    rig.double.faults().begin(4, 500);
+    rig.double.faults().begin(4, 300);
     rig.mesh.nodes[0].start_agent_in(&[
         ("KUBECONFIG", rig.kubeconfig.to_str().unwrap()),
         ("ADIT_DEFAULT_MODE", "Strict"),
@@ -357,8 +357,9 @@ fn a_node_is_configured_untainted_and_tells_its_pods_though_calls_fail() {
     rig.wait_until_pods_are(&["10.7.0.1/32", "10.7.0.2/32"], PATIENCE);
     rig.double.delete(Kind::Pod, "first");
     rig.wait_until_pods_are(&["10.7.0.2/32"], PATIENCE);
+    // One that is not taken is lost, and everything else goes on.
     wait_until("an Event", PATIENCE, || rig.double.events() > 0);
     let faults = rig.double.faults();
     eprintln!("{} calls, {:?}", faults.calls(), faults.counts());
-    assert!(faults.counts().values().sum::<u64>() > 8, "nothing has gone wrong");
+    assert!(faults.counts().values().sum::<u64>() > 2, "nothing has gone wrong");
 }

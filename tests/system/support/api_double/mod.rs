@@ -54,7 +54,7 @@ struct Shared {
     manners: Manners,
     /// Bytes of watches' events.
     watched: Mutex<u64>,
-    /// Events that were taken.
+    /// Events that came.
     events: Mutex<u64>,
 }
 
@@ -128,7 +128,7 @@ impl ApiDouble {
         *self.shared.watched.lock().unwrap()
     }
 
-    /// Returns how many Events were taken.
+    /// Returns how many Events came: what became of them is nobody's concern.
     pub(crate) fn events(&self) -> u64 {
         *self.shared.events.lock().unwrap()
     }

@@ -83,6 +83,7 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<
     let is_event = request.uri().path() == EVENTS && request.method() == Method::POST;
     let asked = if is_event {
         let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+        *shared.events.lock().unwrap() += 1;
         Ok(Asked::Event(String::from_utf8_lossy(&body).into_owned()))
     } else {
         Call::read(request).await.map(Asked::Object)
@@ -116,10 +117,7 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<
         Some(Fault::LostAnswer | Fault::Truncate | Fault::Break) | None => {}
     }
     let (status, text) = match asked {
-        Asked::Event(text) => {
-            *shared.events.lock().unwrap() += 1;
-            (201, text)
-        }
+        Asked::Event(text) => (201, text),
         Asked::Object(call) if call.is_watch() => {
             return Ok(call.watch(shared).unwrap_or_else(|refused| refusal(&refused)));
         }
