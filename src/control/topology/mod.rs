@@ -1,7 +1,8 @@
 //! From all objects to what one node should do: peers, allowed IPs, routes; and what is not encrypted, and why. Pure.
 //!
 //! 1. Settings: what the `TunnelConfig`s want of this node.
-//! 2. Keys: one that several nodes have belongs to the oldest of them. The others have none, and nothing goes to them in clear.
+//! 2. Keys: one that several nodes have belongs to the oldest of them. The others have none, and nothing goes to them in clear; nor do they
+//!    talk to anybody.
 //! 3. Addresses: each belongs to the oldest node that claims it; a claim that is refused has no effect but a fault. A block of pods inside
 //!    another node's block is a loan, and belongs to the borrower. Where the cluster's own `Node`s are known, none of that is needed: a
 //!    node has no pods but in the blocks that the cluster gave it, and no addresses but those and the ones that the cluster knows.
@@ -155,6 +156,9 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     let mut routing = Routing::new(&settings, own, objects);
     let mut peers = BTreeMap::new();
     let mut not_encrypted = BTreeMap::new();
+    // Whoever heard from us would take us for the node that has our key, and send us what is for that one ([W] §2.1: a peer is found where
+    // its last authentic packet came from).
+    let is_another = keys.get(&own.public_key).is_some_and(|node| *node != own.name);
     for (name, granted) in &claimed {
         if *name == own.name {
             routing.add_own(granted);
@@ -163,7 +167,8 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         let tunnel = granted.tunnel;
         let active = tunnel.and_then(|tunnel| tunnel.active);
         // Our own key in another's hands is no peer of ours, whoever is older.
-        let key = active.filter(|key| keys.get(key) == Some(name) && *key != own.public_key);
+        let is_peer = |key: &PublicKey| !is_another && keys.get(key) == Some(name) && *key != own.public_key;
+        let key = active.filter(is_peer);
         if let (Some(key), Some(tunnel)) = (key, tunnel) {
             let (node, endpoints) = ((*name).to_owned(), tunnel.endpoints.clone());
             peers.insert(key, Peer { node, endpoints, allowed_ips: granted.all().collect() });

@@ -148,10 +148,12 @@ fn a_node_whose_key_an_older_one_has_says_so() {
     });
     assert_eq!(of(&objects).degraded, None);
     assert_eq!(of(&objects).not_encrypted["b"].reason, Reason::DuplicateKey);
+    assert!(!of(&objects).peers.is_empty());
     change(&mut objects, "b", |tunnel| tunnel.created = String::new());
     let topology = of(&objects);
     assert_eq!(topology.degraded, Some(Degraded::DuplicateKey { node: "b".to_owned() }));
     assert_eq!(topology.not_encrypted["b"].reason, Reason::DuplicateKey);
+    assert!(topology.peers.is_empty(), "it talks to nobody");
     change(&mut objects, "a", |tunnel| tunnel.active = Some(key(9)));
     change(&mut objects, "b", |tunnel| tunnel.keys = vec![]);
     assert_eq!(of(&objects).degraded, Some(Degraded::OtherKeyPublished));
