@@ -57,11 +57,8 @@ fn objects(args: &PreflightArgs) -> Result<Objects, String> {
         let directory = Directory::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
         return Ok(directory.objects().unwrap_or_default());
     }
-    let mut objects = Objects::default();
     let kept = Store::snapshot_in(&args.places.state).map_err(|error| error.to_string())?;
-    let values = kept.iter().flatten();
-    values.filter_map(|value| read::object(value).ok()).for_each(|object| objects.insert(object));
-    Ok(objects)
+    Ok(kept.map(|kept| read::objects(&kept)).unwrap_or_default())
 }
 
 /// Returns a line for each check; below one that is not passed, why it matters and what helps.

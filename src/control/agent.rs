@@ -323,10 +323,7 @@ impl Agent {
     fn recall(&mut self) {
         match self.parts.store.snapshot() {
             Ok(Some(kept)) => {
-                let mut objects = Objects::default();
-                kept.iter()
-                    .filter_map(|value| read::object(value).ok())
-                    .for_each(|object| objects.insert(object));
+                let objects = read::objects(&kept);
                 tracing::info!(
                     nodes = objects.tunnels.len(),
                     "the objects as last known are used until they are read"

@@ -56,6 +56,13 @@ impl fmt::Display for NoObject {
 
 impl std::error::Error for NoObject {}
 
+/// Reads objects. What is none is left out.
+pub fn objects(values: &[Value]) -> Objects {
+    let mut objects = Objects::default();
+    values.iter().filter_map(|value| object(value).ok()).for_each(|object| objects.insert(object));
+    objects
+}
+
 /// Reads an object.
 ///
 /// # Errors

@@ -88,10 +88,7 @@ fn interfaces_in(directory: &Path) -> io::Result<Vec<String>> {
 /// Returns the objects that an agent keeps; `None` if there is no agent.
 fn kept(state: &Path) -> Result<Option<Objects>, String> {
     let Some(kept) = Store::snapshot_in(state).map_err(|error| error.to_string())? else { return Ok(None) };
-    let mut objects = Objects::default();
-    let readable = kept.iter().filter_map(|value| read::object(value).ok());
-    readable.for_each(|object| objects.insert(object));
-    Ok(Some(objects))
+    Ok(Some(read::objects(&kept)))
 }
 
 /// What an agent keeps.
