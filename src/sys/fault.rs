@@ -57,6 +57,10 @@ pub(super) enum Call {
     Netfilter,
     /// The expression of nftables that computes an MSS.
     TcpMss,
+    /// `RTM_NEWLINK` of the kernel's WireGuard.
+    Wireguard,
+    /// What the kernel tells of changes, unasked: it does not come, whatever the errno.
+    Notices,
 }
 
 /// Calls can be made to fail in this build.

@@ -26,6 +26,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use super::fault;
+
 pub mod conntrack;
 mod monitor;
 pub mod nftables;
@@ -148,6 +150,7 @@ impl Netlink {
     /// # Errors
     /// `EEXIST` if the name is taken; `EOPNOTSUPP` if the kernel has no WireGuard.
     pub fn add_wireguard(&mut self, name: &str) -> io::Result<()> {
+        fault::check(fault::Call::Wireguard)?;
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));

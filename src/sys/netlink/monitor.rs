@@ -11,7 +11,7 @@ use netlink_sys::{Socket, SocketAddr};
 
 use super::route::table_of;
 use super::{Link, Netlink, RECEIVE_LEN, interface_of, link_of, messages};
-use crate::sys::cmsg;
+use crate::sys::{cmsg, fault};
 
 /// What a [`Monitor`] tells of, as bits of rtnetlink(7)'s multicast groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,7 @@ impl Monitor {
         let mut events = Vec::new();
         loop {
             match self.receive() {
+                Ok(_) if fault::check(fault::Call::Notices).is_err() => {}
                 Ok((len, namespace)) if namespace == self.namespace => {
                     let told = messages(&self.buffer[..len]).filter_map(Result::ok);
                     let told = told.filter(|told| Some(told.header.port_number) != self.ignored);
