@@ -8,16 +8,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::args::AgentArgs;
+use super::cleanup;
 use super::log;
 use super::turn::{Refused, await_turn};
 use crate::control::agent::{Agent, Parts};
 use crate::control::api;
-use crate::control::cni::conflist;
-use crate::control::data_plane;
-use crate::control::heal::{self, Healer};
-use crate::control::settings::Settings;
+use crate::control::heal::Healer;
 use crate::control::store::{Store, Unusable};
-use crate::control::topology;
 use crate::control::watch::Source;
 use crate::control::watch::cluster::Cluster;
 use crate::control::watch::directory::Directory;
@@ -34,7 +31,7 @@ use crate::sys::signal::Signals;
 pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
     process::forbid_dumps();
     if args.cleanup {
-        return cleanup(args);
+        return cleanup::run(args);
     }
     if args.public_key {
         let store = Store::open(&args.places.state).map_err(|error| error.to_string())?;
@@ -84,21 +81,6 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
     service::stopping();
     tracing::info!("leaving; what is programmed stays");
     Ok(())
-}
-
-/// Removes what an agent leaves behind: the CNI plugin first, so that no pod waits for an agent that will not come.
-fn cleanup(args: &AgentArgs) -> Result<(), String> {
-    let unlisted = match &args.cni.cni_conf_dir {
-        Some(directory) => {
-            conflist::remove(directory).map_err(|(path, error)| format!("{}: {error}", path.display()))
-        }
-        None => Ok(()),
-    };
-    let settings = Settings::default();
-    let closed = heal::cleanup(&topology::no_routes(&settings)).map_err(|error| error.to_string());
-    let interface = args.places.interface.as_ref().unwrap_or(&settings.interface);
-    let removed = data_plane::remove(interface).map_err(|error| format!("{interface}: {error}"));
-    closed.and(removed).and(unlisted)
 }
 
 /// Prints the definitions of the custom resources.

@@ -242,8 +242,9 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "ADIT_PUBLIC_KEY", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) public_key: bool,
 
-    /// Removes routes, rules and firewall of the agent, and its interface if that is the kernel's, from this network namespace, and with
-    /// --cni-conf-dir the CNI plugin from the runtime's configuration, and ends.
+    /// Removes from this network namespace all that agents have made, and ends: routes, rules, firewall, and the kernel's WireGuard
+    /// interfaces that have the node's key; the file of the MTU; with --cni-conf-dir the CNI plugin from the runtime's configuration, and
+    /// with --cni-bin-dir its program, once no pod is left that was started with it. --state, in which the node's key is, stays.
     #[arg(long, env = "ADIT_CLEANUP", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
     pub(super) cleanup: bool,
 }

@@ -3,6 +3,8 @@
 #[cfg(feature = "control")]
 mod agent;
 mod args;
+#[cfg(feature = "control")]
+mod cleanup;
 mod daemon;
 mod demo;
 #[cfg(feature = "control")]

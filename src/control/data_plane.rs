@@ -129,16 +129,47 @@ pub fn kernels() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes an interface if it is one of the kernel's.
+/// Makes an interface of the kernel's WireGuard, which goes at once, and tells whether that was possible.
 ///
 /// # Errors
-/// If the kernel refuses.
-pub fn remove(interface: &str) -> io::Result<()> {
+/// Why it was not.
+pub fn try_kernel() -> io::Result<()> {
+    let name = format!("adittry{}", std::process::id());
     let mut netlink = Netlink::open()?;
-    match netlink.link(interface) {
-        Ok(link) if link.kind.as_deref() == Some(KIND) => netlink.remove_link(link.index),
-        Ok(_) | Err(_) => Ok(()),
+    netlink.add_wireguard(&name).map_err(not_there)?;
+    let index = netlink.link(&name)?.index;
+    netlink.remove_link(index)
+}
+
+/// Says in words that the kernel has no WireGuard.
+fn not_there(error: io::Error) -> io::Error {
+    if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
+        return io::Error::new(io::ErrorKind::Unsupported, "this kernel has no WireGuard");
     }
+    error
+}
+
+/// Removes those of the kernel's interfaces that are an agent's: all that have its key, whatever they are called; and the one of this name,
+/// unless it has another key.
+///
+/// # Errors
+/// Names the interface of which the kernel does not tell, or that it does not remove.
+pub fn remove(interface: &str, key: Option<&PrivateKey>) -> Result<(), String> {
+    let mut netlink = Netlink::open().map_err(|error| error.to_string())?;
+    let mut remove = |name: &str| -> Result<(), Failed> {
+        let found = Kernel { interface: name.to_owned() }.snapshot()?.private_key;
+        let is_ours = match (key, found) {
+            (Some(key), Some(found)) => key.public() == found.public(),
+            (None, _) | (_, None) => name == interface,
+        };
+        if is_ours {
+            let index = netlink.link(name)?.index;
+            netlink.remove_link(index)?;
+        }
+        Ok(())
+    };
+    let names = kernels().map_err(|error| error.to_string())?;
+    names.iter().try_for_each(|name| remove(name).map_err(|error| format!("{name}: {error}")))
 }
 
 fn is_kernels(interface: &str) -> io::Result<bool> {
@@ -157,13 +188,10 @@ impl Kernel {
         match netlink.link(&self.interface) {
             Ok(link) if link.kind.as_deref() == Some(KIND) => Ok(false),
             Ok(_) => Err(io::Error::other("the interface is none of the kernel's WireGuard").into()),
-            Err(_) => match netlink.add_wireguard(&self.interface) {
-                Ok(()) => Ok(true),
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel has no WireGuard").into())
-                }
-                Err(error) => Err(error.into()),
-            },
+            Err(_) => {
+                netlink.add_wireguard(&self.interface).map_err(not_there)?;
+                Ok(true)
+            }
         }
     }
 

@@ -216,9 +216,30 @@ impl Note {
     }
 }
 
+/// Removes the file from a directory, and the directory if nothing else is there.
+///
+/// # Errors
+/// If the system refuses; that it is not there is none.
+pub fn remove_note(directory: &Path) -> io::Result<()> {
+    for path in files(directory) {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    // Others have things there, or have mounted it.
+    let _ = fs::remove_dir(directory);
+    Ok(())
+}
+
+/// Returns the file, and the one that it is written as.
+fn files(directory: &Path) -> [PathBuf; 2] {
+    ["mtu", "mtu.new"].map(|name| directory.join(name))
+}
+
 fn write(directory: &Path, text: &str) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    let (path, unfinished) = (directory.join("mtu"), directory.join("mtu.new"));
+    let [path, unfinished] = files(directory);
     let mut file =
         OpenOptions::new().create(true).truncate(true).write(true).mode(0o644).open(&unfinished)?;
     file.write_all(text.as_bytes())?;
@@ -325,6 +346,12 @@ mod tests {
         fs::remove_dir_all(&directory).unwrap();
         note.tell(1380);
         assert_eq!(read(), "1380\n", "what somebody removes comes back");
-        fs::remove_dir_all(&directory).unwrap();
+        fs::write(directory.join("cni.sock"), "another's").unwrap();
+        remove_note(&directory).unwrap();
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "and it alone is removed");
+        fs::remove_file(directory.join("cni.sock")).unwrap();
+        remove_note(&directory).unwrap();
+        assert!(!directory.exists());
+        remove_note(&directory).unwrap();
     }
 }

@@ -105,22 +105,30 @@ impl Store {
     /// # Errors
     /// [`Unusable::Damaged`] if there is a file that holds no key or that others may read, or none where there should be one.
     pub fn private_key(&self, random: &mut dyn Random) -> Result<PrivateKey, Unusable> {
-        let path = self.path("private.key");
-        let damaged = |what: &str| Unusable::Damaged { path: path.clone(), what: what.to_owned() };
-        let Some(mut file) = open_file(&path)? else {
-            if self.path("snapshot.json").exists() {
-                return Err(damaged(
-                    "the key is gone, but the snapshot beside it tells that there was one; \
-                     bring it back, or remove the snapshot to begin anew with another key",
-                ));
-            }
-            let key = PrivateKey::generate(random);
-            let mut text = Zeroizing::new(String::with_capacity(64));
-            BASE64.encode_string(key.as_bytes(), &mut text);
-            text.push('\n');
-            self.write("private.key", text.as_bytes())?;
+        if let Some(key) = Self::private_key_in(&self.directory)? {
             return Ok(key);
-        };
+        }
+        if self.path("snapshot.json").exists() {
+            let what = "the key is gone, but the snapshot beside it tells that there was one; \
+                bring it back, or remove the snapshot to begin anew with another key";
+            return Err(Unusable::Damaged { path: self.path("private.key"), what: what.to_owned() });
+        }
+        let key = PrivateKey::generate(random);
+        let mut text = Zeroizing::new(String::with_capacity(64));
+        BASE64.encode_string(key.as_bytes(), &mut text);
+        text.push('\n');
+        self.write("private.key", text.as_bytes())?;
+        Ok(key)
+    }
+
+    /// Returns the private key in a directory that may be another process's; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Unusable::Damaged`] if there is a file that holds no key or that others may read.
+    pub fn private_key_in(directory: &Path) -> Result<Option<PrivateKey>, Unusable> {
+        let path = directory.join("private.key");
+        let damaged = |what: &str| Unusable::Damaged { path: path.clone(), what: what.to_owned() };
+        let Some(mut file) = open_file(&path)? else { return Ok(None) };
         let failed = |error| Unusable::Io { path: path.clone(), error };
         if file.metadata().map_err(failed)?.mode() & 0o077 != 0 {
             return Err(damaged(
@@ -143,7 +151,7 @@ impl Store {
         let is_zero = Secret::new(key).is_zero();
         let private = PrivateKey::new(key);
         key.zeroize();
-        if is_zero { Err(damaged("the key is all zero")) } else { Ok(private) }
+        if is_zero { Err(damaged("the key is all zero")) } else { Ok(Some(private)) }
     }
 
     /// Returns the objects as they were last known; `None` if none were ever kept.
@@ -164,7 +172,10 @@ impl Store {
         let mut text = Vec::new();
         let read = file.take(FILE_MAX).read_to_end(&mut text);
         read.map_err(|error| Unusable::Io { path: path.clone(), error })?;
-        parse_snapshot(&text).map(Some).map_err(|what| Unusable::Damaged { path, what })
+        match parse_snapshot(&text) {
+            Ok(kept) => Ok(Some(Kept { at, ..kept })),
+            Err(what) => Err(Unusable::Damaged { path, what }),
+        }
     }
 
     /// Keeps the objects.

@@ -7,7 +7,7 @@
 //! with the ending `BACKUP`.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -121,6 +121,36 @@ pub fn remove(directory: &Path) -> Result<(), Failed> {
         }
     }
     sync(directory)
+}
+
+/// Removes the plugin's program from where the runtime looks for it, unless pods are left that were started with it: the runtime calls it
+/// once more for each (libcni, `DelNetworkList`), and one that is missing keeps them from going. Tells whether it is gone.
+///
+/// # Errors
+/// Names what cannot be read or removed.
+pub fn remove_program(place: &Path, plugin_state: &Path) -> Result<bool, Failed> {
+    let attachments = plugin_state.join("attachments");
+    let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    // One whose name begins with a dot was never finished.
+    let is_kept = |entry: io::Result<DirEntry>| {
+        entry.is_ok_and(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+    };
+    let has_pods = match fs::read_dir(&attachments) {
+        Ok(mut entries) => entries.any(is_kept),
+        Err(error) if is_gone(&error) => false,
+        Err(error) => return Err((attachments, error)),
+    };
+    if has_pods {
+        return Ok(false);
+    }
+    let target = place.join(PLUGIN);
+    for path in [beside(&target, UNFINISHED), target] {
+        match fs::remove_file(&path) {
+            Err(error) if !is_gone(&error) => return Err((path, error)),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(true)
 }
 
 /// Puts the plugin behind the last one of the first network.
@@ -245,9 +275,14 @@ fn read(path: &Path) -> Result<Option<Value>, Failed> {
 }
 
 fn backup(path: &Path) -> PathBuf {
+    beside(path, BACKUP)
+}
+
+/// Returns the path of a file with one more ending.
+fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
-    name.push(BACKUP);
+    name.push(ending);
     name.into()
 }
 
@@ -265,9 +300,7 @@ fn write(path: &Path, network: &Value) -> Result<(), Failed> {
 
 /// Writes a file beside its place, has it reach the disk, and puts it in its place.
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failed> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".");
-    unfinished.push(UNFINISHED);
+    let unfinished = beside(path, UNFINISHED);
     let write = || {
         let mut file =
             OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&unfinished)?;
@@ -498,5 +531,25 @@ mod tests {
         fs::remove_file(&program).unwrap();
         install(&options, &facts()).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"another", "the one that was there");
+    }
+
+    #[test]
+    fn the_program_goes_once_no_pod_needs_it_and_nobody_elses_does() {
+        let directory = Directory::new("program-goes");
+        let (place, state) = (directory.0.join("bin"), directory.0.join("cni"));
+        let attachments = state.join("attachments");
+        [&place, &attachments].into_iter().for_each(|path| fs::create_dir_all(path).unwrap());
+        let names = ["adit-cni", "adit-cni.adit-new", "bridge"];
+        names.iter().for_each(|name| fs::write(place.join(name), name).unwrap());
+        let left = || names.map(|name| place.join(name).exists());
+        fs::write(attachments.join("one:eth0"), "{}").unwrap();
+        fs::write(attachments.join(".123"), "{").unwrap();
+        assert!(!remove_program(&place, &state).unwrap(), "a pod would not go without it");
+        assert_eq!(left(), [true; 3]);
+        fs::remove_file(attachments.join("one:eth0")).unwrap();
+        assert!(remove_program(&place, &state).unwrap());
+        assert_eq!(left(), [false, false, true]);
+        // Once more, and where there never was one.
+        assert!(remove_program(&place, Path::new("/nowhere")).unwrap());
     }
 }

@@ -16,9 +16,11 @@ pub mod protocol;
 mod server;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -52,6 +54,26 @@ pub struct Options {
     pub mode: Mode,
     /// The program of the plugin, and where the runtime looks for it; `None` if somebody else puts it there.
     pub program: Option<(PathBuf, PathBuf)>,
+}
+
+/// Removes what an agent with these options leaves behind: the plugin from the runtime's configuration first, so that no pod waits for an
+/// agent that will not come; its program, unless a pod still needs it, see [`conflist::remove_program`]; a socket that nobody listens on.
+/// Tells whether the program stays.
+///
+/// # Errors
+/// Names the first thing that cannot be removed; all others have been tried.
+pub fn cleanup(options: &Options) -> Result<bool, conflist::Failed> {
+    let unlisted = options.configuration.as_deref().map_or(Ok(()), conflist::remove);
+    let place = options.program.as_ref().map(|(_, place)| place);
+    let removed = place.map_or(Ok(true), |place| conflist::remove_program(place, &options.plugin_state));
+    let path = &options.socket;
+    let unheard = match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Ok(_) | Err(_) => Ok(()),
+    };
+    unlisted?;
+    unheard.map_err(|error| (path.clone(), error))?;
+    removed.map(|is_gone| !is_gone)
 }
 
 /// The threads: one answers the plugin, one keeps the runtime's configuration. They end, and the socket goes, when this is dropped; pods

@@ -323,7 +323,10 @@ impl Cluster {
         let image = concat!("--image=localhost/adit:", env!("CARGO_PKG_VERSION"));
         let target = format!("node/{node}");
         let start = ["debug", &target, "--profile=sysadmin", image, "--"];
-        let command = ["/usr/bin/adit", "agent", "--cleanup", "--cni-conf-dir", "/host/etc/cni/net.d"];
+        let command = "/usr/bin/adit agent --cleanup --state /host/var/lib/adit --run /host/run/adit \
+            --cni-conf-dir /host/etc/cni/net.d --cni-bin-dir /host/opt/cni/bin --cni-plugin /usr/bin/adit-cni \
+            --cni-state /host/var/lib/adit/cni";
+        let command: Vec<_> = command.split_whitespace().collect();
         let text = self.plane.kubectl(&[&start[..], &command].concat());
         let pod = text.split_whitespace().find(|word| word.starts_with("node-debugger-")).expect(&text);
         let phase = "--for=jsonpath={.status.phase}=Succeeded";

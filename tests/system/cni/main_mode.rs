@@ -244,11 +244,30 @@ fn the_agent_lays_the_network_once_it_is_ready_and_cleanup_takes_it_away() {
     soon("the chain again", &|| types("10-flannel.conflist") == ["flannel", "adit-cni"]);
     drop(lab.mesh.nodes[0].agent.take());
     assert_eq!(types("10-flannel.conflist"), ["flannel", "adit-cni"], "it stays with the agent gone");
-    let conf_dir = configuration.to_str().unwrap();
-    let args = ["agent", "--cleanup", "--cni-conf-dir", conf_dir];
-    lab.node().namespace.run(env!("CARGO_BIN_EXE_adit"), &args);
+    let clean_up = |lab: &Lab| {
+        let variables = variables("chained");
+        let mut variables: Vec<_> = variables.iter().map(|(name, value)| (*name, &value[..])).collect();
+        variables.push(("ADIT_CLEANUP", "1"));
+        let mut process = lab.spawn_agent(0, &variables);
+        assert!(process.wait(SOON).success(), "{}", process.output());
+        process
+    };
+    let state = lab.node().state.path().to_owned();
+    assert!(state.join("mtu").exists());
+    // A pod that was started with the plugin cannot go without its program.
+    let attachment = Path::new(&lab.path("state0")).join("attachments/one:eth0");
+    fs::create_dir_all(attachment.parent().unwrap()).unwrap();
+    fs::write(&attachment, "{}").unwrap();
+    let process = clean_up(&lab);
+    wait_until("a word about it", SOON, || process.output().contains("program stays: pods are left"));
     assert_eq!(types("10-flannel.conflist"), ["flannel"]);
     assert_eq!(fs::read_dir(&configuration).unwrap().count(), 1, "no backup is left");
+    assert!(programs.join("adit-cni").exists() && !state.join("mtu").exists());
+    fs::remove_file(attachment).unwrap();
+    clean_up(&lab);
+    let left: Vec<_> = fs::read_dir(&programs).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["portmap"], "what is not ours");
+    assert!(state.join("private.key").exists());
 }
 
 /// Has a pod send a datagram to an address of another namespace; returns whom that sees as its sender, if it arrives.

@@ -5,7 +5,7 @@ use std::fs;
 use super::*;
 use crate::control::nodes::Directory;
 
-const ALLOWED: &str = "wg show adit0 allowed-ips";
+const ALLOWED: &str = "wg show mesh7 allowed-ips";
 
 impl Guest {
     /// Writes a file; its text holds no single quotes.
@@ -95,7 +95,7 @@ fn the_agent_drives_a_real_kernels_wireguard() {
             "kind: TunnelConfig",
             "metadata: {name: default}",
             &format!(
-                "spec: {{mode: \"Off\", backend: Kernel, listenPort: {GUEST_PORT}, persistentKeepalive: 25s}}"
+                "spec: {{mode: \"Off\", backend: Kernel, interfaceName: mesh7, listenPort: {GUEST_PORT}, persistentKeepalive: 25s}}"
             ),
         ],
     );
@@ -135,18 +135,18 @@ fn the_agent_drives_a_real_kernels_wireguard() {
     };
     let all = ["10.244.1.0/24", "10.245.1.0/24", "fd00:1::/64"];
     guest.wait_for("the peers", ALLOWED, are(lines(&all, &["10.244.3.0/24"])));
-    let shown = guest.run("WG_COLOR_MODE=never wg show adit0");
+    let shown = guest.run("WG_COLOR_MODE=never wg show mesh7");
     assert!(shown.contains(&format!("public key: {key}")) && shown.contains("fwmark: 0x20ad"), "{shown}");
     assert!(shown.contains(&format!("listening port: {GUEST_PORT}")), "{shown}");
     assert!(shown.contains("persistent keepalive: every 25 seconds"), "{shown}");
 
     // Data, both ways.
-    guest.run("ip addr add 10.244.2.1/32 dev adit0 && ip route add 10.244.1.0/24 dev adit0");
+    guest.run("ip addr add 10.244.2.1/32 dev mesh7 && ip route add 10.244.1.0/24 dev mesh7");
     wait_until("an answer through the tunnel", PATIENCE, || {
         outside.succeeds("ping -n -c 1 -W 10 -I 10.244.1.1 10.244.2.1")
     });
     guest.run("ping -c 1 -W 10 -I 10.244.2.1 10.244.1.1");
-    let handshake = guest.run("wg show adit0 latest-handshakes");
+    let handshake = guest.run("wg show mesh7 latest-handshakes");
 
     // A prefix goes, one moves, and a peer; the session of the other stays.
     guest.publish("first", &first, &at, "10.244.1.0/24, \"fd00:1::/64\"");
@@ -162,14 +162,14 @@ fn the_agent_drives_a_real_kernels_wireguard() {
         ALLOWED,
         are(lines(&["10.244.1.0/24"], &["10.244.3.0/24", "fd00:1::/64"])),
     );
-    assert_eq!(guest.run("wg show adit0 latest-handshakes"), handshake);
+    assert_eq!(guest.run("wg show mesh7 latest-handshakes"), handshake);
     guest.run("rm /tmp/objects/second.yaml");
     guest.wait_for("one peer", ALLOWED, |text| text.trim() == format!("{first}\t10.244.1.0/24"));
     let status = guest.run("adit peers --state /tmp/state --sockets /tmp/sockets");
     assert!(status.contains("first"), "{status}");
 
     // What somebody removes is made anew, by the next agent as well.
-    guest.run("ip link del adit0");
+    guest.run("ip link del mesh7");
     guest.wait_for("the interface", ALLOWED, |text| text.trim() == format!("{first}\t10.244.1.0/24"));
     guest.run("kill $(cat /tmp/pid)");
     guest.wait_for("the agent's end", "cat /tmp/log", |text| text.contains("what is programmed stays"));
@@ -180,9 +180,19 @@ fn the_agent_drives_a_real_kernels_wireguard() {
     guest.wait_for("the agent's end", "cat /tmp/log", |text| {
         text.matches("what is programmed stays").count() == 2
     });
-    // In Off, with nftables or without, there is nothing to be removed but the interface.
-    guest.run("adit agent --cleanup");
-    assert!(!guest.try_run("ip link show adit0").0);
+    // In Off, with nftables or without, there is nothing to be removed but the interface and the file. What it is called is known from the
+    // objects; one that was called otherwise before has the same key; others' have others.
+    guest.run("ip link add before type wireguard && wg set before private-key /tmp/state/private.key");
+    guest.run(
+        "ip link add other type wireguard && wg genkey >/tmp/other && wg set other private-key /tmp/other",
+    );
+    guest.run("ip link add bare type wireguard && grep . /tmp/run/mtu");
+    guest.run(&format!("adit agent --cleanup {STATE}"));
+    for gone in ["ip link show mesh7", "ip link show before", "ls /tmp/run"] {
+        assert!(!guest.try_run(gone).0, "{gone}");
+    }
+    guest.run("ip link show other && ip link show bare && ls /tmp/state/private.key");
+    guest.run("ip link del other && ip link del bare");
 }
 
 /// Peers of the kernel, of which the last is changed.
@@ -210,7 +220,7 @@ fn the_agent_programs_a_thousand_peers_into_a_real_kernel_and_changes_one() {
             "apiVersion: adit.dev/v1alpha1",
             "kind: TunnelConfig",
             "metadata: {name: default}",
-            "spec: {mode: \"Off\", backend: Kernel}",
+            "spec: {mode: \"Off\", backend: Kernel, interfaceName: mesh7}",
         ],
     );
     let key = guest.run(&format!("adit agent --public-key {STATE}")).trim().to_owned();
@@ -234,7 +244,7 @@ fn the_agent_programs_a_thousand_peers_into_a_real_kernel_and_changes_one() {
     let start = format!(
         "{{ adit agent --node-name guest --objects /tmp/objects {STATE} >>/tmp/log 2>&1 & echo $! >/tmp/pid; }}"
     );
-    let is_there = format!("[ \"$(wg show adit0 peers 2>/dev/null | wc -l)\" = {PEERS} ]");
+    let is_there = format!("[ \"$(wg show mesh7 peers 2>/dev/null | wc -l)\" = {PEERS} ]");
     let programmed = timed(&mut guest, &start, &is_there);
     guest.wait_for("a word of it", "cat /tmp/log", |text| text.contains("the data plane is in step"));
     let taken = before - free(&mut guest);
@@ -258,5 +268,5 @@ fn the_agent_programs_a_thousand_peers_into_a_real_kernel_and_changes_one() {
     assert!(own < 40_000_000 / 1024, "{own} KiB");
     guest.run("kill $(cat /tmp/pid)");
     guest.wait_for("the agent's end", "cat /tmp/log", |text| text.contains("what is programmed stays"));
-    guest.run("adit agent --cleanup");
+    guest.run(&format!("adit agent --cleanup {STATE}"));
 }
