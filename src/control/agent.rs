@@ -110,8 +110,9 @@ pub struct Agent {
     data_planes: Changes,
     known: Option<Known>,
     endpoints: Endpoints,
-    /// Whether the node was checked.
+    /// Whether the node was checked for what the whole of the objects wants, and what was said to be wrong with it.
     is_checked: bool,
+    found_wrong: preflight::Told,
     /// What was said about faults.
     said: BTreeSet<(String, Fault)>,
     /// What the data plane has, and who that is, while nothing speaks against it; and when it is to be read again.
@@ -190,6 +191,7 @@ impl Agent {
             known: None,
             endpoints: Endpoints::new(),
             is_checked: false,
+            found_wrong: preflight::Told::default(),
             said: BTreeSet::new(),
             believed: None,
             read_due: None,
@@ -211,6 +213,10 @@ impl Agent {
         };
         this.recall();
         this.learn();
+        // What keeps the objects from being read may be among it.
+        if !this.is_checked {
+            this.check();
+        }
         Ok(this)
     }
 
@@ -345,7 +351,9 @@ impl Agent {
             return;
         }
         self.know(objects, true);
-        self.check();
+        if !std::mem::replace(&mut self.is_checked, true) {
+            self.check();
+        }
         self.look_at_ways(None);
         self.publish();
         self.keep.get_or_insert_with(|| clock::boottime() + KEEP_AFTER);
@@ -423,21 +431,29 @@ impl Agent {
         self.mtu != before
     }
 
-    /// Says once what this node cannot do of what is wanted.
-    fn check(&mut self) {
-        let Some(known) = self.known.as_ref().filter(|_| !self.is_checked) else { return };
-        let mut wanted = Wanted::of(&known.objects, Some(&self.own.name));
-        wanted.settings.interface.clone_from(&known.topology.settings.interface);
+    /// Says what this node cannot do of what is wanted, as far as that is known, and was not said before.
+    fn check(&self) {
+        let objects = match &self.known {
+            Some(known) => &known.objects,
+            None => {
+                tracing::info!("the objects are not known yet: the node is checked for what is the default");
+                &Objects::default()
+            }
+        };
+        let mut wanted = Wanted::of(objects, Some(&self.own.name));
+        if let Some(interface) = &self.parts.interface {
+            wanted.settings.interface.clone_from(interface);
+        }
         wanted.state = self.parts.store.directory().to_owned();
         wanted.sockets.clone_from(&self.parts.sockets);
         wanted.cluster = self.parts.source.reach();
         wanted.removes_taint = self.parts.startup_taint.is_some();
         // Who is asked may take his time, and nothing waits for it.
         let checking = std::thread::Builder::new().name("preflight".to_owned());
-        if let Err(error) = checking.spawn(move || preflight::log(&wanted)) {
+        let told = preflight::Told::clone(&self.found_wrong);
+        if let Err(error) = checking.spawn(move || preflight::log(&wanted, &told)) {
             tracing::warn!(%error, "the node cannot be checked");
         }
-        self.is_checked = true;
     }
 
     /// Keeps the objects on disk, if they have changed.

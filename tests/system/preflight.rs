@@ -7,9 +7,10 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use adit::sys::clock::realtime;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::control::nodes::Directory;
+use crate::support::api_double::{ApiDouble, Kind, Manners};
 use crate::support::{Namespace, SOON, need, not_hosted, wait_until};
 
 /// Anybody's.
@@ -18,7 +19,7 @@ const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 /// A node in a namespace of its own, with one neighbour.
 struct Host {
     namespace: Namespace,
-    _neighbour: Namespace,
+    neighbour: Namespace,
     state: Directory,
     sockets: Directory,
     objects: Directory,
@@ -35,7 +36,7 @@ impl Host {
         }
         namespace.sysctl("net/ipv4/ip_forward", "1");
         let [state, sockets, objects] = [(); 3].map(|()| Directory::new());
-        let this = Self { namespace, _neighbour: neighbour, state, sockets, objects };
+        let this = Self { namespace, neighbour, state, sockets, objects };
         let state = this.state.path().to_str().unwrap();
         fs::set_permissions(state, fs::Permissions::from_mode(0o700)).unwrap();
         this.namespace.run(env!("CARGO_BIN_EXE_adit"), &["agent", "--public-key", "--state", state]);
@@ -131,6 +132,19 @@ const CASES: &[Case] = &[
     by("tun", "warn", &["env", "ADIT_FAULT=MultiQueue=22"]),
     by("nftables", "fail", &["env", "ADIT_FAULT=Netfilter=93"]),
     Case {
+        id: "kernel-wireguard",
+        result: "fail",
+        harm: |host| {
+            host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {backend: Kernel}\n");
+            None
+        },
+        wrapper: &["env", "ADIT_FAULT=Wireguard=95"],
+    },
+    after!("kernel-wireguard", "fail", |host| {
+        host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {backend: Kernel}\n");
+        ip(host, "link add adit0 mtu 1400 type bridge");
+    }),
+    Case {
         id: "udp-port",
         result: "fail",
         harm: |host| Some(host.namespace.enter(|| UdpSocket::bind("10.9.0.1:51820").unwrap())),
@@ -144,6 +158,8 @@ const CASES: &[Case] = &[
     },
     after!("rp-filter", "fail", |host| host.namespace.sysctl("net/ipv4/conf/all/rp_filter", "1")),
     after!("rp-filter", "fail", |host| host.namespace.sysctl("net/ipv4/conf/default/rp_filter", "1")),
+    after!("rp-filter", "fail", |host| encrypt_hosts(host, "0")),
+    after!("rp-filter", "warn", |host| encrypt_hosts(host, "1")),
     after!("linkdown-routes", "fail", |host| {
         host.namespace.sysctl("net/ipv4/conf/default/ignore_routes_with_linkdown", "1");
     }),
@@ -193,6 +209,7 @@ const CASES: &[Case] = &[
     }),
     after!("cluster-prefixes", "fail", |host| ip(host, "addr add 10.244.7.1/24 dev eth0")),
     after!("cluster-prefixes", "fail", |host| ip(host, "addr add 10.200.0.1/8 dev eth0")),
+    after!("cluster-prefixes", "warn", |host| ip(host, "route add 10.244.7.0/24 via 10.9.0.2")),
     after!("forwarding", "fail", |host| host.namespace.sysctl("net/ipv4/ip_forward", "0")),
     by(
         "conntrack",
@@ -211,6 +228,14 @@ fn ip(host: &Host, line: &str) {
     host.namespace.ip(line);
 }
 
+/// Has what is between nodes encrypted, on a link whose reverse path filter is strict; `mark` is what marks count for there.
+fn encrypt_hosts(host: &Host, mark: &str) {
+    let spec = "{mode: Permissive, clusterCIDRs: [10.244.0.0/16], hostTraffic: Encrypt}";
+    host.write("config", &format!("kind: TunnelConfig\nmetadata: {{name: default}}\nspec: {spec}\n"));
+    host.namespace.sysctl("net/ipv4/conf/eth0/rp_filter", "1");
+    host.namespace.sysctl("net/ipv4/conf/eth0/src_valid_mark", mark);
+}
+
 fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -222,6 +247,12 @@ fn a_healthy_node_passes_every_check() {
     // What a node has by right: its own pods' network, another CNI's routes to those of others, room for the datagrams.
     host.namespace.ip("addr add 10.244.1.1/24 dev eth0");
     host.namespace.ip("route add 10.244.2.0/24 via 10.9.0.2");
+    host.namespace.ip("route add 10.244.9.7/32 dev eth0");
+    host.namespace.ip("route add 10.244.8.64/26 via 10.9.0.2 proto bird");
+    host.namespace.ip("route add blackhole 10.244.1.64/26");
+    // And ways to more than the pods.
+    host.namespace.ip("route add 10.0.0.0/8 via 10.9.0.2");
+    host.namespace.ip("route add default via 10.9.0.2");
     host.namespace.ip("link set eth0 mtu 1480");
     assert_eq!(host.check(&[]), []);
     // For people.
@@ -269,4 +300,35 @@ fn an_agent_says_once_what_its_node_cannot_do() {
     host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {mtu: Wide}\n");
     wait_until("the change", SOON, || agent.output().contains("spec.mtu"));
     assert_eq!(told(), 1, "{}", agent.output());
+}
+
+#[test]
+fn an_agent_checks_its_node_before_it_has_read_anything_and_again_after() {
+    need!("ip", "nft", "setpriv");
+    let host = Host::new();
+    let manners = Manners { page: 100, bookmarks: SOON };
+    let double = ApiDouble::start(&host.neighbour, "10.9.0.2", manners);
+    let kubeconfig = host.objects.path().join("kubeconfig");
+    fs::write(&kubeconfig, double.kubeconfig()).unwrap();
+    double.put(Kind::Config, json!({ "metadata": { "name": "default" }, "spec": { "listenPort": 7777 } }));
+    host.namespace.sysctl("net/ipv4/ip_forward", "0");
+    let _holder = host.namespace.enter(|| UdpSocket::bind("10.9.0.1:7777").unwrap());
+    // Nobody is there to be asked.
+    ip(&host, "link set eth0 down");
+    let path = |directory: &Directory| directory.path().to_str().unwrap().to_owned();
+    let variables = [
+        ("NODE_NAME", "node1"),
+        ("ADIT_STATE", &path(&host.state)),
+        ("ADIT_RUN", &path(&host.state)),
+        ("ADIT_SOCKETS", &path(&host.sockets)),
+        ("KUBECONFIG", kubeconfig.to_str().unwrap()),
+    ];
+    let agent = host.namespace.spawn_with(env!("CARGO_BIN_EXE_adit"), &["agent"], &variables);
+    for words in ["net/ipv4/ip_forward", "the API server cannot be asked"] {
+        wait_until(words, SOON, || agent.output().contains(words));
+    }
+    assert!(!agent.output().contains("port 7777 is in use"), "nobody knows of it");
+    ip(&host, "link set eth0 up");
+    wait_until("the port of the objects", SOON * 2, || agent.output().contains("port 7777 is in use"));
+    assert_eq!(agent.output().matches("net/ipv4/ip_forward").count(), 1, "{}", agent.output());
 }

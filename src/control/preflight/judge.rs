@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Verdict::{self, Fail, Pass, Skip, Warn};
 use super::{Facts, Wanted};
 use crate::config::Prefix;
-use crate::control::api::{HostTraffic, Mode};
+use crate::control::api::{Backend, HostTraffic, Mode};
 use crate::control::route::PROTOCOL;
 use crate::sys::netlink::{Link, PolicyRule, TableRoute};
 
@@ -21,6 +21,9 @@ const MTU: u32 = 1420;
 
 /// Routes that the kernel makes with an interface's addresses (`RTPROT_KERNEL`).
 const BY_KERNEL: u8 = 2;
+
+/// Routes of pods' networks that hand out blocks of their own: BIRD (`RTPROT_BIRD`), Felix (`FELIX_DEVICEROUTEPROTOCOL`, `dataplane/linux`).
+const BY_POD_NETWORKS: [u8; 2] = [12, 80];
 
 /// Who else puts marks on packets: the bits, and how their interfaces' names begin. kube-proxy is taken to be everywhere.
 const MARKERS: [(&str, u32, &[&str]); 4] = [
@@ -62,8 +65,8 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "kernel-wireguard",
-        why: "what the kernel has decides nothing: the data plane is adit's own",
-        fix: "nothing is needed",
+        why: "with backend: Kernel the kernel's WireGuard is the data plane; otherwise what the kernel has decides nothing",
+        fix: "load the module (modprobe wireguard), or set spec.backend of the TunnelConfig to Userspace",
         judge: kernel_wireguard,
     },
     Check {
@@ -76,7 +79,8 @@ pub(super) const CHECKS: &[Check] = &[
         id: "rp-filter",
         why: "with a strict reverse path filter the kernel drops packets that come by the tunnel from addresses that are not routed \
             into it, such as answers of other nodes themselves",
-        fix: "set net.ipv4.conf.all.rp_filter, and that of the interface named, to 0 or 2",
+        fix: "set net.ipv4.conf.all.rp_filter, and that of the interface named, to 0 or 2; src_valid_mark=1 helps only where a firewall \
+            marks what peers send",
         judge: rp_filter,
     },
     Check {
@@ -112,7 +116,8 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "input-policy",
-        why: "a chain that drops by default also drops peers' datagrams, unless a rule in it accepts them",
+        why: "a chain that drops by default also drops peers' datagrams, unless a rule in it accepts them: a packet must be accepted by \
+            every table, and the accept in adit's own saves none",
         fix: "accept UDP to the tunnel's port in the chain named",
         judge: input_policy,
     },
@@ -196,6 +201,9 @@ fn capability(_: &Wanted, facts: &Facts) -> (Verdict, String) {
 
 fn tun(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
     match &facts.tun {
+        None if wanted.settings.backend == Backend::Kernel => {
+            (Pass, "with backend: Kernel none is needed".to_owned())
+        }
         None => (Pass, format!("a data plane has {}", wanted.settings.interface)),
         Some(Ok(true)) => (Pass, "/dev/net/tun opens, and a device can have several queues".to_owned()),
         Some(Ok(false)) => (Warn, "a device can have one queue only: one core does all the work".to_owned()),
@@ -204,7 +212,22 @@ fn tun(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
     }
 }
 
-fn kernel_wireguard(_: &Wanted, facts: &Facts) -> (Verdict, String) {
+fn kernel_wireguard(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
+    let name = &wanted.settings.interface;
+    match &facts.kernel_interface {
+        None if wanted.settings.backend == Backend::Kernel => {
+            let link = links(facts).find(|link| link.name == *name);
+            let kind = link.and_then(|link| link.kind.as_deref());
+            return match kind {
+                Some("wireguard") => (Pass, format!("{name} is the kernel's")),
+                Some(_) | None => (Fail, format!("{name} is there, and none of the kernel's WireGuard")),
+            };
+        }
+        Some(Ok(())) => return (Pass, "the kernel makes an interface of its own WireGuard".to_owned()),
+        Some(Err(_)) if !facts.is_capable => return (Skip, NEEDS_CAPABILITY.to_owned()),
+        Some(Err(error)) => return (Fail, format!("the kernel makes no interface of its own: {error}")),
+        None => {}
+    }
     let there = facts.kernel_wireguard.as_ref().map(|place| format!("the kernel has its own: {place}"));
     (Pass, there.unwrap_or_else(|| "the kernel has none".to_owned()))
 }
@@ -234,15 +257,30 @@ fn rp_filter(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
     // An interface that is not there yet begins with the default.
     let of_tunnel = if value(tunnel).is_some() { tunnel.as_str() } else { "default" };
     let mut strict: Vec<_> = Some(of_tunnel).filter(|link| is_strict(link)).into_iter().collect();
+    let mut by_mark = Vec::new();
     if wanted.settings.host_traffic == HostTraffic::Encrypt {
-        // Peers' datagrams come from addresses that are routed into the tunnel, and carry no mark that would lead back.
+        // Peers' datagrams come from addresses that are routed into the tunnel. The way back is not that one only for a packet that has the
+        // mark when it comes, which is not our doing, and only where marks count (`fib_frontend.c`, `__fib_validate_source`).
+        let counts = |link: &&str| {
+            let value = |link: &str| number(facts, &format!("net/ipv4/conf/{link}/src_valid_mark"));
+            value("all") == Some(1) || value(link) == Some(1)
+        };
         let others = links(facts).filter(|link| link.up && link.name != "lo" && link.name != *tunnel);
-        strict.extend(others.map(|link| link.name.as_str()).filter(|link| is_strict(link)));
+        let others = others.map(|link| link.name.as_str()).filter(|link| is_strict(link));
+        let (marked, unmarked): (Vec<_>, Vec<_>) = others.partition(counts);
+        strict.extend(unmarked);
+        by_mark = marked;
     }
-    let mark = number(facts, "net/ipv4/conf/all/src_valid_mark").unwrap_or_default();
-    let values = format!("rp_filter of all is {all}, src_valid_mark {mark}");
-    let strict = strict.into_iter().map(str::to_owned);
-    verdict(Fail, strict, &format!("{values}; strict: "), &values)
+    let values = format!("rp_filter of all is {all}");
+    if strict.is_empty() {
+        let only = format!(
+            "{values}; strict, but for datagrams that a rule of a firewall gives the mark {:#x}: ",
+            wanted.settings.fwmark
+        );
+        return verdict(Warn, by_mark.into_iter().map(str::to_owned), &only, &values);
+    }
+    strict.extend(by_mark);
+    verdict(Fail, strict.into_iter().map(str::to_owned), &format!("{values}; strict: "), &values)
 }
 
 fn linkdown_routes(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
@@ -323,7 +361,13 @@ fn input_policy(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
     let Ok(chains) = &facts.dropping_chains else { return (Skip, "the chains cannot be listed".to_owned()) };
     let names = chains.iter().map(|chain| format!("{} {} {}", chain.family, chain.table, chain.name));
     let text = format!("UDP port {} needs a rule in: ", wanted.settings.listen_port);
-    verdict(Warn, names, &text, "no chain of nftables drops by default what comes in")
+    let (result, text) = verdict(Warn, names, &text, "no chain of nftables drops by default what comes in");
+    match result {
+        Pass if facts.has_older_filters => {
+            (Skip, format!("{text}; those of iptables-legacy cannot be looked at"))
+        }
+        Pass | Skip | Warn | Fail => (result, text),
+    }
 }
 
 fn double_encryption(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
@@ -380,13 +424,36 @@ fn cluster_prefixes(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
         let mut cluster = wanted.cluster_prefixes.iter();
         !is_of_pods && cluster.any(|prefix| prefix.covers(&network) || network.covers(prefix))
     };
-    // Others' routes to pods come after ours; networks that the node itself is in would be cut off.
+    // Networks that the node itself is in would be cut off.
     let main = u32::from(libc::RT_TABLE_MAIN);
-    let connected = routes.iter().filter(|route| route.table == main && route.protocol == BY_KERNEL);
-    let found = connected.filter(overlaps).map(destination);
+    let (connected, others): (Vec<_>, Vec<_>) = routes
+        .iter()
+        .filter(|route| route.table == main && route.protocol != PROTOCOL)
+        .partition(|route| route.protocol == BY_KERNEL);
+    let found = connected.into_iter().filter(overlaps).map(destination);
     // Without knowing which pods are ours, a network that is theirs cannot be told from one that is not.
     let worst = if wanted.own_prefixes.is_some() { Fail } else { Warn };
-    verdict(worst, found, "the node is itself in: ", "no network of the node is among the pods'")
+    let (result, text) = verdict(worst, found, "the node is itself in: ", "");
+    if result != Pass {
+        return (result, text);
+    }
+    let found = others.into_iter().filter(|route| is_strange(wanted, route)).map(destination);
+    verdict(Warn, found, "routes to what is no known node's: ", "no network of others is among the pods'")
+}
+
+/// Tells whether a route leads to a network that is taken for pods', and of which no node says that it is. Others' routes to pods come
+/// after ours, and are no harm: those to nodes' blocks, and to single pods. Whoever routes more than the pods' network, by default or to
+/// all of 10.0.0.0/8, says nothing of what is in it.
+fn is_strange(wanted: &Wanted, route: &TableRoute) -> bool {
+    let (addr, len) = route.destination;
+    let Some(network) = Prefix::new(addr, len) else { return false };
+    let is_inside = |prefix: &Prefix| prefix.covers(&network) && *prefix != network;
+    let is_host = len == if addr.is_ipv4() { 32 } else { 128 };
+    let mut pods = wanted.pod_prefixes.iter();
+    !is_host
+        && !BY_POD_NETWORKS.contains(&route.protocol)
+        && wanted.cluster_prefixes.iter().any(is_inside)
+        && !pods.any(|prefix| prefix.covers(&network) || network.covers(prefix))
 }
 
 fn catch_all(wanted: &Wanted, _: &Facts) -> (Verdict, String) {
@@ -536,6 +603,7 @@ mod tests {
             data_plane: None,
             tun: Some(Ok(true)),
             kernel_wireguard: None,
+            kernel_interface: None,
             port_holders: Ok(Vec::new()),
             variables: values.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             links: Ok(vec![link("lo"), link("eth0")]),
@@ -543,6 +611,7 @@ mod tests {
             rules: Ok(Vec::new()),
             routes: Ok(Vec::new()),
             dropping_chains: Ok(Vec::new()),
+            has_older_filters: false,
             now: EPOCH_LEAST,
             moments: vec![("x".to_owned(), EPOCH_LEAST + CLOCK_SLACK)],
             key_modes: (Some(0o600), Some(0o700)),
@@ -584,6 +653,8 @@ mod tests {
             facts.variables.insert("net/netfilter/nf_conntrack_count".into(), "90".into());
         };
         assert_eq!(found(full), [("conntrack", Warn)]);
+        let older = found(|_, facts| facts.has_older_filters = true);
+        assert_eq!(older, [("input-policy", Skip)]);
     }
 
     #[test]
@@ -622,6 +693,78 @@ mod tests {
     fn hosts_in_the_tunnel_need_a_lenient_filter_on_every_interface() {
         let strict = found(|wanted, _| wanted.settings.host_traffic = HostTraffic::Encrypt);
         assert_eq!(strict, [("rp-filter", Fail)]);
+    }
+
+    #[test]
+    fn strict_filters_let_marked_datagrams_through_where_marks_count() {
+        let by_mark = |link: &str| {
+            found(|wanted, facts| {
+                wanted.settings.host_traffic = HostTraffic::Encrypt;
+                facts.variables.insert(format!("net/ipv4/conf/{link}/src_valid_mark"), "1".to_owned());
+            })
+        };
+        assert_eq!(by_mark("all"), [("rp-filter", Warn)]);
+        assert_eq!(by_mark("eth0"), [("rp-filter", Warn)]);
+        assert_eq!(by_mark("lo"), [("rp-filter", Fail)]);
+    }
+
+    #[test]
+    fn the_kernels_wireguard_is_needed_where_it_is_the_data_plane() {
+        let tried = |result: Option<io::Result<()>>, kind: Option<&str>| {
+            found(move |wanted, facts| {
+                wanted.settings.backend = Backend::Kernel;
+                (facts.tun, facts.kernel_interface) = (None, result);
+                let links = facts.links.as_mut().unwrap();
+                let link = Link {
+                    name: "adit0".to_owned(),
+                    kind: kind.map(str::to_owned),
+                    mtu: 1420,
+                    ..links[1].clone()
+                };
+                links.extend(kind.map(|_| link));
+            })
+        };
+        let refused = || io::Error::from_raw_os_error(libc::EPERM);
+        assert_eq!(tried(Some(Ok(())), None), []);
+        assert_eq!(tried(None, Some("wireguard")), []);
+        assert_eq!(tried(None, Some("tun")), [("kernel-wireguard", Fail)]);
+        assert_eq!(tried(Some(Err(refused())), None), [("kernel-wireguard", Fail)]);
+    }
+
+    #[test]
+    fn routes_into_the_pods_network_are_doubtful_unless_they_lead_to_pods() {
+        let to = |text: &str, protocol: u8| {
+            let network: Prefix = text.parse().unwrap();
+            let route = TableRoute {
+                table: 254,
+                destination: (network.addr(), network.len()),
+                metric: 0,
+                kind: RouteKind::Other(1),
+                mtu: None,
+                protocol,
+            };
+            found(|wanted, facts| {
+                wanted.pod_prefixes.insert("10.244.2.0/24".parse().unwrap());
+                facts.routes = Ok(vec![route]);
+            })
+        };
+        let doubtful = [("cluster-prefixes", Warn)];
+        assert_eq!(to("10.244.7.0/24", 4), doubtful);
+        // Ours, a node's block and parts of it, all blocks at once, a pod, Calico's; the pods' network or more.
+        for (text, protocol) in [
+            ("10.244.7.0/24", PROTOCOL),
+            ("10.244.2.0/24", 4),
+            ("10.244.2.64/26", 4),
+            ("10.244.0.0/17", 4),
+            ("10.244.7.1/32", 4),
+            ("10.244.7.0/26", 12),
+            ("10.244.0.0/16", 4),
+            ("10.0.0.0/8", 4),
+            ("0.0.0.0/0", 4),
+            ("192.168.0.0/16", 4),
+        ] {
+            assert_eq!(to(text, protocol), [], "{text} by {protocol}");
+        }
     }
 
     #[test]

@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Wanted;
-use crate::control::api::PodAddresses;
+use crate::control::api::{Backend, PodAddresses};
+use crate::control::data_plane;
 use crate::control::firewall::Guard;
 use crate::control::uapi_client::Client;
 use crate::control::watch::access::{self, With};
@@ -22,10 +23,9 @@ use crate::sys::offload::{Feature, Wanted as Offload};
 use crate::sys::tun::Tun;
 
 /// Variables of the kernel below `/proc/sys` that are no interface's.
-const VARIABLES: [&str; 7] = [
+const VARIABLES: [&str; 6] = [
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
-    "net/ipv4/conf/all/src_valid_mark",
     "net/netfilter/nf_conntrack_count",
     "net/netfilter/nf_conntrack_max",
     "crypto/fips_enabled",
@@ -33,8 +33,12 @@ const VARIABLES: [&str; 7] = [
 ];
 
 /// Those of one interface.
-const INTERFACE_VARIABLES: [(&str, &str); 3] =
-    [("ipv4", "rp_filter"), ("ipv4", "ignore_routes_with_linkdown"), ("ipv6", "ignore_routes_with_linkdown")];
+const INTERFACE_VARIABLES: [(&str, &str); 4] = [
+    ("ipv4", "rp_filter"),
+    ("ipv4", "src_valid_mark"),
+    ("ipv4", "ignore_routes_with_linkdown"),
+    ("ipv6", "ignore_routes_with_linkdown"),
+];
 
 /// What a node is seen to be.
 #[derive(Debug)]
@@ -43,10 +47,12 @@ pub struct Facts {
     pub is_capable: bool,
     /// The data plane, if one answers.
     pub data_plane: Option<DataPlane>,
-    /// Whether a TUN device can be made, and whether it has more than one queue; `None` if a data plane shows it.
+    /// Whether a TUN device can be made, and whether it has more than one queue; `None` if a data plane shows it, or nobody wants one.
     pub tun: Option<io::Result<bool>>,
     /// Where the kernel's own WireGuard is.
     pub kernel_wireguard: Option<String>,
+    /// Whether an interface of it can be made; `None` if nobody wants one, or it is there.
+    pub kernel_interface: Option<io::Result<()>>,
     /// Who holds the UDP port: local addresses, and whether it is the kernel itself.
     pub port_holders: io::Result<Vec<(String, bool)>>,
     /// Variables of the kernel, by their path below `/proc/sys`; those that are not there are missing.
@@ -61,6 +67,8 @@ pub struct Facts {
     pub routes: io::Result<Vec<TableRoute>>,
     /// Others' chains that drop by default what comes in.
     pub dropping_chains: Result<Vec<DroppingChain>, String>,
+    /// Whether there are filters of the older iptables interface, which cannot be looked at.
+    pub has_older_filters: bool,
     /// The wall clock, since the Unix epoch.
     pub now: Duration,
     /// The latest moments that were ever written down here, and where.
@@ -96,15 +104,18 @@ pub fn look(wanted: &Wanted) -> Facts {
     let mode = |path: &Path| fs::metadata(path).ok().map(|data| data.permissions().mode() & 0o777);
     Facts {
         is_capable: capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN)),
-        tun: snapshot.is_none().then(try_tun),
+        tun: (snapshot.is_none() && settings.backend != Backend::Kernel).then(try_tun),
         data_plane: snapshot.map(|snapshot| DataPlane { listen_port: snapshot.listen_port }),
         kernel_wireguard: kernel_wireguard(),
+        kernel_interface: (settings.backend == Backend::Kernel && !names.contains(&settings.interface))
+            .then(data_plane::try_kernel),
         port_holders: port_holders(settings.listen_port),
         variables: variables(&names),
         userspace_tunnels: userspace_tunnels(&wanted.sockets, &names),
         rules: ask(&mut netlink, Netlink::policy_rules),
         routes: ask(&mut netlink, |netlink| routes(netlink, settings.table)),
         dropping_chains: dropping_chains(),
+        has_older_filters: has_older_filters(),
         now: clock::realtime(),
         moments,
         key_modes: (mode(&wanted.state.join("private.key")), mode(&wanted.state)),
@@ -200,6 +211,14 @@ fn routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<TableRoute>> {
 fn dropping_chains() -> Result<Vec<DroppingChain>, String> {
     let mut guard = Guard::open().map_err(|error| error.to_string())?;
     guard.obstacles().map_err(|error| error.to_string())
+}
+
+/// Reads which tables of x_tables this network namespace has (`x_tables.c`, `xt_table_seq_ops`).
+fn has_older_filters() -> bool {
+    ["ip_tables_names", "ip6_tables_names"].iter().any(|list| {
+        let names = fs::read_to_string(format!("/proc/thread-self/net/{list}")).unwrap_or_default();
+        names.lines().any(|name| name == "filter")
+    })
 }
 
 fn kept_moments(state: &Path) -> Vec<(String, Duration)> {

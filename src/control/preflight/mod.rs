@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -32,6 +33,8 @@ pub struct Wanted {
     pub settings: Settings,
     /// The prefixes of all pods, as far as they are known.
     pub cluster_prefixes: BTreeSet<Prefix>,
+    /// Those that nodes have, by their own word or the cluster's.
+    pub pod_prefixes: BTreeSet<Prefix>,
     /// The prefixes of this node's own pods; `None` if they are not known.
     pub own_prefixes: Option<BTreeSet<Prefix>>,
     /// Where other nodes are found.
@@ -57,13 +60,22 @@ impl Wanted {
         let claimed = objects.tunnels.values().flat_map(|tunnel| tunnel.pod_prefixes.iter().copied());
         let cluster_prefixes = match &settings.cluster_prefixes {
             Some(prefixes) => prefixes.iter().copied().collect(),
-            None => claimed.collect(),
+            None => claimed.clone().collect(),
         };
         let others = objects.tunnels.iter().filter(|(other, _)| other.as_str() != name);
         // One that names several is reached by the first.
         let peers = others.filter_map(|(_, tunnel)| tunnel.endpoints.first()).map(|place| place.ip());
+        let given = objects.nodes.values().flat_map(|node| node.pod_prefixes.iter().copied());
+        let pod_prefixes = claimed.clone().chain(given).collect();
         let own_prefixes = own.map(|tunnel| tunnel.pod_prefixes.iter().copied().collect());
-        Self { peers: peers.collect(), settings, cluster_prefixes, own_prefixes, ..Self::default() }
+        Self {
+            peers: peers.collect(),
+            settings,
+            cluster_prefixes,
+            pod_prefixes,
+            own_prefixes,
+            ..Self::default()
+        }
     }
 }
 
@@ -129,13 +141,20 @@ pub fn judge(wanted: &Wanted, facts: &Facts) -> Vec<Finding> {
     judge::CHECKS.iter().map(finding).collect()
 }
 
-/// Looks and judges, and logs what did not pass: one line a check.
-pub fn log(wanted: &Wanted) {
-    for Finding { id, result, evidence, why, fix } in judge(wanted, &look(wanted)) {
+/// What was logged of a node.
+pub type Told = Arc<Mutex<Vec<Finding>>>;
+
+/// Looks and judges, and logs what did not pass and was not told before: one line a check. One look at a time.
+pub fn log(wanted: &Wanted, told: &Told) {
+    let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+    let findings = judge(wanted, &look(wanted));
+    for finding in findings.iter().filter(|finding| !told.contains(finding)) {
+        let Finding { id, result, evidence, why, fix } = finding;
         match result {
             Verdict::Pass | Verdict::Skip => tracing::debug!(check = id, %result, evidence, "preflight"),
             Verdict::Warn => tracing::warn!(check = id, %result, evidence, why, fix, "preflight"),
             Verdict::Fail => tracing::error!(check = id, %result, evidence, why, fix, "preflight"),
         }
     }
+    *told = findings;
 }
