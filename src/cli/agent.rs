@@ -59,17 +59,18 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
                 .map_err(|error| format!("the cluster: {error}"))?,
         ),
     };
+    let resync = Duration::from_secs(args.resync.into());
     let parts = Parts {
         node: node.clone(),
         private_key,
         interface: args.places.interface.clone(),
         sockets: args.places.sockets.clone(),
         run: args.run.clone(),
-        resync: Duration::from_secs(args.resync.into()),
+        resync,
         store: Arc::new(store),
         source,
         metrics: args.metrics.clone(),
-        healer: Healer::start().map_err(|error| format!("netlink: {error}"))?,
+        healer: Healer::start(resync).map_err(|error| format!("netlink: {error}"))?,
         cni: args.cni.options(),
         startup_taint: args.cni.startup_taint().map(str::to_owned),
     };

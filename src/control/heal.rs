@@ -1,7 +1,7 @@
 //! Keeps the kernel as it should be: a thread that is told of changes of links, addresses, routes, rules and tables, looks again, and does
 //! what is missing.
 //!
-//! It wakes up for a notice that may concern us, for a new plan, and every 90 seconds in case a notice did not come. Whoever keeps undoing what it
+//! It wakes up for a notice that may concern us, for a new plan, and at intervals in case a notice did not come. Whoever keeps undoing what it
 //! does is answered ten times a second at most. What the kernel refuses is tried again after a second, then after two, and so on up to 64.
 
 use std::io;
@@ -27,8 +27,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long after a look that failed: the first time, and at most.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(64);
-/// How long after a look at the latest.
-const RESYNC: Duration = Duration::from_secs(90);
 
 const WAKER: Token = Token(0);
 const NOTICES: Token = Token(1);
@@ -74,11 +72,11 @@ struct Order {
 }
 
 impl Healer {
-    /// Starts the thread. It does nothing before [`Self::set`].
+    /// Starts the thread. It does nothing before [`Self::set`]; from then on the next look follows after `resync` at the latest.
     ///
     /// # Errors
     /// If no descriptor or no thread is left. A kernel without netfilter is no error before a firewall is wanted.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(resync: Duration) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         let groups = Groups::LINKS | Groups::ADDRESSES | Groups::ROUTES | Groups::RULES;
@@ -104,6 +102,7 @@ impl Healer {
             router,
             report: Arc::clone(&report),
             desired: None,
+            resync,
             retry: RETRY,
         };
         let thread =
@@ -168,6 +167,8 @@ struct Keeper {
     router: Router,
     report: Arc<Mutex<Report>>,
     desired: Option<Desired>,
+    /// How long after a look at the latest.
+    resync: Duration,
     /// How long after the next look that fails.
     retry: Duration,
 }
@@ -267,7 +268,7 @@ impl Keeper {
     /// Returns when the next look follows a look: at the earliest for a notice, and at the latest.
     fn next(&mut self, is_done: bool) -> (Duration, Option<Duration>) {
         let now = boottime();
-        let pause = if is_done { RESYNC } else { self.retry };
+        let pause = if is_done { self.resync } else { self.retry };
         self.retry = if is_done { RETRY } else { (self.retry * 2).min(RETRY_MAX) };
         (now + PAUSE, Some(now + pause))
     }
@@ -303,7 +304,7 @@ mod tests {
             return;
         };
         netns::run_in(&own, || {
-            let (healer, _) = with_faults("Netfilter=93", Healer::start);
+            let (healer, _) = with_faults("Netfilter=93", || Healer::start(RETRY_MAX));
             let healer = healer?;
             let entries =
                 vec![Entry { prefix: Prefix::new([10, 0, 0, 0].into(), 16).unwrap(), kind: Kind::Blackhole }];

@@ -125,6 +125,38 @@ fn a_damaged_key_stops_the_agent_with_the_reason() {
 }
 
 #[test]
+fn what_nobody_tells_of_is_mended_with_the_next_look_at_everything() {
+    need!("ip", "wg", "setpriv", "nft");
+    let mut mesh = Mesh::new(1);
+    let objects = mesh.objects.path().to_str().unwrap().to_owned();
+    let node = &mut mesh.nodes[0];
+    node.start_data_plane(Program::Adit);
+    let start = |node: &mut super::nodes::Node, resync: &str| {
+        // No notice of the kernel arrives.
+        let faults = ("ADIT_FAULT", "Notices=105");
+        node.start_agent_in(&[("ADIT_OBJECTS", &objects), ("ADIT_RESYNC", resync), faults]);
+    };
+    let has_rule = |node: &super::nodes::Node| node.namespace.ip("rule").contains("lookup 8365");
+    let has_table = |node: &super::nodes::Node| node.namespace.succeeds("nft list table inet adit");
+    let harm = |node: &super::nodes::Node| {
+        wait_until("rule and firewall", SOON, || has_rule(node) && has_table(node));
+        // Its own first looks have passed.
+        pause(Duration::from_millis(500));
+        node.namespace.ip("rule del pref 99");
+        node.namespace.run("nft", &["delete", "table", "inet", "adit"]);
+    };
+    // The control: nobody knows, for as long as nobody looks.
+    start(node, "600");
+    harm(node);
+    pause(Duration::from_secs(3));
+    assert!(!has_rule(node) && !has_table(node), "the notice was not lost");
+    drop(node.agent.take());
+    start(node, "2");
+    harm(node);
+    wait_until("rule and firewall again", SOON, || has_rule(node) && has_table(node));
+}
+
+#[test]
 fn in_strict_mode_nothing_leaves_in_clear_whoever_dies_and_cleanup_leaves_nothing() {
     need!("ip", "wg", "ping", "setpriv", "nft");
     let mut mesh = Mesh::new(2);

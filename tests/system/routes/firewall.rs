@@ -149,7 +149,7 @@ fn counters_count_and_go_on_when_the_table_is_replaced() {
     assert_eq!(second.cleartext_egress.packets, 5);
     assert_eq!(second.cleartext_egress.bytes, 5 * (20 + 8 + u64::try_from(CANARY.len()).unwrap()));
     // A new process knows nothing of the table that it finds.
-    lab.a.healer = lab.a.namespace.enter(|| Healer::start().unwrap());
+    lab.a.healer = lab.a.namespace.enter(|| Healer::start(RESYNC).unwrap());
     lab.a.healer.set(lab.a.plan(Mode::Strict)).unwrap();
     let third = counters(&lab.a);
     assert_eq!(third.cleartext_egress, second.cleartext_egress);

@@ -28,6 +28,8 @@ use crate::support::tunnel::{Key, Program, Tunnel};
 use crate::support::{Namespace, SOON, need, wait_until};
 
 const PORT: u16 = 51820;
+/// Longer than any test.
+const RESYNC: Duration = Duration::from_secs(600);
 const FWMARK: u32 = 0xad17;
 const TABLE: u32 = 51_821;
 const PRIORITY: u32 = 99;
@@ -75,7 +77,7 @@ impl Node {
         fabric.ip(&format!("route add 10.244.{number}.0/24 via {own}"));
         fabric.ip(&format!("-6 route add fd10:0:0:{number}::/64 via {own6}"));
         let tunnel = Tunnel::start(Program::Adit, &namespace);
-        let healer = namespace.enter(|| Healer::start().unwrap());
+        let healer = namespace.enter(|| Healer::start(RESYNC).unwrap());
         let sockets = [false, true].map(|is_ipv6| {
             let socket = udp(&pod, &pod_addr(number, is_ipv6).to_string());
             socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -147,7 +149,7 @@ impl Node {
     /// Leaves the kernel as it is from now on: nobody mends what is done to it.
     fn stop_healing(&mut self) {
         // One that looks after an empty namespace.
-        self.healer = Namespace::new().enter(|| Healer::start().unwrap());
+        self.healer = Namespace::new().enter(|| Healer::start(RESYNC).unwrap());
     }
 }
 
