@@ -85,6 +85,17 @@ pub(super) struct InterfaceArgs {
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", value_parser = lenient_level, hide = true)]
     pub(super) log_level: Option<LogLevel>,
 
+    /// How it is logged.
+    #[arg(
+        long,
+        env = "ADIT_LOG_FORMAT",
+        value_enum,
+        value_name = "FORMAT",
+        ignore_case = true,
+        default_value_t
+    )]
+    pub(super) log_format: LogFormat,
+
     /// The log file [default: standard error in the foreground, none in the background unless LOG_LEVEL is set].
     #[arg(short, long, env = "WG_LOG_FILE", value_name = "FILE")]
     pub(super) log: Option<PathBuf>,
@@ -237,6 +248,17 @@ pub(super) struct AgentArgs {
         default_value = "info"
     )]
     pub(super) log_level: Level,
+
+    /// How it is logged.
+    #[arg(
+        long,
+        env = "ADIT_LOG_FORMAT",
+        value_enum,
+        value_name = "FORMAT",
+        ignore_case = true,
+        default_value_t
+    )]
+    pub(super) log_format: LogFormat,
 
     /// Prints the public key of this node, which is made if there is none, and ends.
     #[arg(long, env = "ADIT_PUBLIC_KEY", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
@@ -481,6 +503,17 @@ pub(super) enum Level {
     /// Everything.
     #[value(alias = "max")]
     Trace,
+}
+
+/// How lines of the log look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: an object a line, with timestamp, level, and fields, of which `message` is the text.
+    #[cfg(feature = "control")]
+    Json,
 }
 
 /// Which code encrypts.

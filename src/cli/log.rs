@@ -8,16 +8,17 @@ use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::args::Level;
+use super::args::{Level, LogFormat};
 
 /// Begins to log to `file`, or else to standard error.
 ///
 /// # Errors
 /// If the file cannot be opened.
-pub(super) fn start(level: Level, file: Option<&Path>) -> io::Result<()> {
+pub(super) fn start(level: Level, format: LogFormat, file: Option<&Path>) -> io::Result<()> {
     let filter = match level {
         Level::Silent => LevelFilter::OFF,
         Level::Error => LevelFilter::ERROR,
@@ -28,17 +29,20 @@ pub(super) fn start(level: Level, file: Option<&Path>) -> io::Result<()> {
     };
     // What the client of the Kubernetes API says at every attempt is said once, and better, by who uses it.
     let targets = Targets::new().with_default(filter).with_target("kube_client", LevelFilter::OFF);
-    let builder = tracing_subscriber::fmt().with_max_level(filter).with_target(false);
-    match file {
+    let (writer, is_terminal) = match file {
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-            builder.with_ansi(false).with_writer(Mutex::new(file)).finish().with(targets).init();
+            (BoxMakeWriter::new(Mutex::new(file)), false)
         }
+        None => (BoxMakeWriter::new(io::stderr), io::stderr().is_terminal()),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_target(false).with_writer(writer);
+    let registry = tracing_subscriber::registry().with(targets);
+    match format {
         // Colours are for people: a journal takes a line with them for bytes that cannot be shown.
-        None if !io::stderr().is_terminal() => {
-            builder.with_ansi(false).with_writer(io::stderr).finish().with(targets).init();
-        }
-        None => builder.with_writer(io::stderr).finish().with(targets).init(),
+        LogFormat::Text => registry.with(lines.with_ansi(is_terminal)).init(),
+        #[cfg(feature = "control")]
+        LogFormat::Json => registry.with(lines.json().with_ansi(false)).init(),
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::args::{DemoArgs, Level};
+use super::args::{DemoArgs, Level, LogFormat};
 use super::log;
 use crate::sys::clock;
 use crate::sys::netns;
@@ -40,7 +40,7 @@ const SETTLED: Duration = Duration::from_secs(15);
 /// # Errors
 /// Names what could not be set up; or says that the proof failed.
 pub(super) fn run(args: &DemoArgs) -> Result<(), String> {
-    log::start(Level::Warning, None).map_err(|error| format!("log: {error}"))?;
+    log::start(Level::Warning, LogFormat::Text, None).map_err(|error| format!("log: {error}"))?;
     become_able()?;
     let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
     let mut out = io::stdout();

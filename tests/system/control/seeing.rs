@@ -129,6 +129,41 @@ fn status_and_peers_tell_what_is_and_what_is_wrong() {
 }
 
 #[test]
+fn the_log_is_for_programs_where_that_is_wanted() {
+    need!("ip", "wg", "setpriv");
+    let mut mesh = Mesh::new(1);
+    let objects = mesh.objects.path().to_str().unwrap();
+    let agent_log = [("ADIT_OBJECTS", objects), ("ADIT_LOG_FORMAT", "json")];
+    let node = &mut mesh.nodes[0];
+    node.data_plane = Some(Program::Adit.start(
+        &node.namespace,
+        &node.interface,
+        &["--log-format", "json"],
+        &[("WG_LOG_LEVEL", "debug")],
+    ));
+    node.start_agent_in(&agent_log);
+    node.wait_until_peers_are(&[]);
+    for process in [&node.agent, &node.data_plane] {
+        let process = process.as_ref().unwrap();
+        wait_until("a line", SOON, || process.output().contains('\n'));
+        let text = process.output();
+        let lines: Vec<_> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
+        for line in lines {
+            let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            for field in ["/timestamp", "/level", "/fields/message"] {
+                assert!(value.pointer(field).is_some_and(Value::is_string), "{field} is not in {line}");
+            }
+        }
+    }
+    let agent = node.agent.as_ref().unwrap();
+    wait_until("who it is", SOON, || {
+        let text = agent.output();
+        let mut values = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        values.any(|value| value["fields"]["message"] == "ready" && value["fields"]["node"] == "node1")
+    });
+}
+
+#[test]
 fn metrics_are_what_wg_says_and_nobody_is_kept_from_them() {
     need!("ip", "wg", "ping", "setpriv");
     let mut mesh = Mesh::new(2);
