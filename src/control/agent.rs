@@ -243,7 +243,7 @@ impl Agent {
                 watchdog.tell(|| true);
             }
             if self.ways_due.is_some_and(|due| clock::boottime() >= due) && self.has_moved() {
-                self.hurry();
+                self.react();
                 continue;
             }
             let wake = self.wait(signals)?;
@@ -252,12 +252,12 @@ impl Agent {
                 return Ok(());
             }
             if wake.source && self.parts.source.take() {
+                self.react();
                 self.learn();
-                self.hurry();
             }
             if wake.data_planes && self.is_about_us() {
                 self.believed = None;
-                self.hurry();
+                self.react();
             }
             if wake.ways {
                 self.take_ways();
@@ -268,6 +268,12 @@ impl Agent {
                 self.let_pods_come();
             }
         }
+    }
+
+    /// Has everything looked at now, since something has happened: how long it takes until all is programmed is counted.
+    fn react(&mut self) {
+        metrics::lock(&self.progress).happen(clock::boottime());
+        self.hurry();
     }
 
     /// Has everything looked at now. What failed before has a new chance.
@@ -381,7 +387,7 @@ impl Agent {
         }
         // Nobody else makes the kernel's interface anew.
         if news.interface && topology.is_some_and(|topology| topology.settings.backend == Backend::Kernel) {
-            self.hurry();
+            self.react();
         }
     }
 

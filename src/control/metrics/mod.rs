@@ -26,11 +26,13 @@ use self::exposition::{CONTENT_TYPE, Exposition, Histogram, Type};
 use self::server::Answer;
 use super::data_plane::DataPlane;
 use super::firewall::{Counters, Guard};
+use super::route::PROTOCOL;
 use super::session::{self, Session};
 use super::topology::Topology;
 use crate::config::{PeerSnapshot, Snapshot, Statistics};
 use crate::crypto::x25519::PublicKey;
 use crate::sys::clock;
+use crate::sys::netlink::{Netlink, RouteFilter};
 
 /// How long what was collected is good for.
 const FRESH: Duration = Duration::from_millis(250);
@@ -45,6 +47,10 @@ pub struct Progress {
     pub client: Option<DataPlane>,
     /// The nodes that should be peers.
     pub nodes: BTreeMap<PublicKey, String>,
+    /// How many allowed IPs all of them together should have.
+    pub prefixes: usize,
+    /// How many routes there should be.
+    pub routes: usize,
     /// Other nodes: those whose packets are dropped, and those whose packets go in clear.
     pub not_encrypted: (usize, usize),
     /// Whether the node is not what it should be.
@@ -61,6 +67,10 @@ pub struct Progress {
     pub looks: Histogram,
     /// How many of them failed.
     pub failures: u64,
+    /// The moment at which the first thing happened that is not yet followed by a look that went well.
+    pub happened: Option<Duration>,
+    /// How long it took until one was.
+    pub latencies: Histogram,
 }
 
 impl Progress {
@@ -71,10 +81,17 @@ impl Progress {
         let settings = &topology.settings;
         self.client = Some(client);
         self.nodes = nodes.collect();
+        self.prefixes = topology.peers.values().map(|peer| peer.allowed_ips.len()).sum();
+        self.routes = topology.routes.entries.len() + topology.routes.from_pods.entries.len();
         self.not_encrypted = (is_dropped, topology.not_encrypted.len() - is_dropped);
         self.is_degraded = topology.degraded.is_some();
         self.is_complete = is_complete;
         self.peers_max = if settings.metrics_per_peer { settings.metrics_max_peers as usize } else { 0 };
+    }
+
+    /// Notes that something has happened that may call for steps.
+    pub fn happen(&mut self, now: Duration) {
+        self.happened.get_or_insert(now);
     }
 
     /// Notes that a look begins.
@@ -86,6 +103,9 @@ impl Progress {
     pub fn end(&mut self, now: Duration, failure: Option<&String>) {
         if let Some(began) = self.began.take() {
             self.looks.observe(now.saturating_sub(began));
+        }
+        if let Some(happened) = self.happened.take_if(|_| failure.is_none()) {
+            self.latencies.observe(now.saturating_sub(happened));
         }
         self.failures += u64::from(failure.is_some());
         self.failure = failure.cloned();
@@ -126,6 +146,8 @@ struct Sample {
     statistics: Option<Statistics>,
     /// What the firewall counted; `None` if the kernel does not tell.
     counters: Option<Counters>,
+    /// How many routes of ours there are; `None` likewise.
+    routes: Option<usize>,
 }
 
 /// Answers who watches.
@@ -136,6 +158,7 @@ pub struct Watched {
 
 struct Collected {
     guard: Option<Guard>,
+    netlink: Netlink,
     text: String,
     /// When the text was made, by [`clock::boottime`].
     at: Option<Duration>,
@@ -152,7 +175,8 @@ impl Watched {
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
             Err(error) => return Err(error),
         };
-        Ok(Self { progress, collected: Mutex::new(Collected { guard, text: String::new(), at: None }) })
+        let collected = Collected { guard, netlink: Netlink::open()?, text: String::new(), at: None };
+        Ok(Self { progress, collected: Mutex::new(collected) })
     }
 
     /// Answers for a path: `/metrics`, `/healthz` or `/readyz`; `None` for any other. It may wait for the data plane.
@@ -176,7 +200,9 @@ impl Watched {
                 (None, _) | (_, None) => None,
             };
             let counters = collected.guard.as_mut().and_then(|guard| guard.counters().ok());
-            let sample = Sample { snapshot, statistics, counters };
+            let ours = RouteFilter { table: None, protocol: Some(PROTOCOL) };
+            let routes = collected.netlink.table_routes(&ours).ok().map(|routes| routes.len());
+            let sample = Sample { snapshot, statistics, counters, routes };
             collected.text = text(&lock(&self.progress), &sample, clock::realtime());
             collected.at = Some(clock::boottime());
         }
@@ -195,6 +221,11 @@ fn text(progress: &Progress, sample: &Sample, now: Duration) -> String {
         "Time of one look at everything, with the steps that it led to.",
         &progress.looks.durations(),
     );
+    all.histogram(
+        "adit_programming_duration_seconds",
+        "Time from a change of objects, links or data plane that the agent was told of until all was programmed.",
+        &progress.latencies.durations(),
+    );
     all.family("adit_reconcile_failures_total", Counter, "Looks at everything in which something failed.")
         .sample(&[], progress.failures);
     all.family("adit_objects_complete", Gauge, "Whether every list of objects was read to its end.")
@@ -206,6 +237,14 @@ fn text(progress: &Progress, sample: &Sample, now: Duration) -> String {
     )
     .sample(&[], u8::from(progress.is_degraded));
     all.family("adit_desired_peers", Gauge, "Peers that there should be.").sample(&[], progress.nodes.len());
+    all.family("adit_desired_prefixes", Gauge, "Allowed IPs that the peers should have, all together.")
+        .sample(&[], progress.prefixes);
+    all.family("adit_desired_routes", Gauge, "Routes that there should be, those that drop among them.")
+        .sample(&[], progress.routes);
+    if let Some(routes) = sample.routes {
+        all.family("adit_programmed_routes", Gauge, "Routes of the agent that the kernel has.")
+            .sample(&[], routes);
+    }
     let mut others =
         all.family("adit_not_encrypted_nodes", Gauge, "Nodes that are not talked to through the tunnel.");
     others.sample(&[("traffic", "dropped")], progress.not_encrypted.0);
@@ -253,6 +292,12 @@ fn add_peers(all: &mut Exposition, progress: &Progress, peers: &[PeerSnapshot], 
     for (state, count) in Session::ALL.iter().zip(session::count(peers, now)) {
         states.sample(&[("state", state.name())], count);
     }
+    all.family(
+        "adit_programmed_prefixes",
+        Gauge,
+        "Allowed IPs that the peers of the data plane have, all together.",
+    )
+    .sample(&[], peers.iter().map(|peer| peer.allowed_ips.len()).sum::<usize>());
     // In the order of keys, so that it is the same ones every time.
     let mut peers: Vec<_> = peers.iter().collect();
     peers.sort_by_key(|peer| peer.public_key);
@@ -270,7 +315,7 @@ fn add_peers(all: &mut Exposition, progress: &Progress, peers: &[PeerSnapshot], 
             |it| it.rx_bytes,
         ),
         (
-            "adit_peer_latest_handshake_seconds",
+            "adit_peer_latest_handshake_timestamp_seconds",
             Gauge,
             "Time of the latest handshake in seconds since the Unix epoch; 0 if there was none.",
             |it| it.last_handshake.unwrap_or_default().as_secs(),
@@ -302,7 +347,8 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1000);
 
     pub(super) fn sample() -> Sample {
-        let peers = vec![peer(2, None, 148), peer(1, Some(Duration::from_millis(999_900)), 7)];
+        let mut peers = vec![peer(2, None, 148), peer(1, Some(Duration::from_millis(999_900)), 7)];
+        peers[0].allowed_ips = vec!["10.0.0.0/8".parse().unwrap()];
         let dropped = [("no_peer".to_owned(), 0), ("replayed".to_owned(), 3)].into();
         let statistics = Statistics {
             version: "1".to_owned(),
@@ -321,6 +367,7 @@ mod tests {
             snapshot: Some(Snapshot { peers, ..Snapshot::default() }),
             statistics: Some(statistics),
             counters: Some(Counters::default()),
+            routes: Some(3),
         }
     }
 
@@ -333,7 +380,8 @@ mod tests {
 
     #[test]
     fn everything_has_its_name_and_its_labels() {
-        let mut progress = Progress { peers_max: 500, not_encrypted: (1, 2), ..Progress::default() };
+        let mut progress =
+            Progress { peers_max: 500, prefixes: 5, routes: 4, not_encrypted: (1, 2), ..Progress::default() };
         progress.nodes.insert(PublicKey::new([1; 32]), "node1".to_owned());
         progress.begin(Duration::from_secs(5));
         progress.end(Duration::from_secs(7), Some(&"no".to_owned()));
@@ -348,6 +396,11 @@ mod tests {
                 "adit_objects_complete 0",
                 "adit_degraded 0",
                 "adit_desired_peers 1",
+                "adit_desired_prefixes 5",
+                "adit_programmed_prefixes 1",
+                "adit_desired_routes 4",
+                "adit_programmed_routes 3",
+                "adit_programming_duration_seconds_count 0",
                 "adit_not_encrypted_nodes{traffic=\"dropped\"} 1",
                 "adit_not_encrypted_nodes{traffic=\"cleartext\"} 2",
                 "adit_data_plane_up 1",
@@ -366,10 +419,27 @@ mod tests {
                 "adit_peers{state=\"down\"} 1",
                 "adit_peers_without_series 0",
                 "adit_peer_transmit_bytes_total{node=\"node1\",public_key=\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\"} 7",
-                "adit_peer_latest_handshake_seconds{node=\"node1\",public_key=\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\"} 999",
-                "adit_peer_latest_handshake_seconds{node=\"\",public_key=\"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\"} 0",
+                "adit_peer_latest_handshake_timestamp_seconds{node=\"node1\",public_key=\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\"} 999",
+                "adit_peer_latest_handshake_timestamp_seconds{node=\"\",public_key=\"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\"} 0",
             ],
         );
+    }
+
+    #[test]
+    fn what_happens_is_programmed_with_the_next_look_that_goes_well() {
+        let mut progress = Progress::default();
+        let look = |progress: &mut Progress, second: u64, failure: Option<&str>| {
+            let now = Duration::from_secs(second);
+            progress.begin(now);
+            progress.end(now, failure.map(str::to_owned).as_ref());
+            (progress.latencies.count(), progress.latencies.durations().sum.as_secs())
+        };
+        assert_eq!(look(&mut progress, 1, None), (0, 0), "nothing had happened");
+        progress.happen(Duration::from_secs(10));
+        assert_eq!(look(&mut progress, 11, Some("no")), (0, 0));
+        progress.happen(Duration::from_secs(12));
+        assert_eq!(look(&mut progress, 15, None), (1, 5), "since the first");
+        assert_eq!(look(&mut progress, 20, None), (1, 5));
     }
 
     #[test]

@@ -197,7 +197,7 @@ fn metrics_are_what_wg_says_and_nobody_is_kept_from_them() {
     let samples = first.scrape();
     let handshake = first.handshakes().split_whitespace().nth(1).unwrap().parse::<f64>().unwrap();
     for (name, value) in [
-        (format!("adit_peer_latest_handshake_seconds{labels}"), handshake),
+        (format!("adit_peer_latest_handshake_timestamp_seconds{labels}"), handshake),
         ("adit_peers{state=\"up\"}".to_owned(), 1.0),
         ("adit_desired_peers".to_owned(), 1.0),
         ("adit_data_plane_up".to_owned(), 1.0),
@@ -242,6 +242,23 @@ fn metrics_are_what_wg_says_and_nobody_is_kept_from_them() {
     config("{}");
     wait_until("nobody who listens", SOON, || series().is_none());
 
+    // What is desired and what is programmed, and how long the one takes to become the other.
+    let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
+    let programmed = "adit_programming_duration_seconds_count";
+    let prefixes = "adit_desired_prefixes";
+    let before = first.scrape();
+    mesh.publish(second, &second.key, &["10.245.2.0/24"]);
+    wait_until("a prefix more", SOON, || {
+        let samples = first.scrape();
+        let is_done = samples[prefixes] == before[prefixes] + 1.0 && samples[programmed] > before[programmed];
+        let is_same = |what: &str| {
+            samples[&format!("adit_desired_{what}")] == samples[&format!("adit_programmed_{what}")]
+        };
+        is_done && is_same("prefixes") && is_same("routes")
+    });
+    let samples = first.scrape();
+    assert!(samples["adit_desired_routes"] > 0.0);
+    assert!(samples["adit_programming_duration_seconds_bucket{le=\"+Inf\"}"] > 0.0);
     // Without a data plane the node is not ready, and its agent lives.
     let first = &mut mesh.nodes[0];
     drop(first.data_plane.take());
