@@ -58,7 +58,7 @@ fn objects(args: &PreflightArgs) -> Result<Objects, String> {
         return Ok(directory.objects().unwrap_or_default());
     }
     let kept = Store::snapshot_in(&args.places.state).map_err(|error| error.to_string())?;
-    Ok(kept.map(|kept| read::objects(&kept)).unwrap_or_default())
+    Ok(kept.map(|kept| read::objects(&kept.objects)).unwrap_or_default())
 }
 
 /// Returns a line for each check; below one that is not passed, why it matters and what helps.

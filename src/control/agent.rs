@@ -335,7 +335,7 @@ impl Agent {
     fn recall(&mut self) {
         match self.parts.store.snapshot() {
             Ok(Some(kept)) => {
-                let objects = read::objects(&kept);
+                let objects = read::objects(&kept.objects);
                 tracing::info!(
                     nodes = objects.tunnels.len(),
                     "the objects as last known are used until they are read"

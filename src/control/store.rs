@@ -17,6 +17,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -68,6 +69,15 @@ impl fmt::Display for Unusable {
 }
 
 impl std::error::Error for Unusable {}
+
+/// Objects that were kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// The objects, in the words of the API.
+    pub objects: Vec<Value>,
+    /// When they were kept, since the Unix epoch: they are when they have changed.
+    pub at: Option<Duration>,
+}
 
 /// A directory that is ours for as long as this lives.
 #[derive(Debug)]
@@ -158,7 +168,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Unusable::Damaged`] if the file does not hold what was written.
-    pub fn snapshot(&self) -> Result<Option<Vec<Value>>, Unusable> {
+    pub fn snapshot(&self) -> Result<Option<Kept>, Unusable> {
         Self::snapshot_in(&self.directory)
     }
 
@@ -166,14 +176,16 @@ impl Store {
     ///
     /// # Errors
     /// Those of [`Self::snapshot`].
-    pub fn snapshot_in(directory: &Path) -> Result<Option<Vec<Value>>, Unusable> {
+    pub fn snapshot_in(directory: &Path) -> Result<Option<Kept>, Unusable> {
         let path = directory.join("snapshot.json");
         let Some(file) = open_file(&path)? else { return Ok(None) };
+        let modified = file.metadata().and_then(|data| data.modified()).ok();
+        let at = modified.and_then(|modified| modified.duration_since(SystemTime::UNIX_EPOCH).ok());
         let mut text = Vec::new();
         let read = file.take(FILE_MAX).read_to_end(&mut text);
         read.map_err(|error| Unusable::Io { path: path.clone(), error })?;
         match parse_snapshot(&text) {
-            Ok(kept) => Ok(Some(Kept { at, ..kept })),
+            Ok(objects) => Ok(Some(Kept { objects, at })),
             Err(what) => Err(Unusable::Damaged { path, what }),
         }
     }
@@ -399,7 +411,12 @@ mod tests {
         let objects =
             [json!({ "kind": "NodeTunnel", "spec": { "mtu": 1420, "text": "\u{e9}\"\n" } }), json!({})];
         store.keep_snapshot(objects.clone()).unwrap();
-        assert_eq!(store.snapshot().unwrap().unwrap(), objects);
+        let kept = store.snapshot().unwrap().unwrap();
+        assert_eq!(kept.objects, objects);
+        let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+        let file = File::options().append(true).open(directory.0.join("snapshot.json")).unwrap();
+        file.set_modified(moment).unwrap();
+        assert_eq!(store.snapshot().unwrap().unwrap().at, Some(Duration::from_secs(1_600_000_000)));
         let whole = fs::read(directory.0.join("snapshot.json")).unwrap();
         // The last byte is a newline.
         for len in 0..whole.len() - 1 {

@@ -54,17 +54,19 @@ pub fn look(places: &Places) -> Result<Report, String> {
     if interfaces.is_empty() {
         return Err(format!("no data plane has a socket in {}", places.sockets.display()));
     }
-    let (objects, fault) = match kept(&places.state) {
-        Ok(objects) => (objects, None),
-        Err(error) => (None, Some(error)),
+    let (kept, fault) = match Store::snapshot_in(&places.state) {
+        Ok(kept) => (kept, None),
+        Err(error) => (None, Some(error.to_string())),
     };
+    let kept_at = kept.as_ref().and_then(|kept| kept.at);
+    let objects = kept.map(|kept| read::objects(&kept.objects));
     let mode = Store::mode_in(&places.state).as_deref().and_then(Mode::named);
     let remembered = Store::remembered_in(&places.state);
     let known = objects.as_ref().map(|objects| Known { objects, mode, remembered: &remembered });
     let found = interfaces.into_iter().map(|name| find(&places.sockets, name, known));
-    let mut report = Report::of(found.collect(), clock::realtime());
-    report.fault = fault;
-    Ok(report)
+    let now = clock::realtime();
+    let objects_age = kept_at.map(|at| now.saturating_sub(at).as_secs());
+    Ok(Report { fault, objects_age, ..Report::of(found.collect(), now) })
 }
 
 /// Returns the names of the interfaces whose sockets lie in `directory`, in order.
@@ -83,12 +85,6 @@ fn interfaces_in(directory: &Path) -> io::Result<Vec<String>> {
     names.sort();
     names.dedup();
     Ok(names)
-}
-
-/// Returns the objects that an agent keeps; `None` if there is no agent.
-fn kept(state: &Path) -> Result<Option<Objects>, String> {
-    let Some(kept) = Store::snapshot_in(state).map_err(|error| error.to_string())? else { return Ok(None) };
-    Ok(Some(read::objects(&kept)))
 }
 
 /// What an agent keeps.

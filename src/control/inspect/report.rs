@@ -64,6 +64,9 @@ pub struct Report {
     pub interfaces: Vec<Interface>,
     /// What is said of packets between pods of one node.
     pub same_host_traffic: &'static str,
+    /// How many seconds ago the agent's objects were kept, which they are when they have changed; `None` without an agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects_age: Option<u64>,
     /// Why the agent's objects cannot be used, if they are there and cannot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
@@ -203,8 +206,13 @@ pub struct Peer {
 impl Report {
     /// Returns what is to be shown at the moment `now`, since the Unix epoch.
     pub fn of(found: Vec<Found>, now: Duration) -> Self {
-        let mut report =
-            Self { interfaces: Vec::new(), same_host_traffic: SAME_HOST, fault: None, peers: Vec::new() };
+        let mut report = Self {
+            interfaces: Vec::new(),
+            same_host_traffic: SAME_HOST,
+            objects_age: None,
+            fault: None,
+            peers: Vec::new(),
+        };
         for found in found {
             if let Ok((snapshot, _)) = &found.told {
                 let peers = snapshot.peers.iter();
@@ -324,6 +332,8 @@ pub(super) fn base64(key: &PublicKey) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::control::objects::{Objects, Tunnel};
     use crate::control::session::tests::peer;
@@ -377,6 +387,81 @@ pub(super) mod tests {
         assert_eq!(json.pointer("/interfaces/0/node/mode"), Some(&"Off".into()));
         assert_eq!(json.pointer("/sameHostTraffic"), Some(&SAME_HOST.into()));
         assert_eq!(json.pointer("/interfaces/0/node/kernelError"), Some(&"no".into()));
+    }
+
+    #[test]
+    fn programs_find_all_of_it_by_the_names_that_they_know() {
+        let kernel = Kernel { missing: vec!["adding a route".to_owned()], ..Kernel::default() };
+        let silent = Found { interface: "wg0".to_owned(), told: Err("nobody".to_owned()), node: None };
+        let found = found(Ok(kernel));
+        let key = base64(&PrivateKey::new([9; 32]).public());
+        let report = Report { objects_age: Some(3), ..Report::of(vec![found, silent], NOW) };
+        let expected = json!({
+            "interfaces": [
+                {
+                    "interface": "adit0",
+                    "publicKey": key,
+                    "listenPort": 51820,
+                    "dataPlane": { "version": "1.2.3", "crypto": "avx2", "workers": 2 },
+                    "peers": { "total": 2, "up": 1, "idle": 1, "down": 0 },
+                    "dropped": { "no_peer": 3 },
+                    "node": {
+                        "name": "a",
+                        "mode": "Off",
+                        "notEncrypted": [
+                            { "node": "b", "reason": "ModeOff", "dropped": false },
+                            { "node": "c", "reason": "ModeOff", "dropped": false },
+                        ],
+                        "kernel": {
+                            "interfaceUp": false,
+                            "missingRoutes": ["adding a route"],
+                            "firewallInPlace": true,
+                            "cleartextDroppedIngress": 0,
+                            "cleartextDroppedEgress": 0,
+                        },
+                    },
+                },
+                {
+                    "interface": "wg0",
+                    "error": "nobody",
+                    "publicKey": null,
+                    "listenPort": 0,
+                    "dataPlane": null,
+                    "peers": { "total": 0, "up": 0, "idle": 0, "down": 0 },
+                    "dropped": {},
+                    "node": null,
+                },
+            ],
+            "sameHostTraffic": SAME_HOST,
+            "objectsAge": 3,
+        });
+        assert_eq!(serde_json::to_value(&report).unwrap(), expected);
+        let first = json!({
+            "interface": "adit0",
+            "node": "b",
+            "publicKey": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+            "state": "up",
+            "endpoint": "192.0.2.1:51820",
+            "latestHandshake": 928,
+            "handshakeAge": 72,
+            "transmitBytes": 5 << 20,
+            "receiveBytes": 0,
+            "allowedIps": ["10.0.0.0/8", "fd00::/64"],
+        });
+        assert_eq!(serde_json::to_value(&report.peers[0]).unwrap(), first);
+        let second = json!({
+            "interface": "adit0",
+            "node": null,
+            "publicKey": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
+            "state": "idle",
+            "endpoint": null,
+            "latestHandshake": null,
+            "handshakeAge": null,
+            "transmitBytes": 0,
+            "receiveBytes": 0,
+            "allowedIps": [],
+        });
+        assert_eq!(serde_json::to_value(&report.peers[1]).unwrap(), second);
     }
 
     #[test]

@@ -23,6 +23,9 @@ fn write_status(text: &mut String, report: &Report) -> fmt::Result {
     if let Some(fault) = &report.fault {
         writeln!(text, "the agent's objects: {fault}\n")?;
     }
+    if let Some(seconds) = report.objects_age {
+        writeln!(text, "the agent's objects: changed {} ago", age(seconds))?;
+    }
     writeln!(text, "same-host traffic: {}", report.same_host_traffic)
 }
 
@@ -221,7 +224,10 @@ mod tests {
             "same-host traffic: never leaves the node, never encrypted",
             "",
         ];
-        assert_eq!(status(&Report::of(vec![found, silent], NOW)), expected.join("\n"));
+        let report = Report::of(vec![found, silent], NOW);
+        assert_eq!(status(&report), expected.join("\n"));
+        let known = status(&Report { objects_age: Some(192), ..report });
+        assert!(known.contains("\n\nthe agent's objects: changed 3m12s ago\nsame-host"), "{known}");
     }
 
     #[test]
