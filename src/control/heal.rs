@@ -352,7 +352,7 @@ mod tests {
             guard.sync(&firewall(true).unwrap()).unwrap();
             let mut nftables = Nftables::open()?;
             let strict = nftables.fingerprint(TABLE)?;
-            let healer = Healer::start()?;
+            let healer = Healer::start(Duration::from_secs(90))?;
             for firewall in [firewall(false), None] {
                 healer.set(desired(firewall, true)).unwrap();
                 assert_eq!(nftables.fingerprint(TABLE)?, strict);
