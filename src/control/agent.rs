@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::api::{Backend, HostTraffic, Mode, NodeTunnelStatus, PodAddresses};
+use super::api::{Backend, HostTraffic, Mode, PodAddresses};
 use super::belief;
 use super::cni::{self, Cni, Facts};
 use super::data_plane::DataPlane;
@@ -41,9 +41,11 @@ use super::publish::published;
 use super::read;
 use super::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
 use super::route::Router;
+use super::session::{self, Session};
 use super::settings::NO_CATCH_ALL;
 use super::status::{self, Outcome};
 use super::store::Store;
+use super::telling::Telling;
 use super::topology::{Own, Topology, topology};
 use super::translated::Forgetter;
 use super::uapi_client::{Failed, Listener};
@@ -130,8 +132,8 @@ pub struct Agent {
     mtu: Option<u32>,
     ways_due: Option<Duration>,
     note: Note,
-    /// Peers with a session, if the data plane answered the last time.
-    up: Option<usize>,
+    /// Peers in each state, if the data plane answered the last time.
+    sessions: Option<[usize; Session::ALL.len()]>,
     /// The prefixes that were led into the tunnel at the last look, with nothing past it.
     tunnelled: BTreeSet<Prefix>,
     /// What waits until it is removed.
@@ -140,8 +142,8 @@ pub struct Agent {
     findings: Findings,
     silence: Silence,
     lost: BTreeSet<String>,
-    /// What the cluster was told last.
-    reported: Option<NodeTunnelStatus>,
+    /// When the cluster is told what was found.
+    telling: Telling,
     /// The moment at which the objects are to be kept on disk.
     keep: Option<Duration>,
     /// What is told to whoever watches.
@@ -175,6 +177,7 @@ impl Agent {
             ..Own::new(&parts.node, parts.private_key.public())
         };
         let state = parts.store.directory();
+        let telling = Telling::new(&parts.node);
         let cni = parts.cni.clone().map(|options| Cni::start(options, state)).transpose()?;
         let mut this = Self {
             cni,
@@ -199,13 +202,13 @@ impl Agent {
             retry: RETRY_FIRST,
             next: Duration::ZERO,
             is_periodic: false,
-            up: None,
+            sessions: None,
             tunnelled: BTreeSet::new(),
             leaving: Leaving::default(),
             findings: Findings::default(),
             silence: Silence::default(),
             lost: BTreeSet::new(),
-            reported: None,
+            telling,
             keep: None,
             progress: metrics::Shared::default(),
             served: None,
@@ -229,7 +232,8 @@ impl Agent {
             if self.leaving.next().is_some_and(|due| clock::boottime() >= due) && self.retry == RETRY_FIRST {
                 self.hurry();
             }
-            if self.read_due.is_some_and(|due| clock::boottime() >= due) && self.retry == RETRY_FIRST {
+            let anew = [self.read_due, self.telling.next()].into_iter().flatten();
+            if anew.min().is_some_and(|due| clock::boottime() >= due) && self.retry == RETRY_FIRST {
                 self.believed = None;
                 self.hurry();
             }
@@ -289,9 +293,9 @@ impl Agent {
         let fds = fds.chain(self.cni.as_ref().map(Cni::fd));
         let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         let told = self.watchdog.as_ref().map(Watchdog::next);
-        let [leaving, read] =
-            [self.leaving.next(), self.read_due].map(|due| due.filter(|_| self.retry == RETRY_FIRST));
-        let until = [self.keep, self.ways_due, told, leaving, read].into_iter();
+        let [leaving, read, telling] = [self.leaving.next(), self.read_due, self.telling.next()]
+            .map(|due| due.filter(|_| self.retry == RETRY_FIRST));
+        let until = [self.keep, self.ways_due, told, leaving, read, telling].into_iter();
         let until = until.flatten().fold(self.next, Duration::min);
         let time = until.saturating_sub(clock::boottime());
         let timeout = Timespec {
@@ -622,20 +626,17 @@ impl Agent {
         self.parts.source.want_untainted(&self.own.name, taint);
     }
 
-    /// Tells the cluster what was found, if that is something new.
+    /// Tells the cluster what was found, if that is something new and its time has come.
     fn report(&mut self, failure: Option<&String>) {
-        let Some(known) = self.known.as_ref().filter(|known| known.is_complete) else {
-            return;
-        };
-        if !known.objects.tunnels.contains_key(&self.own.name) {
-            return;
-        }
+        let known = self.known.as_ref().filter(|known| known.is_complete);
+        let known = known.filter(|known| known.objects.tunnels.contains_key(&self.own.name));
+        let Some(known) = known else { return self.telling.forget() };
         let healer = self.parts.healer.report();
         let is_programmed = healer.looks > 0 && healer.failure.is_none();
-        let outcome = Outcome { up: self.up, failure: failure.cloned(), is_programmed };
+        let outcome = Outcome { sessions: self.sessions, failure: failure.cloned(), is_programmed };
         let status = status::status(&known.topology, &outcome, clock::realtime());
         let findings = Findings {
-            is_down: self.up.is_none(),
+            is_down: self.sessions.is_none(),
             is_strict: known.topology.settings.mode == Mode::Strict && is_programmed,
             lost: self.lost.clone(),
             ..Findings::of(&known.topology)
@@ -644,9 +645,8 @@ impl Agent {
             self.parts.source.tell(&self.own.name, happening);
         }
         self.findings = findings;
-        if self.reported.as_ref().is_none_or(|reported| !status::is_same(reported, &status)) {
-            self.parts.source.report(&self.own.name, status.clone());
-            self.reported = Some(status);
+        if let Some(status) = self.telling.found(status, clock::boottime()) {
+            self.parts.source.report(&self.own.name, status);
         }
     }
 
@@ -671,7 +671,7 @@ impl Agent {
             tracing::info!(data_plane = %client, peers = snapshot.peers.len(), "the data plane answers");
         }
         if is_read {
-            self.up = Some(status::up(&snapshot, clock::realtime()));
+            self.sessions = Some(session::count(&snapshot.peers, clock::realtime()));
             let peers = &known.topology.peers;
             let lost = self.silence.look(&snapshot, clock::realtime()).iter();
             self.lost = lost.filter_map(|key| Some(peers.get(key)?.node.clone())).collect();
@@ -725,7 +725,7 @@ impl Agent {
 
     /// Reads what the data plane has.
     fn read(&mut self, client: &DataPlane) -> Result<Snapshot, String> {
-        (self.up, self.read_due) = (None, None);
+        (self.sessions, self.read_due) = (None, None);
         client.ensure().and_then(|_| client.snapshot()).map_err(|error| self.without_data_plane(&error))
     }
 

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Prefixes", type_ = "string", json_path = ".spec.podPrefixes"),
     printcolumn(name = "Peers", type_ = "integer", json_path = ".status.peers.total"),
     printcolumn(name = "Up", type_ = "integer", json_path = ".status.peers.up"),
+    printcolumn(name = "Down", type_ = "integer", json_path = ".status.peers.down"),
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -158,7 +159,7 @@ pub struct NodeTunnelStatus {
     pub not_encrypted: Vec<NotEncrypted>,
 }
 
-/// How many peers there are.
+/// How many peers there are. Those that are neither up nor down are idle: their session has run out, or was never needed.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerCounts {
@@ -166,7 +167,7 @@ pub struct PeerCounts {
     pub total: u32,
     /// Those with a session.
     pub up: u32,
-    /// Those without.
+    /// Those that were sent something and have never answered.
     pub down: u32,
 }
 

@@ -27,6 +27,7 @@
 //! - [`inspect`]: what `adit status` and `adit peers` show.
 //! - [`publish`]: what this node says of itself. Pure.
 //! - [`status`]: what its agent tells the cluster. Pure.
+//! - [`telling`]: and when. Pure.
 //! - [`happening`]: what people are told of that has happened. Pure.
 //! - [`cni`]: pods that are added, for the CNI plugin.
 //! - [`keep`]: writes them there beside the loop.
@@ -70,6 +71,7 @@ pub mod session;
 pub mod settings;
 pub mod status;
 pub mod store;
+pub mod telling;
 pub mod topology;
 pub mod translated;
 pub mod uapi_client;

@@ -1,7 +1,6 @@
 //! What this node's agent tells the cluster: conditions, peers, and who is not talked to through the tunnel. Pure.
 //!
-//! Every agent watches every node's object, so that each write costs as many reads as there are nodes. What is told is therefore written
-//! when a condition, the nodes named or the number of peers changes; how many of them have a session is told along with that.
+//! When it is told is decided elsewhere: see [`super::telling`].
 //!
 //! There is deliberately no `RotationInProgress`: a condition that is absent is not known (Kubernetes API conventions), and nobody here
 //! knows.
@@ -13,10 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use super::api::{Mode, NodeTunnelStatus, NotEncrypted, PeerCounts};
-use super::session::Session;
 use super::settings::NO_CATCH_ALL;
 use super::topology::{Degraded, Topology, Unready};
-use crate::config::Snapshot;
 
 /// The most nodes that are named.
 const NOT_ENCRYPTED_MAX: usize = 16;
@@ -27,17 +24,14 @@ const NAMED_MAX: usize = 8;
 /// How the last look at everything went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// Peers with a session; `None` if the data plane does not answer.
-    pub up: Option<usize>,
+    /// Peers in each state of [`Session::ALL`]; `None` if the data plane does not answer.
+    ///
+    /// [`Session::ALL`]: super::session::Session::ALL
+    pub sessions: Option<[usize; 3]>,
     /// Why not everything is as it should be, if it is not.
     pub failure: Option<String>,
     /// Whether routes and firewall are what they should be.
     pub is_programmed: bool,
-}
-
-/// Returns how many peers have a session.
-pub fn up(snapshot: &Snapshot, now: Duration) -> usize {
-    snapshot.peers.iter().filter(|peer| Session::of(peer, now) == Session::Up).count()
 }
 
 /// Returns what is to be told at the moment `now`, since the Unix epoch. Everything in it is as old as that.
@@ -61,15 +55,17 @@ pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunn
         None => ("AsWanted", String::new()),
         Some(degraded) => (degraded.reason(), degraded.to_string()),
     };
-    let (answers, answer) = match outcome.up {
+    let (answers, answer) = match outcome.sessions {
         Some(_) => (true, "Answers"),
         None => (false, "NotAnswering"),
     };
     let is_in_sync = outcome.failure.is_none();
     let sync = if is_in_sync { "InSync" } else { "Failed" };
     let (is_strict, strict, why_not_strict) = strict(topology, outcome.is_programmed);
-    let total = u32::try_from(topology.peers.len()).unwrap_or(u32::MAX);
-    let up = u32::try_from(outcome.up.unwrap_or_default()).unwrap_or(u32::MAX).min(total);
+    let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
+    let total = number(topology.peers.len());
+    // A peer that waits until it is removed is not among them.
+    let [up, _, down] = outcome.sessions.unwrap_or_default().map(|count| number(count).min(total));
     let not_encrypted = topology.not_encrypted.iter().take(NOT_ENCRYPTED_MAX);
     NodeTunnelStatus {
         conditions: vec![
@@ -84,7 +80,7 @@ pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunn
             condition("StrictEnforced", is_strict, strict, why_not_strict),
             condition("Degraded", topology.degraded.is_some(), degradation, why),
         ],
-        peers: Some(PeerCounts { total, up, down: total - up }),
+        peers: Some(PeerCounts { total, up, down }),
         not_encrypted: not_encrypted
             .map(|(node, how)| NotEncrypted {
                 node: node.clone(),
@@ -120,7 +116,7 @@ pub fn named(waits_for: &BTreeMap<String, Unready>) -> String {
     text
 }
 
-/// Tells whether both tell the same, but for times and for how many peers have a session.
+/// Tells whether both tell the same, but for times.
 pub fn is_same(a: &NodeTunnelStatus, b: &NodeTunnelStatus) -> bool {
     let without_times = |status: &NodeTunnelStatus| {
         let mut status = status.clone();
@@ -128,10 +124,17 @@ pub fn is_same(a: &NodeTunnelStatus, b: &NodeTunnelStatus) -> bool {
             condition.last_transition_time = Time(Timestamp::UNIX_EPOCH);
         }
         status.not_encrypted.iter_mut().for_each(|node| node.since = None);
-        status.peers = status.peers.map(|peers| PeerCounts { total: peers.total, ..PeerCounts::default() });
         status
     };
     without_times(a) == without_times(b)
+}
+
+/// Tells whether a condition of one holds and of the other does not, or for another reason.
+pub fn has_other_conditions(a: &NodeTunnelStatus, b: &NodeTunnelStatus) -> bool {
+    fn said(status: &NodeTunnelStatus) -> impl Iterator<Item = [&str; 3]> {
+        status.conditions.iter().map(|it| [it.type_.as_str(), it.status.as_str(), it.reason.as_str()])
+    }
+    !said(a).eq(said(b))
 }
 
 /// Gives what was told before already the time that it has there.
@@ -176,7 +179,7 @@ mod tests {
         for n in 0..20 {
             objects.nodes.insert(format!("n{n:02}"), Node::default().into());
         }
-        let fine = Outcome { up: Some(0), failure: None, is_programmed: true };
+        let fine = Outcome { sessions: Some([0; 3]), failure: None, is_programmed: true };
         let first = told(&objects, &fine, 0);
         assert_eq!(
             conditions(&first),
@@ -191,7 +194,8 @@ mod tests {
         assert_eq!(first.not_encrypted.len(), 16);
         assert!(is_same(&first, &told(&objects, &fine, 60)));
         objects.nodes.remove("n00");
-        let gone = Outcome { up: None, failure: Some("nobody is there".to_owned()), is_programmed: true };
+        let gone =
+            Outcome { sessions: None, failure: Some("nobody is there".to_owned()), is_programmed: true };
         let mut second = told(&objects, &gone, 60);
         assert!(!is_same(&first, &second));
         carry_over(&first, &mut second);
@@ -229,7 +233,7 @@ mod tests {
         configure(&mut objects, Some("10.0.0.0/8"));
         let told = |objects: &Objects, mode, is_programmed| {
             let own = Own { mode, ..Own::new("a", PublicKey::new([1; 32])) };
-            let outcome = Outcome { up: Some(0), failure: None, is_programmed };
+            let outcome = Outcome { sessions: Some([0; 3]), failure: None, is_programmed };
             let status = status(&topology(objects, &own), &outcome, Duration::ZERO);
             let found = status.conditions.into_iter().find(|it| it.type_ == "StrictEnforced").unwrap();
             format!("{} {} {}", found.status, found.reason, found.message)

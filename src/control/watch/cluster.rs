@@ -53,8 +53,7 @@ const REPORTER: &str = "adit.dev/agent";
 /// The most happenings that wait to be written.
 const HAPPENINGS_MAX: usize = 64;
 
-/// How long after what was found is written it may be written again. Each write is read by every agent: when nodes come by the hundred,
-/// all have a new number of peers to tell at each of them.
+/// How long after what was found is written it may be written again, whatever happens: each write is read by every agent.
 const REPORT_PAUSE: Duration = Duration::from_secs(5);
 
 /// The objects of a cluster.
