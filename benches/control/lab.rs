@@ -245,7 +245,7 @@ impl Listener {
             Api::Double(_) => None,
             Api::Real(plane, _) => {
                 let kubeconfig = plane.kubeconfig();
-                let start = move || Cluster::start(Some(&kubeconfig), None).unwrap();
+                let start = move || Cluster::start("node1", Some(&kubeconfig), None).unwrap();
                 Some(mesh.nodes[0].namespace.enter(start))
             }
         };

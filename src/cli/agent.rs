@@ -55,7 +55,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
             Box::new(Directory::open(objects).map_err(|error| format!("{}: {error}", objects.display()))?)
         }
         None => Box::new(
-            Cluster::start(args.kubeconfig.as_deref(), args.default_mode)
+            Cluster::start(node, args.kubeconfig.as_deref(), args.default_mode)
                 .map_err(|error| format!("the cluster: {error}"))?,
         ),
     };

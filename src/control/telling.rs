@@ -5,14 +5,13 @@
 //!
 //! - that a condition of this node holds or does not, or for another reason, is told at once;
 //! - what is about the others – how many peers there are and how many have a session, which nodes are named, the words of a message – is
-//!   told at this node's own moment of a period. The period is as long for all nodes, and the longer the more peers there are. What was
-//!   told may go on changing: at a later moment it is looked at again.
+//!   told once a period, which is the longer the more peers there are. When it begins to change, it does so for all nodes at the same
+//!   time, and each waits for a part of the period that is its own. What was told may go on changing: a period later it is looked at
+//!   again, until nothing is new.
 //!
 //! ```text
-//! period       |──────────────|──────────────|──────────────|──────────────|
-//! our moment         ↑              ↑              ↑              ↑
-//! found           12      34   C      5
-//! told                2        4C           5              – (nothing is new: at rest)
+//! found   1 2         3          C              4
+//! told    └─our part─→2└───────→3C└──a period──→4└──a period──→–        C: another condition; –: nothing is new
 //! ```
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,14 +24,14 @@ use super::status::{has_other_conditions, is_same};
 const PERIOD_OF_PEER: Duration = Duration::from_millis(300);
 /// The shortest period.
 const PERIOD_MIN: Duration = Duration::from_secs(5);
-/// How long after it has told anything an agent looks again at the earliest.
+/// How long after an agent has told anything for the first time it looks again: the first sessions are there by then.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
 /// What was told, and when to tell more.
 #[derive(Debug)]
 pub struct Telling {
-    /// The part of a period after which our moment is.
-    phase: f64,
+    /// The part of a period that is our own to wait.
+    part: f64,
     told: Option<NodeTunnelStatus>,
     due: Option<Duration>,
 }
@@ -43,7 +42,7 @@ impl Telling {
         let mut hasher = DefaultHasher::new();
         node.hash(&mut hasher);
         let [high, low, ..] = hasher.finish().to_be_bytes();
-        Self { phase: f64::from(u16::from_be_bytes([high, low])) / 65536.0, told: None, due: None }
+        Self { part: f64::from(u16::from_be_bytes([high, low])) / 65536.0, told: None, due: None }
     }
 
     /// Returns the moment at which everything is to be looked at anew for the sake of what is told, if there is one.
@@ -54,23 +53,22 @@ impl Telling {
     /// Takes in what was found at the moment `now`, and returns it if it is to be told.
     pub fn found(&mut self, status: NodeTunnelStatus, now: Duration) -> Option<NodeTunnelStatus> {
         let is_due = self.due.is_some_and(|due| due <= now);
-        // What has changed may go on changing: the first sessions are there a little later.
-        let settled = now + SETTLED_AFTER;
-        let again = self.moment(&status, settled);
-        self.due = match &self.told {
-            None => Some(settled),
-            Some(told) if has_other_conditions(told, &status) => Some(again),
+        let peers = status.peers.map_or(0, |peers| peers.total);
+        let period = (PERIOD_OF_PEER * peers).max(PERIOD_MIN);
+        let wait = match &self.told {
+            None => SETTLED_AFTER,
+            Some(told) if has_other_conditions(told, &status) => period,
             Some(told) if is_same(told, &status) => {
                 self.due = self.due.filter(|_| !is_due);
                 return None;
             }
-            Some(_) if is_due => Some(again),
+            Some(_) if is_due => period,
             Some(_) => {
-                let moment = self.moment(&status, now);
-                self.due = Some(self.due.map_or(moment, |due| due.min(moment)));
+                self.due.get_or_insert(now + period.mul_f64(self.part));
                 return None;
             }
         };
+        self.due = Some(now + wait);
         self.told = Some(status.clone());
         Some(status)
     }
@@ -78,15 +76,6 @@ impl Telling {
     /// Forgets what was told: there is nobody to tell, or it is gone.
     pub fn forget(&mut self) {
         (self.told, self.due) = (None, None);
-    }
-
-    /// Returns our next moment after `now`.
-    fn moment(&self, status: &NodeTunnelStatus, now: Duration) -> Duration {
-        let peers = status.peers.map_or(0, |peers| peers.total);
-        let period = (PERIOD_OF_PEER * peers).max(PERIOD_MIN);
-        let begun = now.div_duration_f64(period).floor();
-        let moment = period.mul_f64(begun + self.phase);
-        if moment > now { moment } else { moment + period }
     }
 }
 

@@ -1,15 +1,16 @@
 //! The Kubernetes API: lists and watches, on a thread with an async runtime of its own.
 //!
 //! `NodeTunnel`s and `TunnelConfig`s are watched whole. Of `Node`s only the metadata is, since every kubelet writes its status all day
-//! long; a node is fetched when it is new, and again while it has no pod prefixes, which never change once they are given. Its zone is a
-//! label, and followed.
+//! long; a node is fetched when it is new, and again while it has no pod prefixes, which never change once they are given. Its addresses
+//! may: this node is fetched whenever it has changed, and another one when its own agent names other addresses than it is known to have.
+//! Its zone is a label, and followed.
 //!
 //! Where API servers are is told by the slices of the service `kubernetes`: what a pod is told leads there by way of a translation, which
 //! the routes do not see.
 //!
 //! What this node says of itself is written by server-side apply, and tried until it is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -78,6 +79,8 @@ struct Common {
     state: Mutex<State>,
     /// Told when the node that has a taint too many may be another.
     touched: Notify,
+    /// Told when a node is to be fetched again.
+    doubted: Notify,
 }
 
 #[derive(Default)]
@@ -86,6 +89,8 @@ struct State {
     /// Which lists were read to their end.
     is_listed: [bool; 4],
     is_changed: bool,
+    /// The nodes that are to be fetched again.
+    doubted: BTreeSet<String>,
 }
 
 /// What is listed and watched.
@@ -113,12 +118,12 @@ impl State {
 }
 
 impl Cluster {
-    /// Begins to watch, by the kubeconfig file given, or as a pod of the cluster. That the API server answers is not awaited. Where there is
-    /// no `TunnelConfig` for all nodes, one with `default_mode` is made.
+    /// Begins to watch for a node, by the kubeconfig file given, or as a pod of the cluster. That the API server answers is not awaited. Where
+    /// there is no `TunnelConfig` for all nodes, one with `default_mode` is made.
     ///
     /// # Errors
     /// If the configuration cannot be used, or no thread or descriptor is left.
-    pub fn start(kubeconfig: Option<&Path>, default_mode: Option<Mode>) -> io::Result<Self> {
+    pub fn start(node: &str, kubeconfig: Option<&Path>, default_mode: Option<Mode>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let config = runtime.block_on(configuration(kubeconfig))?;
         let api_servers = config
@@ -126,14 +131,20 @@ impl Cluster {
             .host()
             .and_then(|host| host.trim_start_matches('[').trim_end_matches(']').parse().ok());
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared = Arc::new(Common { wake, state: Mutex::default(), touched: Notify::new() });
+        let shared = Arc::new(Common {
+            wake,
+            state: Mutex::default(),
+            touched: Notify::new(),
+            doubted: Notify::new(),
+        });
         let (stop, stopped) = oneshot::channel();
         let (published, wanted) = latest::channel(None);
         let (reported, found) = latest::channel(None);
-        let (pods_of, node) = latest::channel(None);
+        let (pods_of, pods_wanted) = latest::channel(None);
         let (unwanted, taint) = latest::channel(None);
         let (happenings, to_tell) = mpsc::channel(HAPPENINGS_MAX);
         let theirs = Arc::clone(&shared);
+        let own = node.to_owned();
         let client = {
             let _inside = runtime.enter();
             Client::try_from(config).map_err(io::Error::other)?
@@ -141,9 +152,9 @@ impl Cluster {
         let thread = std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = follow_all(client.clone(), &theirs, default_mode, wanted, found, taint.clone()) => {}
+                    () = follow_all(client.clone(), &theirs, &own, default_mode, wanted, found, taint.clone()) => {}
                     () = keep_off(client.clone(), taint, &theirs.touched) => {}
-                    () = follow_pods(client.clone(), &theirs, node) => {}
+                    () = follow_pods(client.clone(), &theirs, pods_wanted) => {}
                     () = tell(client, to_tell) => {}
                     _ = stopped => {}
                 }
@@ -249,6 +260,7 @@ pub(super) async fn configuration(kubeconfig: Option<&Path>) -> io::Result<Confi
 async fn follow_all(
     client: Client,
     shared: &Common,
+    own: &str,
     default_mode: Option<Mode>,
     wanted: latest::Receiver<Option<Value>>,
     found: latest::Receiver<Option<(String, NodeTunnelStatus)>>,
@@ -260,11 +272,11 @@ async fn follow_all(
     let resource = ApiResource::erase::<TunnelConfig>(&());
     let api = Api::all_with(client.clone(), &resource);
     let configs = follow_whole(api, resource, ListParams::default(), shared, Kind::Config);
-    let nodes = follow_nodes(client.clone(), shared, unwanted);
+    let nodes = follow_nodes(client.clone(), shared, own, unwanted);
     let resource = ApiResource::erase::<EndpointSlice>(&());
     let api = Api::namespaced_with(client.clone(), "default", &resource);
-    let own = ListParams::default().labels(&format!("{}={}", read::SERVICE, read::API_SERVICE));
-    let api_servers = follow_whole(api, resource, own, shared, Kind::ApiServers);
+    let service = ListParams::default().labels(&format!("{}={}", read::SERVICE, read::API_SERVICE));
+    let api_servers = follow_whole(api, resource, service, shared, Kind::ApiServers);
     let configured = configure(client.clone(), default_mode);
     futures::join!(
         tunnels,
@@ -371,7 +383,7 @@ struct NodeStatus {
 }
 
 /// Follows the metadata of nodes, and fetches those that matter. Taints are not among it, but a node that gets one has changed.
-async fn follow_nodes(client: Client, shared: &Common, unwanted: latest::Receiver<Option<Taint>>) {
+async fn follow_nodes(client: Client, shared: &Common, own: &str, unwanted: latest::Receiver<Option<Taint>>) {
     let resource = ApiResource::erase::<v1::Node>(&());
     let api: Api<LeanNode> = Api::all_with(client, &resource);
     let watch = async |params: &WatchParams, version: &str| api.watch_metadata(params, version).await;
@@ -385,7 +397,7 @@ async fn follow_nodes(client: Client, shared: &Common, unwanted: latest::Receive
             if unwanted.borrow().as_ref().is_some_and(|taint| taint.node == name) {
                 shared.touched.notify_one();
             }
-            if shared.lock().knows_node(&name) {
+            if name != own && shared.lock().knows_node(&name) {
                 shared.set_zone(&name, node.labels().get(read::ZONE));
             } else if let Some(node) = fetch(&api, &name).await {
                 read_as(node, &resource).into_iter().for_each(|node| shared.insert(node));
@@ -393,7 +405,26 @@ async fn follow_nodes(client: Client, shared: &Common, unwanted: latest::Receive
         }
         News::Gone(node) => shared.remove(Kind::Node, &node.name_any()),
     };
-    follow(&api, &resource, ListParams::default(), watch, tell).await;
+    futures::join!(
+        follow(&api, &resource, ListParams::default(), watch, tell),
+        fetch_again(&api, &resource, shared)
+    );
+}
+
+/// Fetches the nodes that may be others than they are known to be.
+async fn fetch_again(api: &Api<LeanNode>, resource: &ApiResource, shared: &Common) {
+    loop {
+        let doubted = shared.lock().doubted.pop_first();
+        let Some(name) = doubted else {
+            shared.doubted.notified().await;
+            continue;
+        };
+        let node = fetch(api, &name).await.and_then(|node| read_as(node, resource));
+        // One that is gone meanwhile stays so.
+        if let Some(node) = node.filter(|_| shared.lock().objects.nodes.contains_key(&name)) {
+            shared.insert(node);
+        }
+    }
 }
 
 /// Fetches an object, trying until it is there or known not to be.
@@ -592,8 +623,23 @@ impl Common {
     /// Puts an object in its place. One that says what is known already wakes nobody: every agent hears of what the others write of their
     /// state.
     fn insert(&self, object: Object) {
-        if !self.lock().objects.contains(&object) {
-            self.change(|state| state.objects.insert(object));
+        if self.lock().objects.contains(&object) {
+            return;
+        }
+        if let Object::Tunnel(name, tunnel) = &object {
+            self.doubt(name, &tunnel.node_addresses);
+        }
+        self.change(|state| state.objects.insert(object));
+    }
+
+    /// Has a node fetched again, if it is not known to have the addresses that its agent names.
+    fn doubt(&self, name: &str, named: &[IpAddr]) {
+        let mut state = self.lock();
+        let Some(node) = state.objects.nodes.get(name) else { return };
+        let known: BTreeSet<_> = node.addresses.iter().collect();
+        if known != named.iter().collect() {
+            state.doubted.insert(name.to_owned());
+            self.doubted.notify_one();
         }
     }
 

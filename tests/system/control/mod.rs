@@ -19,6 +19,7 @@ mod reboot;
 mod scope;
 mod security;
 mod seeing;
+mod told;
 mod translated;
 mod unreliable;
 pub(crate) mod wire;

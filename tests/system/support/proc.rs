@@ -1,5 +1,6 @@
 //! What `/proc` tells of a process: memory, time, wake-ups, descriptors; and of a socket: what waits in it and what was lost.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use super::{Namespace, Process};
@@ -24,14 +25,23 @@ impl Process {
     /// Returns how often all threads have gone to sleep of their own accord: how often they were woken. The main thread does not count:
     /// it looks at every change in the directory of the sockets, where other tests have theirs as well.
     pub(crate) fn wake_ups(&self) -> u64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
-        tasks
-            .filter(|task| task.as_ref().unwrap().file_name().to_str() != Some(&self.id().to_string()))
-            .map(|task| {
-                let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-                field(&status, "voluntary_ctxt_switches:")
-            })
-            .sum()
+        let by_thread = self.wake_ups_by_thread();
+        by_thread.iter().filter(|((id, _), _)| *id != self.id()).map(|(_, count)| count).sum()
+    }
+
+    /// Returns the same of each thread, by its id and its name.
+    pub(crate) fn wake_ups_by_thread(&self) -> BTreeMap<(u32, String), u64> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
+        // One may end meanwhile.
+        let of_task = |task: fs::DirEntry| {
+            let read = |file: &str| fs::read_to_string(task.path().join(file)).ok();
+            let id = task.file_name().to_str()?.parse().ok()?;
+            Some((
+                (id, read("comm")?.trim_end().to_owned()),
+                field(&read("status")?, "voluntary_ctxt_switches:"),
+            ))
+        };
+        tasks.filter_map(of_task).collect()
     }
 
     /// Returns how many descriptors are open.
