@@ -13,16 +13,14 @@ use adit::control::objects::Objects;
 use adit::control::uapi_client::{Client, DIRECTORY};
 use adit::control::watch::Source;
 use adit::control::watch::cluster::Cluster;
-use adit::crypto::x25519::PublicKey;
 use adit::sys::clock::boottime;
 use adit::sys::netlink::{Event, Groups, Monitor};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
 use crate::cluster::{ADDRESS, ControlPlane, node_object};
 use crate::nodes::Mesh;
+use crate::others::{self, MANAGER, Others, STATUS_MANAGER};
 use crate::relay::Relay;
 use crate::support::api_double::{ApiDouble, Kind, Manners};
 use crate::support::tunnel::Program;
@@ -45,6 +43,9 @@ const OWN_PODS: u32 = 50;
 
 /// Pods of each other node.
 const PODS: u32 = 10;
+
+/// How long after a node is made its agent says what it is.
+const STARTED_AFTER: Duration = Duration::from_secs(3);
 
 /// The distance in the plan between pods of one node: more than there are nodes.
 const STRIDE: u32 = 8192;
@@ -86,7 +87,7 @@ impl Lab {
             let plane = ControlPlane::start(&mesh.fabric)?;
             plane.install("{mode: Strict}");
             plane.apply("node.yaml", &node_object(&mesh.nodes[0]));
-            make(&plane, size.nodes);
+            make(&plane, size);
             let [own, relayed] = PORTS.map(|port| format!("{ADDRESS}:{port}"));
             let text = fs::read_to_string(plane.kubeconfig()).unwrap().replace(&own, &relayed);
             let kubeconfig = plane.write("kubeconfig-relayed", &text);
@@ -105,7 +106,8 @@ impl Lab {
             double.put(Kind::Node, own);
             for number in 2..=size.nodes {
                 double.put(Kind::Node, node(number));
-                double.put(Kind::Tunnel, tunnel(number, 0, size.has_pods));
+                double.apply(Kind::Tunnel, &tunnel(number, 0, size.has_pods), MANAGER);
+                double.apply(Kind::Tunnel, &others::found(number, size.nodes - 1), STATUS_MANAGER);
             }
             if size.has_pods {
                 (0..OWN_PODS).for_each(|at| double.put(Kind::Pod, pod(at)));
@@ -196,15 +198,39 @@ impl Lab {
         object: Value,
     ) {
         match &self.api {
-            Api::Double(double) => double.put(Kind::Tunnel, object),
+            Api::Double(double) => double.apply(Kind::Tunnel, &object, MANAGER),
             Api::Real(plane, _) => {
-                let patch = json!({ "spec": { "podPrefixes": object["spec"]["podPrefixes"] } }).to_string();
-                let name = format!("node{number}");
-                scope.spawn(move || {
-                    plane.kubectl(&["patch", "nodetunnel", &name, "--type=merge", "-p", &patch])
-                });
+                let file = plane.write(&format!("node{number}.json"), &object.to_string());
+                scope.spawn(move || apply(plane, &file, MANAGER));
             }
         }
+    }
+
+    /// Has a node join, and returns how often the agents of the others, and ours, wrote what they found of it in this time.
+    pub(crate) fn join(&self, time: Duration) -> u64 {
+        let Api::Double(double) = &self.api else { return 0 };
+        let number = self.size.nodes + 1;
+        let mut others = Others::at_rest(2..number);
+        let own = || double.get(Kind::Tunnel, "node1").unwrap_or_default()["status"].clone();
+        let (begun, mut before, mut writes) = (boottime(), own(), 0);
+        // The kubelet makes the node, and has the agent started.
+        double.put(Kind::Node, node(number));
+        others.hear(Some(&format!("node{number}")), number - 2);
+        while boottime() < begun + time {
+            if others.misses_someone() && boottime() > begun + STARTED_AFTER {
+                double.apply(Kind::Tunnel, &tunnel(number, 0, false), MANAGER);
+                double.apply(Kind::Tunnel, &others::found(number, number - 1), STATUS_MANAGER);
+                others.hear(None, number - 1);
+            }
+            for found in others.due() {
+                double.apply(Kind::Tunnel, &found, STATUS_MANAGER);
+                writes += 1;
+            }
+            let now = own();
+            writes += u64::from(std::mem::replace(&mut before, now.clone()) != now);
+            pause(Duration::from_millis(50));
+        }
+        writes
     }
 
     /// Has pods come to our node and others go, one after the other, and returns how long after each event the cluster is told.
@@ -280,36 +306,42 @@ fn wait(monitor: BorrowedFd<'_>, source: Option<BorrowedFd<'_>>, milliseconds: i
     poll(&mut fds, Some(&limit)).is_ok_and(|ready| ready > 0)
 }
 
-/// Has kubectl make nodes and what they say of themselves.
-fn make(plane: &ControlPlane, nodes: u32) {
-    let numbers: Vec<u32> = (2..=nodes).collect();
-    let kinds = [(Kind::Node, "v1", "Node"), (Kind::Tunnel, "adit.dev/v1alpha1", "NodeTunnel")];
-    for (kind, api_version, name) in kinds {
-        let files: Vec<_> = numbers
-            .chunks(numbers.len().div_ceil(MAKERS))
-            .map(|chunk| {
-                let items = chunk.iter().map(|number| {
-                    let mut object =
-                        if kind == Kind::Node { node(*number) } else { tunnel(*number, 0, false) };
-                    object["apiVersion"] = api_version.into();
-                    object["kind"] = name.into();
-                    object
-                });
-                let items: Vec<_> = items.collect();
-                let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-                plane.write(&format!("{name}-{}.json", chunk[0]), &list.to_string())
-            })
-            .collect();
-        std::thread::scope(|scope| {
-            for file in &files {
-                scope.spawn(|| plane.kubectl(&["create", "-f", file.to_str().unwrap()]));
-            }
-        });
+/// Has kubectl make nodes, what they say of themselves and what their agents found, as they would.
+fn make(plane: &ControlPlane, size: Size) {
+    let numbers: Vec<u32> = (2..=size.nodes).collect();
+    let chunks: Vec<_> = numbers.chunks(numbers.len().div_ceil(MAKERS)).collect();
+    let list = |name: &str, numbers: &[u32], object: &dyn Fn(u32) -> Value| {
+        let items: Vec<_> = numbers.iter().map(|number| object(*number)).collect();
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
+        plane.write(&format!("{name}-{}.json", numbers[0]), &list.to_string())
+    };
+    std::thread::scope(|scope| {
+        for numbers in chunks {
+            let list = &list;
+            scope.spawn(move || {
+                let nodes = list("nodes", numbers, &node);
+                plane.kubectl(&["create", "-f", nodes.to_str().unwrap()]);
+                apply(plane, &list("said", numbers, &|number| tunnel(number, 0, size.has_pods)), MANAGER);
+                let found = list("found", numbers, &|number| others::found(number, size.nodes - 1));
+                apply(plane, &found, STATUS_MANAGER);
+            });
+        }
+    });
+}
+
+/// Has kubectl apply a file as one of an agent's managers of fields.
+fn apply(plane: &ControlPlane, file: &Path, manager: &str) {
+    let manager_of = format!("--field-manager={manager}");
+    let mut args =
+        vec!["apply", "--server-side", "--force-conflicts", &manager_of, "-f", file.to_str().unwrap()];
+    if manager == STATUS_MANAGER {
+        args.push("--subresource=status");
     }
+    plane.kubectl(&args);
 }
 
 /// Returns a node as a kubelet makes it, with the names of the images that it has.
-fn node(number: u32) -> Value {
+pub(crate) fn node(number: u32) -> Value {
     let [_, _, high, low] = number.to_be_bytes();
     let images = (0..40).map(|at| {
         json!({
@@ -318,6 +350,8 @@ fn node(number: u32) -> Value {
         })
     });
     json!({
+        "apiVersion": "v1",
+        "kind": "Node",
         "metadata": { "name": format!("node{number}"), "labels": { "kubernetes.io/hostname": format!("node{number}") } },
         "spec": { "podCIDRs": [prefix(number)] },
         "status": {
@@ -330,26 +364,15 @@ fn node(number: u32) -> Value {
 /// Returns what a node says of itself: its block of pods, its pods outside of it if it has any, and from the first turn on another one.
 fn tunnel(number: u32, turn: u32, has_pods: bool) -> Value {
     let [_, _, high, low] = number.to_be_bytes();
-    let mut key = [7; 32];
-    key[..4].copy_from_slice(&number.to_le_bytes());
     let another = match has_pods {
         true => single(number, PODS + turn % 250),
         false => format!("10.{}.{low}.{}/32", 64 + high, 1 + turn % 250),
     };
     let pods = (0..PODS).filter(|_| has_pods).map(|at| single(number, at));
-    let prefixes: Vec<_> =
-        [prefix(number)].into_iter().chain(pods).chain((turn > 0).then_some(another)).collect();
-    json!({
-        "metadata": { "name": format!("node{number}") },
-        "spec": {
-            "keys": [{ "publicKey": BASE64.encode(PublicKey::new(key).as_bytes()), "state": "Active" }],
-            "endpoints": [{ "address": format!("172.16.{high}.{low}"), "port": 51820, "family": "IPv4" }],
-            "podPrefixes": prefixes,
-            "nodeAddresses": [format!("172.16.{high}.{low}")],
-            "tunnelAddresses": [format!("10.{}.{low}.0", 64 + high)],
-            "capabilities": ["strict/v1"],
-        },
-    })
+    let mut object = others::said(number);
+    let prefixes = object["spec"]["podPrefixes"].as_array_mut().unwrap();
+    prefixes.extend(pods.chain((turn > 0).then_some(another)).map(Value::from));
+    object
 }
 
 fn prefix(number: u32) -> String {

@@ -535,7 +535,7 @@ fn address(_: &mut SchemaGenerator) -> Schema {
 }
 
 fn addresses(generator: &mut SchemaGenerator) -> Schema {
-    set_of(&address(generator), 32)
+    list_of(&address(generator), 32)
 }
 
 fn prefixes(_: &mut SchemaGenerator) -> Schema {
@@ -550,7 +550,7 @@ fn prefixes(_: &mut SchemaGenerator) -> Schema {
             },
         ],
     });
-    set_of(&prefix, 512)
+    list_of(&prefix, 512)
 }
 
 fn host_prefixes(_: &mut SchemaGenerator) -> Schema {
@@ -562,7 +562,7 @@ fn host_prefixes(_: &mut SchemaGenerator) -> Schema {
             "message": "a single address is needed, as 10.244.1.0/32",
         }],
     });
-    set_of(&prefix, 8)
+    list_of(&prefix, 8)
 }
 
 fn cluster_cidrs(_: &mut SchemaGenerator) -> Schema {
@@ -588,22 +588,21 @@ fn exempt(_: &mut SchemaGenerator) -> Schema {
 }
 
 fn capabilities(_: &mut SchemaGenerator) -> Schema {
-    set_of(&json_schema!({ "type": "string", "maxLength": 32, "pattern": "^[a-z][a-z0-9-]*/v[0-9]+$" }), 32)
+    list_of(&json_schema!({ "type": "string", "maxLength": 32, "pattern": "^[a-z][a-z0-9-]*/v[0-9]+$" }), 32)
 }
 
 fn set_of(items: &Schema, most: u32) -> Schema {
     json_schema!({ "type": "array", "maxItems": most, "x-kubernetes-list-type": "set", "items": items })
 }
 
+/// A list that is written as a whole, by one writer. Of a set or a map every element is named once more in `metadata.managedFields`, which
+/// every agent reads with every change of every node.
+fn list_of(items: &Schema, most: u32) -> Schema {
+    json_schema!({ "type": "array", "maxItems": most, "x-kubernetes-list-type": "atomic", "items": items })
+}
+
 fn conditions(generator: &mut SchemaGenerator) -> Schema {
-    let condition = generator.subschema_for::<Condition>();
-    json_schema!({
-        "type": "array",
-        "maxItems": 16,
-        "x-kubernetes-list-type": "map",
-        "x-kubernetes-list-map-keys": ["type"],
-        "items": condition,
-    })
+    list_of(&generator.subschema_for::<Condition>(), 16)
 }
 
 fn duration(_: &mut SchemaGenerator) -> Schema {

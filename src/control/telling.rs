@@ -64,7 +64,7 @@ impl Telling {
             }
             Some(_) if is_due => period,
             Some(_) => {
-                self.due.get_or_insert(now + period.mul_f64(self.part));
+                self.due.get_or_insert_with(|| now + period.mul_f64(self.part));
                 return None;
             }
         };
@@ -114,7 +114,7 @@ mod tests {
     fn a_condition_is_told_at_once_with_all_that_is_known() {
         let mut telling = rested("a", &of(1000, 7, None), at(1000.0));
         let failed = of(1001, 9, Some("no way"));
-        assert_eq!(telling.found(failed.clone(), at(1000.1)), Some(failed.clone()));
+        assert_eq!(telling.found(failed.clone(), at(1000.1)), Some(failed));
         // The words are another matter.
         assert_eq!(telling.found(of(1001, 9, Some("no way at all")), at(1000.2)), None);
         assert!(telling.next().is_some_and(|due| due > at(1000.2)));

@@ -28,7 +28,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Config, ResourceExt};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, oneshot, watch as latest};
 use tokio::time::sleep;
 
@@ -452,8 +452,9 @@ async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
             continue;
         };
         let name = tunnel.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        match write_once(&api, name, &tunnel).await {
-            Ok(()) => {
+        let apply = PatchParams::apply(FIELD_MANAGER).force();
+        match answer(api.patch(name, &apply, &Patch::Apply(&tunnel))).await {
+            Ok(_) => {
                 tracing::info!(node = name, "the node has said what it is");
                 pauses.reset();
                 if wanted.changed().await.is_err() {
@@ -466,22 +467,6 @@ async fn write(client: Client, mut wanted: latest::Receiver<Option<Value>>) {
             }
         }
     }
-}
-
-/// Applies what this node says of itself. What others have added to its lists stays beside it then, and is written over.
-async fn write_once(api: &Api<DynamicObject>, name: &str, tunnel: &Value) -> Result<(), String> {
-    let apply = PatchParams::apply(FIELD_MANAGER).force();
-    let applied = answer(api.patch(name, &apply, &Patch::Apply(tunnel))).await?;
-    let wanted = tunnel["spec"].as_object().into_iter().flatten();
-    let others: Map<_, _> = wanted
-        .filter(|(field, value)| value.is_array() && applied.data["spec"][*field] != **value)
-        .map(|(field, value)| (field.clone(), value.clone()))
-        .collect();
-    if others.is_empty() {
-        return Ok(());
-    }
-    let merge = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    answer(api.patch(name, &merge, &Patch::Merge(json!({ "spec": others })))).await.map(drop)
 }
 
 /// Writes what this node's agent found, likewise.

@@ -292,7 +292,7 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
         "-p",
         r#"{"spec":{"podPrefixes":["10.250.0.0/24"]}}"#,
     ]);
-    // That it is not left beside them: a set is merged by server-side apply.
+    // And nothing is left beside it.
     wait_until("the node's own words", SOON, || {
         let path = "jsonpath={.spec.podPrefixes}";
         plane.kubectl(&["get", "nodetunnel", "node2", "-o", path]).trim()

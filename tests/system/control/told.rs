@@ -77,6 +77,11 @@ fn the_table_of_nodes_and_their_addresses_come_true_soon() {
     wait_for_row(&plane, first, ["1", "1", "0"]);
     wait_for_row(&plane, second, ["1", "1", "0"]);
 
+    // What every agent reads whenever one has something to tell.
+    let object = plane.kubectl(&["get", "--raw", "/apis/adit.dev/v1alpha1/nodetunnels/node1"]);
+    let event = format!("{{\"type\":\"MODIFIED\",\"object\":{}}}\n", object.trim_end());
+    assert!(event.len() <= 2048, "{} bytes: {event}", event.len());
+
     // A node that has said what it is, and does not answer.
     let text = fs::read_to_string(mesh.objects.path().join("node3.yaml")).unwrap();
     let ping = first.ping(third);
@@ -135,7 +140,9 @@ fn join(double: &ApiDouble, number: u8) {
         "podPrefixes": [format!("10.244.{number}.0/24")],
         "nodeAddresses": [format!("10.9.0.{number}")],
     });
-    double.put(Kind::Tunnel, json!({ "metadata": { "name": format!("node{number}") }, "spec": spec }));
+    let metadata = json!({ "name": format!("node{number}") });
+    let object = json!({ "apiVersion": "adit.dev/v1alpha1", "kind": "NodeTunnel", "metadata": metadata, "spec": spec });
+    double.apply(Kind::Tunnel, &object, "adit-agent");
 }
 
 /// Returns how many peers the first node says that it has.

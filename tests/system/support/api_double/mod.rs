@@ -27,7 +27,7 @@ pub(crate) use faults::Faults;
 pub(crate) use store::Kind;
 
 use super::Namespace;
-use store::Store;
+use store::{Apply, Store};
 
 /// An API server that is none.
 pub(crate) struct ApiDouble {
@@ -100,6 +100,15 @@ impl ApiDouble {
     /// Makes or replaces an object.
     pub(crate) fn put(&self, kind: Kind, object: Value) {
         self.change(|store| store.put(kind, object));
+    }
+
+    /// Has a manager of fields apply an object, or the status of one.
+    #[track_caller]
+    pub(crate) fn apply(&self, kind: Kind, body: &Value, manager: &str) {
+        let name = body["metadata"]["name"].as_str().unwrap();
+        let is_status = body["spec"].is_null();
+        let apply = Apply { kind, name, is_status, manager, is_forced: true, body };
+        self.change(|store| store.apply(&apply)).unwrap();
     }
 
     /// Removes an object.

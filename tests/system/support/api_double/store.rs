@@ -416,14 +416,14 @@ impl Store {
         let managers = owners.iter().filter(|(_, paths)| !paths.is_empty());
         object["metadata"]["managedFields"] = managers
             .map(|((manager, is_status), paths)| {
-                let fields = paths.iter().map(|path| (format!("f:{}", dotted(path)), json!({})));
                 json!({
                     "manager": manager.trim_end_matches(UPDATE),
                     "operation": if manager.ends_with(UPDATE) { "Update" } else { "Apply" },
                     "subresource": if *is_status { "status" } else { "" },
                     "apiVersion": kind.api_version(),
+                    "time": "2026-01-01T00:00:00Z",
                     "fieldsType": "FieldsV1",
-                    "fieldsV1": fields.collect::<serde_json::Map<_, _>>(),
+                    "fieldsV1": fields_v1(&paths.iter().map(|path| &path[..]).collect::<Vec<_>>()),
                 })
             })
             .collect();
@@ -472,9 +472,21 @@ fn merge_into(object: &mut Value, patch: &Value) {
     }
 }
 
-fn dotted(path: &Path) -> String {
-    let steps = path.iter().map(|step| match step {
-        Step::Field(name) | Step::Element(name) | Step::Keyed(name) => name.as_str(),
-    });
-    steps.collect::<Vec<_>>().join(".")
+/// Returns a set of paths in the form of `FieldsV1` (structured-merge-diff, `fieldpath/serialize.go`). The paths are those of leaves, in order.
+fn fields_v1(paths: &[&[Step]]) -> Value {
+    let mut fields = serde_json::Map::new();
+    for group in paths.chunk_by(|a, b| a.first() == b.first()) {
+        let Some(step) = group[0].first() else { continue };
+        let (name, is_element) = match step {
+            Step::Field(name) => (format!("f:{name}"), false),
+            Step::Element(value) => (format!("v:{value}"), false),
+            Step::Keyed(keys) => (format!("k:{keys}"), true),
+        };
+        let mut below = fields_v1(&group.iter().map(|path| &path[1..]).collect::<Vec<_>>());
+        if is_element {
+            below["."] = json!({});
+        }
+        fields.insert(name, below);
+    }
+    fields.into()
 }
