@@ -20,7 +20,7 @@ use std::time::Duration;
 use super::api::NodeTunnelStatus;
 use super::status::{has_other_conditions, is_same};
 
-/// The period for each peer: however many nodes there are, an agent hears three writes a second at most.
+/// The period for each peer: however many nodes there are, an agent hears of about three writes a second at most.
 const PERIOD_OF_PEER: Duration = Duration::from_millis(300);
 /// The shortest period.
 const PERIOD_MIN: Duration = Duration::from_secs(5);

@@ -416,15 +416,18 @@ impl Store {
         let managers = owners.iter().filter(|(_, paths)| !paths.is_empty());
         object["metadata"]["managedFields"] = managers
             .map(|((manager, is_status), paths)| {
-                json!({
+                let mut entry = json!({
                     "manager": manager.trim_end_matches(UPDATE),
                     "operation": if manager.ends_with(UPDATE) { "Update" } else { "Apply" },
-                    "subresource": if *is_status { "status" } else { "" },
                     "apiVersion": kind.api_version(),
                     "time": "2026-01-01T00:00:00Z",
                     "fieldsType": "FieldsV1",
                     "fieldsV1": fields_v1(&paths.iter().map(|path| &path[..]).collect::<Vec<_>>()),
-                })
+                });
+                if *is_status {
+                    entry["subresource"] = "status".into();
+                }
+                entry
             })
             .collect();
         let what = if before.is_some() { What::Modified } else { What::Added };
