@@ -134,7 +134,7 @@ fn way(entries: &[Entry], addr: IpAddr) -> Option<Kind> {
 }
 
 /// Returns the two tables, each with what it is in all of these.
-fn tables<'a, const N: usize>(all: [&'a Routes; N]) -> [[&'a [Entry]; N]; 2] {
+fn tables<const N: usize>(all: [&Routes; N]) -> [[&[Entry]; N]; 2] {
     [all.map(|routes| &routes.entries[..]), all.map(|routes| &routes.from_pods.entries[..])]
 }
 

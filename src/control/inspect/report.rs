@@ -412,6 +412,7 @@ pub(super) mod tests {
                             { "node": "b", "reason": "ModeOff", "dropped": false },
                             { "node": "c", "reason": "ModeOff", "dropped": false },
                         ],
+                        "orphans": [],
                         "kernel": {
                             "interfaceUp": false,
                             "missingRoutes": ["adding a route"],
