@@ -564,6 +564,66 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::secret::Secret;
+    use crate::crypto::x25519::PublicKey;
+    use crate::wireguard::keypair::Role;
+    use crate::wireguard::noise::TransportKeys;
+
+    /// Places segments for targets, of padded lengths, and returns the length and number of the datagrams of each message.
+    fn placed(run_max: usize, segments: impl IntoIterator<Item = (u8, usize)>) -> Vec<(usize, usize)> {
+        let mut outbox = Outbox::new();
+        outbox.run_max = run_max;
+        for (counter, (target, padded)) in (0..).zip(segments) {
+            assert!(outbox.has_room(padded + DATA_OVERHEAD));
+            outbox.place(target, counter, 0, 0..0, padded);
+        }
+        let ends = outbox.messages.iter().map(|message| message.place.end);
+        let begins = outbox.messages.iter().map(|message| message.place.start);
+        assert!(std::iter::once(0).chain(ends).zip(begins).all(|(end, begin)| end == begin), "no gaps");
+        outbox.messages.iter().map(|message| (message.segment - DATA_OVERHEAD, message.count)).collect()
+    }
+
+    #[test]
+    fn datagrams_of_one_length_to_one_place_are_one_message() {
+        let equal = |count| std::iter::repeat_n((0, 64), count);
+        assert_eq!(placed(RUN_MAX, equal(3)), [(64, 3)]);
+        assert_eq!(placed(RUN_MAX, equal(RUN_MAX + 1)), [(64, RUN_MAX), (64, 1)]);
+        assert_eq!(placed(1, equal(2)), [(64, 1), (64, 1)]);
+        assert_eq!(
+            placed(RUN_MAX, [(0, 64), (0, 48), (0, 48)]),
+            [(64, 2), (48, 1)],
+            "the last one may be shorter"
+        );
+        assert_eq!(placed(RUN_MAX, [(0, 48), (0, 64)]), [(48, 1), (64, 1)]);
+        assert_eq!(placed(RUN_MAX, [(0, 64), (1, 64), (1, 64)]), [(64, 1), (64, 2)]);
+        // 45 of 1440 bytes are 64,800.
+        assert_eq!(placed(RUN_MAX, std::iter::repeat_n((0, 1408), 46)), [(1408, 45), (1408, 1)]);
+    }
+
+    #[test]
+    fn a_target_is_a_session_a_place_and_what_the_header_says() {
+        let keys = TransportKeys { send: Secret::new([1; 32]), receive: Secret::new([2; 32]) };
+        let keypair = || Arc::new(Keypair::new(&keys, Role::Initiator, 1, 2, Instant::from_nanos(0)));
+        let first = Target {
+            peer: Arc::new(Peer::new(1, PublicKey::new([1; 32]), 0, Arc::default())),
+            keypair: keypair(),
+            to: Endpoint::new("192.0.2.1:7".parse().unwrap()),
+            ds: 0,
+            hop_limit: None,
+        };
+        let elsewhere = Endpoint::new("192.0.2.1:8".parse().unwrap());
+        let others = [
+            Target { keypair: keypair(), ..first.clone() },
+            Target { to: elsewhere, ..first.clone() },
+            Target { ds: 1, ..first.clone() },
+            Target { hop_limit: Some(7), ..first.clone() },
+        ];
+        let mut outbox = Outbox::new();
+        assert_eq!([outbox.aim(&first), outbox.aim(&first)], [0, 0]);
+        for (number, other) in (1..).zip(&others) {
+            assert_eq!([outbox.aim(other), outbox.aim(other)], [number; 2]);
+        }
+    }
 
     #[test]
     fn a_refusal_of_runs_is_remembered_for_five_minutes() {

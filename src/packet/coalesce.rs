@@ -519,6 +519,57 @@ mod tests {
         }
     }
 
+    /// What is no plain TCP or UDP packet is passed on as it is, all of them alike or not.
+    #[test]
+    fn packets_with_more_than_plain_headers_are_not_merged() {
+        let all = |is_v6: bool, protocol: Protocol, change: &dyn Fn(&mut Vec<u8>)| -> Vec<Vec<u8>> {
+            let packets = (0..3).map(|index| nth(is_v6, protocol, 0, index, 100));
+            packets
+                .map(|mut packet| {
+                    change(&mut packet);
+                    packet
+                })
+                .collect()
+        };
+        let v4_options = |packet: &mut Vec<u8>| {
+            packet.splice(20..20, [1; 4]);
+            packet[0] = 0x46;
+            packet[3] += 4;
+            write_v4_checksum(&mut packet[..24]);
+        };
+        let v6_header = |packet: &mut Vec<u8>, kind: u8| {
+            let [next, length] = [packet[6], packet[5] + 8];
+            packet.splice(40..40, [next, 0, 0, 0, 0, 0, 0, 7]);
+            (packet[6], packet[5]) = (kind, length);
+        };
+        let cases = [
+            ("IPv4 options", all(false, Protocol::Tcp, &v4_options)),
+            ("IPv6 fragments", all(true, Protocol::Udp, &|packet| v6_header(packet, 44))),
+            ("IPv6 destination options", all(true, Protocol::Tcp, &|packet| v6_header(packet, 60))),
+            ("a UDP length below the packet's", all(false, Protocol::Udp, &|packet| packet[25] -= 1)),
+        ];
+        for (what, packets) in cases {
+            let written = coalesce(&packets);
+            assert!(written.iter().all(|(header, _)| header.gso == Gso::None), "{what}");
+            assert_eq!(written.into_iter().map(|(_, packet)| packet).collect::<Vec<_>>(), packets, "{what}");
+        }
+        // As many options in all of them, or none is merged with another.
+        let packets =
+            [(0, 12), (1, 8), (2, 12)].map(|(index, options)| nth(false, Protocol::Tcp, options, index, 100));
+        assert_eq!(coalesce(&packets).len(), 3);
+    }
+
+    #[test]
+    fn a_super_packet_is_no_longer_than_a_packet_may_be() {
+        for (is_v6, protocol) in [(false, Protocol::Tcp), (true, Protocol::Udp)] {
+            let packets: Vec<_> = (0..15).map(|index| nth(is_v6, protocol, 0, index, 9000)).collect();
+            let written = coalesce(&packets);
+            assert_eq!(written.len(), 3, "seven fit");
+            assert!(written.iter().all(|(_, packet)| packet.len() <= LEN_MAX));
+            assert_eq!(cut(&written), packets);
+        }
+    }
+
     #[test]
     fn a_corrupt_packet_is_passed_on_as_it_is() {
         for at in [0, 1] {

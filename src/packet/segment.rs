@@ -325,9 +325,9 @@ pub(super) mod tests {
         (Header { gso, gso_size, header_len: 0, partial, tunnel: None }, packet)
     }
 
-    /// Headers of VXLAN in UDP in IP around `inner`, as a sender without offloads makes them.
-    fn in_vxlan(is_v6: bool, id: u16, has_checksum: bool, inner: &[u8]) -> Vec<u8> {
-        let payload = [&[8, 0, 0, 0, 0, 0, 7, 0][..], &[0x0e; 14], inner].concat();
+    /// Headers of an overlay in UDP in IP around `inner`, as a sender without offloads makes them.
+    fn in_overlay(overlay: &[u8], is_v6: bool, id: u16, has_checksum: bool, inner: &[u8]) -> Vec<u8> {
+        let payload = [overlay, &[0x0e; 14], inner].concat();
         let mut outer = packet(is_v6, Protocol::Udp, 0, &payload);
         let ip_len = if is_v6 { 40 } else { 20 };
         if !is_v6 {
@@ -388,9 +388,19 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn segments_in_vxlan_are_what_a_sender_without_offloads_makes(
+        fn segments_in_overlays_are_what_a_sender_without_offloads_makes(
+            options in prop::option::of(0_u8..64),
             outer_is_v6: bool, is_v6: bool, has_checksum: bool, len in 1_usize..5000, gso_size in 100_u16..1500
         ) {
+            // VXLAN (RFC 7348 §5), or Geneve (RFC 8926 §3.4) with so many words of options.
+            let overlay = match options {
+                None => vec![8, 0, 0, 0, 0, 0, 7, 0],
+                Some(words) => {
+                    let mut header = vec![words, 0, 0x65, 0x58, 0, 0, 7, 0];
+                    header.extend((0..words).flat_map(|word| [word, 1, 2, 3]));
+                    header
+                }
+            };
             let payload: Vec<u8> = (0..len).map(|i| u8::try_from(i * 11 % 256).unwrap()).collect();
             let (header, whole) = super_packet(is_v6, Protocol::Tcp, 12, &payload, gso_size);
             let single = |index: usize, piece: &[u8]| {
@@ -403,11 +413,11 @@ pub(super) mod tests {
                 let sequence = 0xffff_ff00_u32.wrapping_add(u32::try_from(index * usize::from(gso_size)).unwrap());
                 inner[ip_len + 4..ip_len + 8].copy_from_slice(&sequence.to_be_bytes());
                 seal(&mut inner, ip_len, Protocol::Tcp);
-                in_vxlan(outer_is_v6, 5_u16.wrapping_add(u16::try_from(index).unwrap()), has_checksum, &inner)
+                in_overlay(&overlay, outer_is_v6, 5_u16.wrapping_add(u16::try_from(index).unwrap()), has_checksum, &inner)
             };
-            let mut outer = in_vxlan(outer_is_v6, 5, has_checksum, &whole);
+            let mut outer = in_overlay(&overlay, outer_is_v6, 5, has_checksum, &whole);
             let transport = if outer_is_v6 { 40 } else { 20 };
-            let network = transport + 8 + 8 + 14;
+            let network = transport + 8 + overlay.len() + 14;
             let partial = header.partial.map(|partial| Partial { start: network + partial.start, ..partial });
             let tunnel = Some(Tunnel { transport, network, has_checksum });
             let found = segments(&Header { partial, tunnel, ..header }, &mut outer);
