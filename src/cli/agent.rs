@@ -39,7 +39,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         println!("{}", BASE64.encode(private_key.public().as_bytes()));
         return Ok(());
     }
-    log::start(args.log_level, args.log_format, None).map_err(|error| format!("log: {error}"))?;
+    log::start(args.log_level, args.logging.log_format, None).map_err(|error| format!("log: {error}"))?;
     let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
     let store = await_turn(args.wait, Some(&signals), || {
         Store::open(&args.places.state).map_err(|error| match error {

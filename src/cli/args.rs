@@ -85,16 +85,8 @@ pub(super) struct InterfaceArgs {
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", value_parser = lenient_level, hide = true)]
     pub(super) log_level: Option<LogLevel>,
 
-    /// How it is logged.
-    #[arg(
-        long,
-        env = "ADIT_LOG_FORMAT",
-        value_enum,
-        value_name = "FORMAT",
-        ignore_case = true,
-        default_value_t
-    )]
-    pub(super) log_format: LogFormat,
+    #[command(flatten)]
+    pub(super) logging: LogArgs,
 
     /// The log file [default: standard error in the foreground, none in the background unless LOG_LEVEL is set].
     #[arg(short, long, env = "WG_LOG_FILE", value_name = "FILE")]
@@ -249,16 +241,8 @@ pub(super) struct AgentArgs {
     )]
     pub(super) log_level: Level,
 
-    /// How it is logged.
-    #[arg(
-        long,
-        env = "ADIT_LOG_FORMAT",
-        value_enum,
-        value_name = "FORMAT",
-        ignore_case = true,
-        default_value_t
-    )]
-    pub(super) log_format: LogFormat,
+    #[command(flatten)]
+    pub(super) logging: LogArgs,
 
     /// Prints the public key of this node, which is made if there is none, and ends.
     #[arg(long, env = "ADIT_PUBLIC_KEY", value_parser = clap::builder::FalseyValueParser::new(), action = ArgAction::SetTrue)]
@@ -503,6 +487,21 @@ pub(super) enum Level {
     /// Everything.
     #[value(alias = "max")]
     Trace,
+}
+
+/// What data plane and agent have in common of logging.
+#[derive(Debug, clap::Args)]
+pub(super) struct LogArgs {
+    /// How it is logged.
+    #[arg(
+        long,
+        env = "ADIT_LOG_FORMAT",
+        value_enum,
+        value_name = "FORMAT",
+        ignore_case = true,
+        default_value_t
+    )]
+    pub(super) log_format: LogFormat,
 }
 
 /// How lines of the log look.

@@ -43,7 +43,7 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     process::keep_one_heap();
     process::forbid_dumps();
     process::raise_open_files();
-    log::start(args.level(), args.log_format, args.log.as_deref())
+    log::start(args.level(), args.logging.log_format, args.log.as_deref())
         .map_err(|error| format!("the log file: {error}"))?;
     // Before the first thread, so that all of them block these signals.
     let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
