@@ -12,7 +12,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use super::api::{Mode, NodeTunnelStatus, NotEncrypted, PeerCounts};
-use super::settings::NO_CATCH_ALL;
 use super::topology::{Degraded, Topology, Unready};
 
 /// The most nodes that are named.
@@ -98,7 +97,8 @@ fn strict(topology: &Topology, is_programmed: bool) -> (bool, &'static str, Stri
     }
     match topology.settings.mode {
         Mode::Strict if is_programmed && topology.settings.lacks_catch_all() => {
-            (true, "WithoutCatchAll", NO_CATCH_ALL.to_owned())
+            // In short: every agent reads it with each change of the object.
+            (true, "WithoutCatchAll", "no catch-all: name clusterCIDRs".to_owned())
         }
         Mode::Strict if is_programmed => (true, "Enforced", String::new()),
         Mode::Strict => (false, "NotProgrammed", "routes or firewall are not what they should be".to_owned()),

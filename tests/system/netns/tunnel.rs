@@ -586,6 +586,7 @@ fn nest(pair: &Pair) -> [Tunnel; 2] {
         ns.ip(&format!("addr add 192.168.241.{own}/24 dev {}", inner.name));
         ns.ip(&format!("addr add fd00::{own}/112 dev {} nodad", inner.name));
         ns.ip(&format!("link set {} mtu 1340 up", inner.name));
+        [outer, inner].iter().for_each(|tunnel| ns.wait_for_addresses(&tunnel.name));
         let peer = inner_peer.key.public();
         inner.set(
             ns,
