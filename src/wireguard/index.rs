@@ -1,8 +1,9 @@
 //! Receiver indices: 32 random bits that name one of our handshakes or sessions ([W] §5.4.2).
 //!
-//! We choose them, so we choose them such that their low bits are a free slot of an array: a look-up is one load, without a lock and
+//! We choose them, so we choose them such that their high bits are a free slot of an array: a look-up is one load, without a lock and
 //! without probing. The array doubles before it is half full; doubling keeps every entry apart, as two indices that differ in some bits
-//! differ in more. The bits above the slot stay random and are compared.
+//! differ in more. The bits below the slot are compared. They are random, but that the lowest may name a worker: those must not choose the
+//! slot, or the peers of one worker would have but a part of the array.
 
 use std::sync::Arc;
 
@@ -103,7 +104,9 @@ impl Table {
     }
 
     fn slot(&self, index: u32) -> &ArcSwapOption<Entry> {
-        &self.slots[index as usize & (self.slots.len() - 1)]
+        // There are 16 slots or more, and a power of two.
+        let bits = self.slots.len().trailing_zeros();
+        &self.slots[(index >> (u32::BITS - bits)) as usize]
     }
 }
 
@@ -124,6 +127,29 @@ mod tests {
         }
     }
 
+    /// Random bytes that come to an end.
+    struct Finite(u32);
+
+    impl Random for Finite {
+        fn fill(&mut self, bytes: &mut [u8]) {
+            self.0 = self.0.checked_sub(1).expect("a free index is found soon");
+            Os.fill(bytes);
+        }
+    }
+
+    #[test]
+    fn peers_of_one_worker_fill_the_table_however_many_workers_there_are() {
+        for workers in [1, 3, 4, 8, 16, 256] {
+            let table = Table::new(0);
+            let peer = Arc::new(Peer::new(workers, PublicKey::new([1; 32]), 0, Arc::default()));
+            let mut random = Finite(1000);
+            for _ in 0..table.capacity() {
+                let index = table.insert(&peer, workers, [0; 4], &mut random);
+                assert_eq!(index % workers, 0);
+            }
+        }
+    }
+
     #[test]
     fn indices_are_unique_and_survive_growth_and_removal() {
         let peer = Arc::new(Peer::new(0, PublicKey::new([1; 32]), 0, Arc::default()));
@@ -140,7 +166,7 @@ mod tests {
         assert!(gone.iter().all(|&index| table.remove(index)));
         assert!(gone.iter().all(|&index| table.lookup(index).is_none()));
         assert!(kept.iter().all(|&index| table.lookup(index).is_some()));
-        let other = kept[0] ^ 0x8000_0000;
+        let other = kept[0] ^ 1;
         assert!(table.lookup(other).is_none(), "the same slot under another index");
         assert!(!table.remove(other));
         assert!(table.lookup(kept[0]).is_some());
