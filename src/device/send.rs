@@ -46,7 +46,10 @@ const READ_MAX: usize = VIRTIO_HEADER_MAX + 65535;
 
 /// What is read before it is sent: four super-packets, or a batch of packets. A super-packet of TCP has a few segments more than a run of
 /// datagrams may have: what is left over of several shares a run.
-const READ_BUFFER: usize = 4 * READ_MAX;
+const READ_BUFFER: usize = (4 * READ_MAX).next_multiple_of(READ_ALIGN);
+
+/// Where packets begin in it.
+const READ_ALIGN: usize = 64;
 
 /// What is sent at once: two super-packets with headers, padding and tags; and always room for one packet of any length.
 const SEND_BUFFER: usize = 192 << 10;
@@ -166,7 +169,8 @@ impl Sender {
                     answer_unreachable(&self.read[read.start + queue.header_len()..read.end], queue);
                 }
             }
-            at = read.end.next_multiple_of(64);
+            // The end of the buffer at most, which is such a place as well.
+            at = read.end.next_multiple_of(READ_ALIGN);
         }
         self.flush(sockets, now);
         self.heat.note(left);

@@ -299,6 +299,27 @@ fn peers_that_come_and_go_ten_thousand_times_disturb_nobody() {
     pair.assert_idle();
 }
 
+#[test]
+fn packets_that_fill_the_buffer_to_its_end_are_read_like_any() {
+    need!("ip", "wg");
+    let pair = Pair::new("1");
+    pair.a.ip(&format!("link set {} mtu 65535", pair.ta.name));
+    let sender = udp(&pair.a, "10.8.0.1:0");
+    // Now and then the system sends something of its own in between.
+    for _ in 0..10 {
+        // All are there when the first is read.
+        pair.ta.process.signal(Signal::STOP);
+        // Behind their headers, of either length, they begin at multiples of 64; three take 192 KiB and 64 bytes, and the last one ends
+        // where the buffer does.
+        for len in [65535, 65500, 65500, 65535] {
+            sender.send_to(&vec![0; len - 28], "10.8.0.2:9").unwrap();
+        }
+        pair.ta.process.signal(Signal::CONT);
+        assert!(pair.a.pings("10.8.0.2"));
+    }
+    assert_eq!(pair.ta.process.output(), "");
+}
+
 // T15, T23.
 #[test]
 fn devices_start_and_stop_under_traffic_without_a_deadlock() {
