@@ -279,7 +279,6 @@ impl Sender {
         for (to, refused) in outbox.refused.drain(..) {
             unsegmented.remember(to, refused, now);
         }
-        outbox.clear();
     }
 }
 
@@ -302,6 +301,8 @@ impl Courier {
                 self.shared.hand_over(peer);
             }
         }
+        // It may be long until it is used again, and a session that is over shall not be kept until then ([W] §6.3).
+        outbox.clear();
     }
 
     /// Sends the messages of one family.
@@ -568,8 +569,13 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::random::Os;
     use crate::crypto::secret::Secret;
     use crate::crypto::x25519::PublicKey;
+    use crate::device::spill::Spill;
+    use crate::sys::offload::Active;
+    use crate::wireguard::dropped::Drops;
+    use crate::wireguard::interface::Interface;
     use crate::wireguard::keypair::Role;
     use crate::wireguard::noise::TransportKeys;
 
@@ -604,20 +610,23 @@ mod tests {
         assert_eq!(placed(RUN_MAX, std::iter::repeat_n((0, 1408), 46)), [(1408, 45), (1408, 1)]);
     }
 
-    #[test]
-    fn a_target_is_a_session_a_place_and_what_the_header_says() {
+    fn target() -> Target {
         let keys = TransportKeys { send: Secret::new([1; 32]), receive: Secret::new([2; 32]) };
-        let keypair = || Arc::new(Keypair::new(&keys, Role::Initiator, 1, 2, Instant::from_nanos(0)));
-        let first = Target {
+        Target {
             peer: Arc::new(Peer::new(1, PublicKey::new([1; 32]), 0, Arc::default())),
-            keypair: keypair(),
+            keypair: Arc::new(Keypair::new(&keys, Role::Initiator, 1, 2, Instant::from_nanos(0))),
             to: Endpoint::new("192.0.2.1:7".parse().unwrap()),
             ds: 0,
             hop_limit: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_target_is_a_session_a_place_and_what_the_header_says() {
+        let first = target();
         let elsewhere = Endpoint::new("192.0.2.1:8".parse().unwrap());
         let others = [
-            Target { keypair: keypair(), ..first.clone() },
+            Target { keypair: target().keypair, ..first.clone() },
             Target { to: elsewhere, ..first.clone() },
             Target { ds: 1, ..first.clone() },
             Target { hop_limit: Some(7), ..first.clone() },
@@ -626,6 +635,20 @@ mod tests {
             let mut outbox = Outbox::new();
             assert_eq!([&first, &first, other, other].map(|target| outbox.aim(target)), [0, 0, 1, 1]);
         }
+    }
+
+    #[test]
+    fn who_sends_for_another_worker_keeps_no_session() {
+        let drops = Arc::new(Drops::default());
+        let view = Interface::new(Arc::clone(&drops), Box::new(Os)).view();
+        let (shared, ..) = Shared::new(drops, view, 2, Active::default(), Spill::On).unwrap();
+        let mut courier = Courier { shared: Arc::new(shared), batch: SendBatch::new(1) };
+        let target = target();
+        let mut outbox = Outbox::new();
+        let number = outbox.aim(&target);
+        outbox.place(number, 0, 0, 0..0, 64);
+        courier.deliver(&mut outbox, None, Instant::from_nanos(0));
+        assert_eq!(Arc::strong_count(&target.keypair), 1, "its keys must go when their time is over");
     }
 
     #[test]
