@@ -31,6 +31,9 @@ const JUMP: Token = Token(4);
 /// Clocks that drift apart by more than this did so in a suspend.
 const SUSPEND_MIN: Duration = Duration::from_millis(100);
 
+/// How long after a failure to open the UDP sockets that is tried again.
+const BIND_AGAIN: Duration = Duration::from_secs(1);
+
 /// Handshake messages between two looks at requests, timers and the link.
 const HANDSHAKES_PER_TURN: usize = 32;
 
@@ -54,6 +57,8 @@ pub(super) struct Control {
     sockets: Vec<Arc<SocketSet>>,
     /// Sets that a worker may not yet have let go of. They are closed here, so that what is closed and what is not is known here.
     leaving: Vec<Arc<SocketSet>>,
+    /// When the sockets are to be opened that could not be opened before.
+    bind_at: Option<Instant>,
     send_batch: SendBatch,
     listen_port: u16,
     fwmark: u32,
@@ -130,6 +135,7 @@ impl Control {
             sources: Sources::default(),
             sockets: Vec::new(),
             leaving: Vec::new(),
+            bind_at: None,
             send_batch: SendBatch::new(1),
             listen_port: 0,
             fwmark: 0,
@@ -177,6 +183,7 @@ impl Control {
             if !self.up && self.link.state().up {
                 self.come_up_on_a_free_port();
             }
+            self.bind_again();
             busy = self.check_sources();
             busy |= self.work();
             if self.is_gone {
@@ -386,14 +393,26 @@ impl Control {
         match self.bind(self.listen_port, self.fwmark) {
             Ok(sockets) => self.install(Some(sockets)),
             Err(error) => {
-                tracing::error!(port = self.listen_port, %error, "cannot open the UDP sockets");
-                // The next `set` tries again.
+                tracing::error!(port = self.listen_port, %error, "cannot open the UDP sockets yet");
+                self.bind_at = Some(now() + BIND_AGAIN);
             }
         }
         self.up = true;
         self.interface.up(moment());
         self.send();
         tracing::info!(port = self.listen_port, mtu = self.link.state().mtu, "interface up");
+    }
+
+    /// Opens the sockets that could not be opened when the link came up: another program had the port, or no descriptor was left, and
+    /// neither need last.
+    fn bind_again(&mut self) {
+        if self.bind_at.take_if(|at| *at <= now()).is_none() || !self.up || !self.sockets.is_empty() {
+            return;
+        }
+        match self.bind(self.listen_port, self.fwmark) {
+            Ok(sockets) => self.install(Some(sockets)),
+            Err(_) => self.bind_at = Some(now() + BIND_AGAIN),
+        }
     }
 
     fn go_down(&mut self) {
@@ -433,7 +452,8 @@ impl Control {
     // ---- time
 
     fn set_timer(&mut self) {
-        let at = self.interface.poll_timeout().into_iter().chain(self.sources.waits_until()).min();
+        let others = self.sources.waits_until().into_iter().chain(self.bind_at);
+        let at = self.interface.poll_timeout().into_iter().chain(others).min();
         if at != self.timer_at {
             self.timer_at = at;
             if let Err(error) = self.timer.set(at.map(|at| Duration::from_nanos(at.as_nanos()))) {

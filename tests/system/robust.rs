@@ -21,7 +21,7 @@ use rustix::process::Signal;
 
 use crate::support::puppet::{Puppet, udp, udp_packet};
 use crate::support::tunnel::{Key, Program, Tunnel};
-use crate::support::{Namespace, Process, SOON, ifname, need, pause, wait_until};
+use crate::support::{Namespace, Process, SOON, ifname, need, pause, wait_for, wait_until};
 
 const PORT: u16 = 51820;
 
@@ -297,6 +297,21 @@ fn peers_that_come_and_go_ten_thousand_times_disturb_nobody() {
     assert!(grown < 2048, "{grown} KiB more");
     drop(flow);
     pair.assert_idle();
+}
+
+#[test]
+fn a_port_that_was_taken_when_the_link_came_up_is_had_once_it_is_free() {
+    need!("ip", "wg", "ping");
+    let pair = Pair::new("2");
+    pair.ta.down(&pair.a);
+    let other = wait_for("a free port", SOON, || {
+        pair.a.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))).ok()
+    });
+    pair.ta.up(&pair.a);
+    assert!(pair.a.pings_in_vain("10.8.0.2"));
+    drop(other);
+    wait_until("the way through the tunnel", SOON, || !pair.a.pings_in_vain("10.8.0.2"));
+    assert_eq!(pair.ta.process.output().lines().count(), 1, "it is told of once");
 }
 
 #[test]

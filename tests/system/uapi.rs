@@ -419,8 +419,7 @@ fn a_port_that_was_taken_when_the_link_came_up_keeps_no_peer_from_being_set() {
     assert!(client.get().contains("allowed_ip=10.0.0.0/8\n"));
     let listens = || namespace.sh("ss -Hlun sport = :4001").lines().count() > 0;
     drop(taken);
-    assert!(!listens());
-    // The next change tries again.
+    // It is tried again now and then, and with the next change.
     client.set(&format!("public_key={}\n", hex(1)));
     wait_until("UDP sockets", SOON, listens);
 }
