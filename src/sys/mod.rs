@@ -2,6 +2,7 @@
 //!
 //! What `rustix` and `socket2` offer is used; the rest is called through `libc`, one unsafe operation a block.
 
+mod calls;
 pub mod clock;
 mod cmsg;
 mod fault;
@@ -12,6 +13,7 @@ pub mod packet;
 pub mod process;
 pub mod service;
 pub mod signal;
+mod sockaddr;
 mod sockopt;
 pub mod tun;
 pub mod udp;

@@ -1,7 +1,7 @@
 //! UDP sockets that send and receive many datagrams a call, with local address and DS field.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::AtomicBool;
@@ -9,14 +9,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::calls::Calls;
 use super::fault::{self, Call};
 use super::offload::{Active, Feature, Switch, Wanted};
-use super::{cmsg, sockopt};
-
-/// Length of a `sockaddr_in6`, the longer of the two.
-const NAME_CAPACITY: usize = 28;
-const V4_LEN: libc::socklen_t = 16;
-const V6_LEN: libc::socklen_t = 28;
+use super::{cmsg, sockaddr, sockopt};
 
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,53 +256,11 @@ impl AsRawFd for UdpSocket {
 pub struct RecvBatch {
     slot_len: usize,
     buffers: Vec<u8>,
-    names: Vec<[u8; NAME_CAPACITY]>,
+    names: Vec<sockaddr::Name>,
     controls: Vec<cmsg::Buffer>,
     iovecs: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
     calls: Calls,
-}
-
-/// How datagrams are received or sent.
-#[derive(Clone, Copy, Debug)]
-enum Calls {
-    /// Many in a call.
-    Many,
-    /// One in a call: before Linux 2.6.33 (`recvmmsg`) and 3.0 (`sendmmsg`), on systems that resemble Linux, and where system calls are
-    /// filtered.
-    Single,
-}
-
-impl Calls {
-    /// Makes calls for `headers` until one fails; from the first time that the call for many turns out to be unknown, the other one.
-    ///
-    /// Returns for how many headers it succeeded, or what hindered the first.
-    fn make(
-        &mut self,
-        headers: &mut [libc::mmsghdr],
-        is_known: io::Result<()>,
-        many: impl FnOnce(*mut libc::mmsghdr, libc::c_uint) -> libc::c_int,
-        mut single: impl FnMut(*mut libc::msghdr) -> libc::ssize_t,
-    ) -> io::Result<usize> {
-        if let Self::Many = self {
-            let count = libc::c_uint::try_from(headers.len()).unwrap_or(libc::c_uint::MAX);
-            let done = is_known.and_then(|()| {
-                usize::try_from(many(headers.as_mut_ptr(), count)).map_err(|_| io::Error::last_os_error())
-            });
-            match done {
-                Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => *self = Self::Single,
-                done => return done,
-            }
-        }
-        for (at, header) in headers.iter_mut().enumerate() {
-            match u32::try_from(single(&raw mut header.msg_hdr)) {
-                Ok(len) => header.msg_len = len,
-                Err(_) if at > 0 => return Ok(at),
-                Err(_) => return Err(io::Error::last_os_error()),
-            }
-        }
-        Ok(headers.len())
-    }
 }
 
 /// A datagram that was received.
@@ -337,7 +291,7 @@ impl RecvBatch {
         Self {
             slot_len,
             buffers: vec![0; slots * slot_len],
-            names: vec![[0; NAME_CAPACITY]; slots],
+            names: vec![sockaddr::EMPTY; slots],
             controls: vec![cmsg::Buffer::new(); slots],
             iovecs: Vec::with_capacity(slots),
             headers: Vec::with_capacity(slots),
@@ -365,7 +319,7 @@ impl RecvBatch {
             header.msg_hdr.msg_iov = iovec;
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_name = name.as_mut_ptr().cast();
-            header.msg_hdr.msg_namelen = V6_LEN;
+            header.msg_hdr.msg_namelen = sockaddr::LEN_MAX;
             header.msg_hdr.msg_control = control.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = cmsg::CAPACITY;
             header
@@ -390,7 +344,7 @@ impl RecvBatch {
     /// Returns datagram `slot` of the last call, or `None` if its sender's address makes no sense.
     pub fn get_mut(&mut self, slot: usize) -> Option<Received<'_>> {
         let header = &self.headers[slot];
-        let from = decode(&self.names[slot], header.msg_hdr.msg_namelen)?;
+        let from = sockaddr::decode(&self.names[slot], header.msg_hdr.msg_namelen)?;
         let (mut to, mut ecn, mut segment) = (None, 0, 0);
         for (level, kind, data) in self.controls[slot].iter() {
             match (level, kind) {
@@ -479,7 +433,7 @@ impl<'a> Datagram<'a> {
 
 /// Room for the headers of datagrams to send in one call.
 pub struct SendBatch {
-    names: Vec<[u8; NAME_CAPACITY]>,
+    names: Vec<sockaddr::Name>,
     controls: Vec<cmsg::Buffer>,
     iovecs: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
@@ -493,7 +447,7 @@ impl SendBatch {
     /// Returns room for `slots` datagrams.
     pub fn new(slots: usize) -> Self {
         Self {
-            names: vec![[0; NAME_CAPACITY]; slots],
+            names: vec![sockaddr::EMPTY; slots],
             controls: vec![cmsg::Buffer::new(); slots],
             iovecs: Vec::with_capacity(slots),
             headers: Vec::with_capacity(slots),
@@ -543,7 +497,7 @@ impl SendBatch {
             let mut header = empty_header();
             header.msg_hdr.msg_iov = iovec;
             header.msg_hdr.msg_iovlen = 1;
-            header.msg_hdr.msg_namelen = encode(datagram.to, name);
+            header.msg_hdr.msg_namelen = sockaddr::encode(datagram.to, name);
             header.msg_hdr.msg_name = name.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = control.len();
             header.msg_hdr.msg_control = control.as_mut_ptr().cast();
@@ -621,47 +575,6 @@ fn empty_header() -> libc::mmsghdr {
     unsafe { std::mem::zeroed() }
 }
 
-/// Writes a `sockaddr_in` or `sockaddr_in6` and returns its length.
-fn encode(addr: SocketAddr, name: &mut [u8; NAME_CAPACITY]) -> libc::socklen_t {
-    name.fill(0);
-    name[2..4].copy_from_slice(&addr.port().to_be_bytes());
-    match addr {
-        SocketAddr::V4(addr) => {
-            name[..2].copy_from_slice(&family_bytes(libc::AF_INET));
-            name[4..8].copy_from_slice(&addr.ip().octets());
-            V4_LEN
-        }
-        SocketAddr::V6(addr) => {
-            name[..2].copy_from_slice(&family_bytes(libc::AF_INET6));
-            name[8..24].copy_from_slice(&addr.ip().octets());
-            name[24..].copy_from_slice(&addr.scope_id().to_ne_bytes());
-            V6_LEN
-        }
-    }
-}
-
-fn family_bytes(family: i32) -> [u8; 2] {
-    u16::try_from(family).unwrap_or_default().to_ne_bytes()
-}
-
-fn decode(name: &[u8; NAME_CAPACITY], len: libc::socklen_t) -> Option<SocketAddr> {
-    let [family_low, family_high, port_high, port_low, ..] = *name;
-    let port = u16::from_be_bytes([port_high, port_low]);
-    match i32::from(u16::from_ne_bytes([family_low, family_high])) {
-        libc::AF_INET if len >= V4_LEN => {
-            let ip: [u8; 4] = name[4..8].try_into().ok()?;
-            Some(SocketAddr::new(ip.into(), port))
-        }
-        libc::AF_INET6 if len >= V6_LEN => {
-            let ip: [u8; 16] = name[8..24].try_into().ok()?;
-            let scope = u32::from_ne_bytes(*name.last_chunk()?);
-            // The flow label is the sender's business of that one datagram.
-            Some(SocketAddr::V6(SocketAddrV6::new(ip.into(), port, 0, scope)))
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -682,26 +595,6 @@ mod tests {
             let now = Instant::now();
             assert!(now < deadline, "nothing arrived");
         }
-    }
-
-    #[test]
-    fn one_by_one_where_the_system_receives_no_more_in_a_call() {
-        let socket = UdpSocket::bind(Family::V4, 0, &UdpOptions::default()).unwrap();
-        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.local_port().unwrap());
-        for number in 0..5 {
-            socket.socket.send_to(&[number; 9], &to.into()).unwrap();
-        }
-        let mut batch = RecvBatch::new(3, 16);
-        let mut arrived = Vec::new();
-        let mut receive = || {
-            let received = recv(&mut batch, &socket);
-            arrived.extend((0..received).map(|slot| batch.get_mut(slot).unwrap().payload.to_vec()));
-            received
-        };
-        let (counts, is_left) = with_faults("ReceiveMany=38*1", || [receive(), receive()]);
-        assert_eq!((counts, is_left), ([3, 2], false));
-        assert_eq!(arrived, (0..5).map(|number| vec![number; 9]).collect::<Vec<_>>());
-        assert_eq!(batch.recv(&socket, 3).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
@@ -896,16 +789,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn addresses_survive_the_round_trip() {
-        for text in ["192.0.2.1:7", "[2001:db8::1]:65535", "[fe80::1%3]:9"] {
-            let addr: SocketAddr = text.parse().unwrap();
-            let mut name = [0; NAME_CAPACITY];
-            let len = encode(addr, &mut name);
-            assert_eq!(decode(&name, len), Some(addr));
-        }
-        assert_eq!(decode(&[0; NAME_CAPACITY], V6_LEN), None);
     }
 }
