@@ -8,12 +8,20 @@
 //!
 //! # Memory
 //!
-//! | of | bounded by |
-//! |---|---|
-//! | a worker | 256 KiB read from the TUN device, 192 KiB to be sent, 64 places of 65 KiB for what is received, of which only pages that a datagram has touched take memory (0.25 MiB by runs, 2 MiB where runs follow datagrams that came one by one, 0.25 MiB by datagrams of an Ethernet's length); beside that 4 MiB in each direction of each socket, which the kernel has while they are filled |
-//! | a worker that is helped | four more of what is to be sent, and four more of what was received, from the first time that it was |
-//! | a peer | 2 KB with two prefixes, measured with 100,000 of them; 128 waiting packets at most, each of its length and 56 bytes, and of more than [`MAX_STAGED_BYTES`](crate::wireguard::constants::MAX_STAGED_BYTES) of all peers together but one of each |
-//! | handshakes | a queue of 4096 messages, a limiter of [`RATE_LIMITER_ENTRIES`](crate::wireguard::load::RATE_LIMITER_ENTRIES) addresses for each thread that receives |
+//! The sum of these (`memory.rs` tests that it is what is allocated):
+//!
+//! | for each | at most | of |
+//! |---|---|---|
+//! | interface | 1 MiB | a queue of 4096 handshake messages, what threads share |
+//! | worker, and the thread for handshakes | 568 KiB | 256 KiB read from the TUN device, 192 KiB to be sent, 120 KiB of headers and lists |
+//! | … as well | 4.1 MiB | 64 places of 65 KiB for what is received, of which only pages that a datagram has touched take memory (0.25 MiB by runs, 2 MiB where runs follow datagrams that came one by one, 0.25 MiB by datagrams of an Ethernet's length); 56 KiB of lists |
+//! | worker that is helped | 5 times both | from the first time that it was, what four others may be at |
+//! | peer | 1650 bytes | |
+//! | prefix | 280 bytes | with tables half full |
+//! | waiting packet | its length, 56 bytes | 128 a peer; of more than [`MAX_STAGED_BYTES`](crate::wireguard::constants::MAX_STAGED_BYTES) of all peers together but one of each |
+//! | address that floods | 64 bytes | [`RATE_LIMITER_ENTRIES`](crate::wireguard::load::RATE_LIMITER_ENTRIES) for each thread that receives, a second at most |
+//!
+//! Beside that the kernel has 4 MiB in each direction of each socket while they are filled.
 //!
 //! Workers read a [`View`](crate::wireguard::interface::View) that the control thread replaces when it changes; there is no lock between
 //! them. What a worker cannot do itself it asks the control thread for.
@@ -21,6 +29,8 @@
 mod control;
 mod lane;
 mod link;
+#[cfg(test)]
+mod memory;
 mod receive;
 mod screen;
 mod send;

@@ -2,6 +2,8 @@
 //!
 //! What `rustix` and `socket2` offer is used; the rest is called through `libc`, one unsafe operation a block.
 
+#[cfg(test)]
+mod allocated;
 mod calls;
 pub mod clock;
 mod cmsg;
@@ -19,5 +21,7 @@ pub mod tun;
 pub mod udp;
 pub mod watch;
 
+#[cfg(test)]
+pub(crate) use allocated::allocated;
 #[cfg(test)]
 pub(crate) use fault::tests::with_faults;
