@@ -17,7 +17,7 @@ pub(crate) const PORT: u16 = 51_820;
 /// The MTU of the tunnels: what WireGuard leaves of 1500 over IPv6.
 const MTU: u16 = 1_420;
 /// The addresses of both ends on the veth.
-const OUTER: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+pub(crate) const OUTER: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 const OUTER_V6: [&str; 2] = ["fd77::1", "fd77::2"];
 /// Their addresses on the tunnel.
 const INNER: [&str; 2] = ["10.78.0.1", "10.78.0.2"];
@@ -102,6 +102,11 @@ impl Lab {
     pub(crate) fn tunnel(&self) -> (&Tunnel, String) {
         let [a, b] = self.ends.each_ref().map(|end| end.tunnel.as_ref().expect("there is a tunnel"));
         (a, b.key.public())
+    }
+
+    /// Returns the key of the receiving end.
+    pub(crate) fn receiver_key(&self) -> &Key {
+        &self.ends[1].tunnel.as_ref().expect("there is a tunnel").key
     }
 
     /// Returns the inner address of an end: that of the veth where there is no tunnel.

@@ -5,7 +5,7 @@
 //! --seconds S     seconds of one run of traffic [default: 5]
 //! --only A,B      only these of: veth nulltun adit adit-ring tailscale wireguard-go gotatun boringtun boringtun-1
 //! --what A,B      only these of: tcp1 tcp4 tcp16 tcp-both tcp-bare tcp-vxlan udp1372 udp64 imix udp64-fixed ping-idle ping-loaded
-//!                 peers-1000 peers-10000
+//!                 flood-tcp1 flood-udp64 flood-ping peers-1000 peers-10000
 //! ```
 //!
 //! Both ends and the generators run on this machine, in two network namespaces joined by a veth. Within a round every measurement is
@@ -38,6 +38,7 @@ use report::{Report, say};
 
 #[path = "../common/bars.rs"]
 mod bars;
+mod flood;
 mod lab;
 mod measure;
 #[path = "../common/output.rs"]

@@ -7,6 +7,7 @@ use adit::sys::clock::monotonic;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use crate::flood::Flood;
 use crate::lab::{Lab, Usage, live_config, status_mb};
 use crate::support::{Process, SOON, pause, wait_until};
 use crate::udp::{Delivered, Flow};
@@ -80,6 +81,18 @@ pub(crate) const ALL: &[Measurement] = &[
     Measurement::new("ping-loaded", "ping, under TCP", ping_loaded),
     Measurement {
         needs_wireguard: true,
+        ..Measurement::new("flood-tcp1", "TCP, 1 stream, beside a flood of handshakes", flood_tcp)
+    },
+    Measurement {
+        needs_wireguard: true,
+        ..Measurement::new("flood-udp64", "UDP, 64 B, ≤ 1 % loss, beside a flood of handshakes", flood_udp)
+    },
+    Measurement {
+        needs_wireguard: true,
+        ..Measurement::new("flood-ping", "ping, beside a flood of handshakes", flood_ping)
+    },
+    Measurement {
+        needs_wireguard: true,
         ..Measurement::new("peers-1000", "1,000 peers × 1 prefix", |lab, time| peers(lab, time, 1_000, 1))
     },
     Measurement {
@@ -101,6 +114,10 @@ const SENDER_CPU: &str = "sending daemon, CPU per packet";
 const PING_INTERVAL_MS: u128 = 2;
 /// The fewest pings of which a 99th percentile is taken.
 const PINGS: u128 = 500;
+/// The part of the highest rate at which nothing shall be lost.
+const SUSTAINED: f64 = 0.8;
+/// What is left of a figure beside a flood.
+const KEPT: &str = "of that without";
 
 impl Measurement {
     const fn new(name: &'static str, title: &'static str, run: fn(&Lab, Duration) -> Measured) -> Self {
@@ -185,13 +202,17 @@ fn variation(json: &str) -> Option<f64> {
 /// The highest rate that arrives, a try lasting for a quarter of `time`.
 fn udp_search(lab: &Lab, time: Duration, sizes: &[usize], small: bool) -> Measured {
     let attempt = (time / 4).max(Duration::from_millis(250));
-    let (delivered, used) = Flow::open(lab).search(lab, sizes, attempt);
+    let mut flow = Flow::open(lab);
+    let (delivered, used) = flow.search(lab, sizes, attempt);
     let (gbit, kpps) = (delivered.gbit_per_second(), delivered.per_second() / 1e3);
-    let figures = if small {
+    let mut figures = if small {
         vec![Figure::more("", kpps, "kpps")]
     } else {
         vec![Figure::more("", gbit, "Gbit/s"), Figure::more("packets", kpps, "kpps")]
     };
+    let sustained = flow.send(sizes, Some((SUSTAINED * delivered.per_second()) as u64), time);
+    figures.push(Figure::less("lost at 0.8 of it", sustained.loss_percent(), "%"));
+    figures.push(Figure::less("reordered at 0.8 of it", sustained.reordered as f64, "packets"));
     Measured { figures, cost: Some(Cost::new(used, delivered.bytes as f64)) }
 }
 
@@ -258,6 +279,35 @@ fn ping(lab: &Lab, time: Duration) -> Vec<Figure> {
 pub(crate) fn ping_times(output: &str) -> Vec<f64> {
     let times = output.lines().filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok());
     times.collect()
+}
+
+/// Takes `measure` without and beside a flood of handshakes. Returns what comes beside it, and how much that is of what came before.
+fn beside_a_flood(lab: &Lab, measure: impl Fn() -> Measured) -> Measured {
+    let before = measure();
+    let flood = Flood::start(lab);
+    pause(Duration::from_millis(500));
+    let mut beside = measure();
+    drop(flood);
+    let (first, without) = (beside.figures[0], before.figures[0]);
+    beside.figures.push(Figure {
+        name: KEPT,
+        value: 100.0 * first.value / without.value,
+        unit: "%",
+        ..first
+    });
+    beside
+}
+
+fn flood_tcp(lab: &Lab, time: Duration) -> Measured {
+    beside_a_flood(lab, || tcp(lab, lab.inner(1), time, &["-P", "1"]))
+}
+
+fn flood_udp(lab: &Lab, time: Duration) -> Measured {
+    beside_a_flood(lab, || udp_search(lab, time, &[64], true))
+}
+
+fn flood_ping(lab: &Lab, time: Duration) -> Measured {
+    beside_a_flood(lab, || Measured { figures: ping(lab, time), cost: None })
 }
 
 /// So many peers configured beside the live one: time, memory, both again, and what a packet costs then.
