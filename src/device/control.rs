@@ -178,6 +178,9 @@ impl Control {
                     Token(_) => {}
                 }
             }
+            if self.link.look_at().is_some_and(|at| at <= now()) {
+                self.take_news(Follower::news);
+            }
             self.notice_suspend();
             self.leaving.retain(|set| Arc::strong_count(set) > 1);
             if !self.up && self.link.state().up {
@@ -452,7 +455,7 @@ impl Control {
     // ---- time
 
     fn set_timer(&mut self) {
-        let others = self.sources.waits_until().into_iter().chain(self.bind_at);
+        let others = self.sources.waits_until().into_iter().chain(self.bind_at).chain(self.link.look_at());
         let at = self.interface.poll_timeout().into_iter().chain(others).min();
         if at != self.timer_at {
             self.timer_at = at;

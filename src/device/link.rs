@@ -3,11 +3,16 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::shared::Mtu;
+use super::shared::{Mtu, now};
 use crate::sys::netlink::{Event, Monitor, Netlink};
 use crate::sys::netns;
 use crate::sys::tun::Queue;
+use crate::wireguard::time::Instant;
+
+/// How often a link is looked at of which nothing is told.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What of a link matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub(super) struct Follower {
     state: State,
     /// It was down at some time since that was asked for.
     was_down: bool,
+    /// Nothing is told of it where it is: when it is to be looked at.
+    look_at: Option<Instant>,
 }
 
 impl Follower {
@@ -52,7 +59,7 @@ impl Follower {
             Err(_) => Self::find_elsewhere(&queue)?,
         };
         let (monitor, netlink, index, state) = found;
-        Ok(Self { queue, monitor, netlink, index, state, was_down: false })
+        Ok(Self { queue, monitor, netlink, index, state, was_down: false, look_at: None })
     }
 
     fn find(queue: &Queue) -> io::Result<Found> {
@@ -91,9 +98,26 @@ impl Follower {
         self.monitor.as_raw_fd()
     }
 
+    /// Returns when news are to be asked for that nobody tells.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        self.look_at
+    }
+
     /// Takes in the news.
     pub(super) fn news(&mut self) -> News {
         let mut news = News::None;
+        if self.look_at.is_some() {
+            self.look_at = Some(now() + LOOK);
+            if !self.queue.is_attached() {
+                return News::Gone;
+            }
+            let up = self.queue.seems_up();
+            if up != self.state.up {
+                self.state.up = up;
+                self.was_down |= !up;
+                news = News::Changed;
+            }
+        }
         for event in self.monitor.take() {
             match event {
                 Event::Link(link) if link.index == self.index => {
@@ -124,6 +148,7 @@ impl Follower {
         match Self::find_elsewhere(&self.queue) {
             Ok((monitor, netlink, index, state)) => {
                 (self.monitor, self.netlink, self.index, self.state) = (monitor, netlink, index, state);
+                self.look_at = None;
                 News::Moved
             }
             Err(error) if !self.queue.is_attached() => {
@@ -131,9 +156,10 @@ impl Follower {
                 News::Gone
             }
             Err(error) => {
-                // Before Linux 5.3, or without CAP_SYS_ADMIN there. A link that was moved is most likely to be used.
-                tracing::warn!(%error, "cannot follow the link to its new network namespace; taken to be up with its MTU");
-                self.state.up = true;
+                // Before Linux 5.3, or without CAP_SYS_ADMIN there.
+                tracing::warn!(%error, "cannot follow the link to its new network namespace; its MTU is taken to stay");
+                self.look_at = Some(now() + LOOK);
+                self.state.up = self.queue.seems_up();
                 News::Changed
             }
         }

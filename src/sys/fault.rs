@@ -17,6 +17,10 @@ pub(super) enum Call {
     MoreQueues,
     /// `TUNSETIFF` with `IFF_VNET_HDR`.
     VnetHeader,
+    /// `TUNSETVNETHDRSZ`.
+    VnetHeaderLen,
+    /// `TUNSETOFFLOAD` with the bit for checksums, which is with every other one.
+    Checksum,
     /// `TUNSETOFFLOAD` with the TSO bits.
     Tso,
     /// `TUNSETOFFLOAD` with the USO bits.
@@ -25,10 +29,26 @@ pub(super) enum Call {
     TunnelGso,
     /// A read of a packet.
     TunRead,
+    /// `TUNGETDEVNETNS`.
+    TunNetns,
+    /// A write of a packet.
+    TunWrite,
     /// A write of a TCP super-packet.
     TunWriteTcp,
     /// A write of a UDP super-packet.
     TunWriteUdp,
+    /// `setsockopt(SO_MARK)`.
+    Mark,
+    /// `setsockopt(SO_RCVBUFFORCE)`, `SO_SNDBUFFORCE`.
+    BufferForce,
+    /// `setsockopt(SO_RCVBUF)`, `SO_SNDBUF`.
+    Buffer,
+    /// `setsockopt(IP_PKTINFO)`, `IPV6_RECVPKTINFO`.
+    PacketInfo,
+    /// `setsockopt(IP_RECVTOS)`, `IPV6_RECVTCLASS`.
+    ReceiveTos,
+    /// `setsockopt(IP_MTU_DISCOVER)`, `IPV6_MTU_DISCOVER`.
+    PathMtu,
     /// `setsockopt(UDP_SEGMENT)`.
     UdpSegment,
     /// `setsockopt(UDP_GRO)`.
@@ -43,6 +63,10 @@ pub(super) enum Call {
     SendFrom,
     /// `recvmmsg`, or `recvmsg` in its place.
     Receive,
+    /// Room for what is received: it is 1600 bytes then, whatever the errno, and the kernel says `MSG_TRUNC` of what is longer.
+    ReceiveRoom,
+    /// Room for what the kernel says of a datagram: there is none then, whatever the errno, and it says `MSG_CTRUNC`.
+    ControlRoom,
     /// `recvmmsg`.
     ReceiveMany,
     /// `sendmmsg`.
@@ -51,6 +75,8 @@ pub(super) enum Call {
     Steering,
     /// `setsockopt(SO_REUSEPORT)`.
     ReusePort,
+    /// `socket(AF_INET)`.
+    SocketV4,
     /// `socket(AF_INET6)`.
     SocketV6,
     /// `socket(AF_NETLINK)` for netfilter.

@@ -288,6 +288,7 @@ impl Queue {
     /// # Errors
     /// `EIO` while the interface is down; `EINVAL` for what is no IP packet; `EBADFD` once the device is gone.
     pub fn write(&self, packet: &[u8]) -> io::Result<usize> {
+        fault::check(Call::TunWrite)?;
         if self.header_len > 0 {
             let header = &[0; HEADER_MAX][..self.header_len];
             return (&self.file).write_vectored(&[IoSlice::new(header), IoSlice::new(packet)]);
@@ -355,6 +356,7 @@ impl Queue {
 
     /// Linux 2.6.31.
     fn set_header_len(&mut self, len: usize) -> io::Result<()> {
+        fault::check(Call::VnetHeaderLen)?;
         let value = c_int::try_from(len).unwrap_or(0);
         // SAFETY: the kernel reads one int, which outlives the call.
         let result = unsafe { libc::ioctl(self.as_raw_fd(), TUNSETVNETHDRSZ, &raw const value) };
@@ -366,9 +368,19 @@ impl Queue {
     }
 
     fn try_offloads(&self, bits: u32) -> io::Result<()> {
+        if bits & TUN_F_CSUM != 0 {
+            fault::check(Call::Checksum)?;
+        }
         // SAFETY: the argument of this request is a number.
         let result = unsafe { libc::ioctl(self.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(bits)) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Tells whether the link is up, for who cannot ask for it: it may be in another namespace. Before Linux 4.6 it always seems so.
+    pub fn seems_up(&self) -> bool {
+        // Kernel `tun.c`, `tun_get_user`: EIO while it is down. Otherwise the stack throws away what is no more than IPv4's first byte.
+        let answer = self.write(&[0x45]);
+        !answer.is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
     }
 
     /// Tells whether the device still exists.
@@ -389,6 +401,7 @@ impl Queue {
     /// # Errors
     /// `EINVAL` before Linux 5.3.
     pub fn netns(&self) -> io::Result<OwnedFd> {
+        fault::check(Call::TunNetns)?;
         // SAFETY: this request has no argument and returns a new descriptor.
         let fd = unsafe { libc::ioctl(self.as_raw_fd(), TUNGETDEVNETNS) };
         if fd < 0 {
