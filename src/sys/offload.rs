@@ -9,7 +9,7 @@
 //! | 3 | The TUN device refuses super-packets with `EINVAL` (6.6.44, 6.10 and their time) | written one by one, and no more of that kind (`device/receive.rs`); `coalesce`, `coalesce-udp` |
 //! | 4 | VXLAN and Geneve lose UDP super-packets, up to 6.8.4 | by version; `coalesce-udp` |
 //! | 5 | Runs of datagrams of which the last is as long as the others arrive corrupt, 7.0 to 7.1.4 | by version; `gso` |
-//! | 6 | `UDP_GRO` fills 64 KiB whatever was asked for; before 5.12 it is not trusted | buffers of that size, `MSG_TRUNC` counted (`device/receive.rs`); by version; `gro` |
+//! | 6 | `UDP_GRO` fills 64 KiB whatever was asked for; before 5.12 it is not trusted | buffers of that size, `MSG_TRUNC` and `MSG_CTRUNC` counted (`device/receive.rs`); by version; `gro` |
 //! | 7 | The length that comes with a received run is an `int`; only the last datagram is shorter | read as such (`sys/udp.rs`) |
 //! | 8 | The header length in a virtio header is a hint | computed from the packet (`packet/segment.rs`) |
 //! | 9 | A TUN queue holds 500 packets | longer for a device that we make (`sys/tun.rs`) |

@@ -75,12 +75,9 @@ impl UdpSocket {
 
     fn open(family: Family, options: &UdpOptions) -> io::Result<Self> {
         let domain = match family {
-            Family::V4 => Domain::IPV4,
-            Family::V6 => {
-                fault::check(Call::SocketV6)?;
-                Domain::IPV6
-            }
-        };
+            Family::V4 => fault::check(Call::SocketV4).map(|()| Domain::IPV4),
+            Family::V6 => fault::check(Call::SocketV6).map(|()| Domain::IPV6),
+        }?;
         let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         match family {
             // Outer fragments are allowed (kernel WireGuard sends without DF).
@@ -88,9 +85,9 @@ impl UdpSocket {
                 &socket,
                 libc::IPPROTO_IP,
                 &[
-                    (libc::IP_PKTINFO, 1),
-                    (libc::IP_RECVTOS, 1),
-                    (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+                    (Call::PacketInfo, libc::IP_PKTINFO, 1),
+                    (Call::ReceiveTos, libc::IP_RECVTOS, 1),
+                    (Call::PathMtu, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
                 ],
             ),
             Family::V6 => {
@@ -99,14 +96,15 @@ impl UdpSocket {
                     &socket,
                     libc::IPPROTO_IPV6,
                     &[
-                        (libc::IPV6_RECVPKTINFO, 1),
-                        (libc::IPV6_RECVTCLASS, 1),
-                        (libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+                        (Call::PacketInfo, libc::IPV6_RECVPKTINFO, 1),
+                        (Call::ReceiveTos, libc::IPV6_RECVTCLASS, 1),
+                        (Call::PathMtu, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
                     ],
                 );
             }
         }
         if options.mark != 0 {
+            fault::check(Call::Mark)?;
             socket.set_mark(options.mark)?;
         }
         if options.buffer > 0 {
@@ -204,6 +202,7 @@ impl UdpSocket {
     /// # Errors
     /// `EPERM` without `CAP_NET_ADMIN`.
     pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        fault::check(Call::Mark)?;
         self.socket.set_mark(mark)
     }
 
@@ -227,16 +226,18 @@ fn filter(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
 }
 
 /// Sets options without which a tunnel works as well: a system that only resembles Linux may lack them (gVisor, WSL).
-fn set_those_known(socket: &Socket, level: i32, options: &[(i32, i32)]) {
-    for &(name, value) in options {
-        let _ = sockopt::set(socket, level, name, value);
+fn set_those_known(socket: &Socket, level: i32, options: &[(Call, i32, i32)]) {
+    for &(call, name, value) in options {
+        let _ = fault::check(call).and_then(|()| sockopt::set(socket, level, name, value));
     }
 }
 
 /// Beyond the limit of the system if that is permitted, and as far as it goes if not.
 fn set_buffer(socket: &Socket, force: i32, plain: i32, bytes: i32) {
-    if sockopt::set(socket, libc::SOL_SOCKET, force, bytes).is_err() {
-        let _ = sockopt::set(socket, libc::SOL_SOCKET, plain, bytes);
+    let set =
+        |call, name| fault::check(call).and_then(|()| sockopt::set(socket, libc::SOL_SOCKET, name, bytes));
+    if set(Call::BufferForce, force).is_err() {
+        let _ = set(Call::Buffer, plain);
     }
 }
 
@@ -261,6 +262,8 @@ pub struct RecvBatch {
     iovecs: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
     calls: Calls,
+    /// The socket of the last call may receive several datagrams as one.
+    may_be_runs: bool,
 }
 
 /// A datagram that was received.
@@ -278,7 +281,7 @@ pub struct Received<'a> {
     pub to: Option<LocalAddr>,
     /// The two ECN bits.
     pub ecn: u8,
-    /// It was longer than the buffer.
+    /// It was longer than the buffer; or there was no room for what the kernel says of it, and it may be several datagrams.
     pub truncated: bool,
 }
 
@@ -296,6 +299,7 @@ impl RecvBatch {
             iovecs: Vec::with_capacity(slots),
             headers: Vec::with_capacity(slots),
             calls: Calls::Many,
+            may_be_runs: false,
         }
     }
 
@@ -305,12 +309,15 @@ impl RecvBatch {
     /// `WouldBlock` if there are none.
     pub fn recv(&mut self, socket: &UdpSocket, most: usize) -> io::Result<usize> {
         fault::check(Call::Receive)?;
+        self.may_be_runs = socket.offloads.has(Feature::Gro);
+        let room = if fault::is_due(Call::ReceiveRoom) { self.slot_len.min(1600) } else { self.slot_len };
+        let control_room = if fault::is_due(Call::ControlRoom) { 0 } else { cmsg::CAPACITY };
         self.iovecs.clear();
         self.iovecs.extend(
-            self.buffers
-                .chunks_exact_mut(self.slot_len)
-                .take(most)
-                .map(|slot| libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() }),
+            self.buffers.chunks_exact_mut(self.slot_len).take(most).map(|slot| libc::iovec {
+                iov_base: slot.as_mut_ptr().cast(),
+                iov_len: room.min(slot.len()),
+            }),
         );
         self.headers.clear();
         let parts = self.iovecs.iter_mut().zip(&mut self.names).zip(&mut self.controls);
@@ -321,7 +328,7 @@ impl RecvBatch {
             header.msg_hdr.msg_name = name.as_mut_ptr().cast();
             header.msg_hdr.msg_namelen = sockaddr::LEN_MAX;
             header.msg_hdr.msg_control = control.as_mut_ptr().cast();
-            header.msg_hdr.msg_controllen = cmsg::CAPACITY;
+            header.msg_hdr.msg_controllen = control_room;
             header
         }));
         let fd = socket.as_raw_fd();
@@ -335,6 +342,8 @@ impl RecvBatch {
             // SAFETY: likewise.
             |header| unsafe { libc::recvmsg(fd, header, flags) },
         )?;
+        // Only now: to find nothing is no attempt.
+        let _ = [Call::ReceiveRoom, Call::ControlRoom].map(fault::check);
         for (header, control) in self.headers[..received].iter().zip(&mut self.controls) {
             control.set_len(header.msg_hdr.msg_controllen);
         }
@@ -366,7 +375,10 @@ impl RecvBatch {
                 _ => {}
             }
         }
-        let truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+        let flags = header.msg_hdr.msg_flags;
+        // Of a run, its length is what cannot be done without; a single datagram has none.
+        let is_unknown = flags & libc::MSG_CTRUNC != 0 && self.may_be_runs && segment == 0;
+        let truncated = flags & libc::MSG_TRUNC != 0 || is_unknown;
         let len = (header.msg_len as usize).min(self.slot_len);
         let start = slot * self.slot_len;
         let range = start..start + len;
@@ -635,6 +647,38 @@ mod tests {
     }
 
     #[test]
+    fn a_marked_run_arrives_with_its_mark_in_both_families_whole_or_cut_up() {
+        for (family, ip) in [(Family::V4, "127.0.0.1"), (Family::V6, "::1")] {
+            for (switch, runs) in [("gro=on", 1), ("gro=off", 5)] {
+                let options =
+                    |text: &str| UdpOptions { wanted: text.parse().unwrap(), ..UdpOptions::default() };
+                let (inbox, outbox) = (
+                    UdpSocket::bind(family, 0, &options(switch)),
+                    UdpSocket::bind(family, 0, &options("gso=on")),
+                );
+                let (Ok(inbox), Ok(outbox)) = (inbox, outbox) else {
+                    eprintln!("skipped: {family:?}, UDP_GRO or UDP_SEGMENT missing");
+                    continue;
+                };
+                let ip: IpAddr = ip.parse().unwrap();
+                let (to, from) = (SocketAddr::new(ip, inbox.local_port().unwrap()), Some(ip));
+                for (ds, hop_limit) in [(0x88 | 2, None), (3, Some(9))] {
+                    let datagram = Datagram { to, from, ds, hop_limit, payload: &[7; 1999], segment: 400 };
+                    assert_eq!(SendBatch::new(1).send(&outbox, &[datagram]).unwrap(), 1);
+                    let mut batch = RecvBatch::new(8, 1 << 16);
+                    assert_eq!(recv(&mut batch, &inbox), runs, "{family:?} {switch}");
+                    for slot in 0..runs {
+                        let run = batch.get_mut(slot).unwrap();
+                        assert_eq!((run.ecn, run.to.unwrap().0, run.from.ip()), (ds & 3, ip, ip));
+                        assert_eq!(run.segment, run.payload.len().min(400));
+                    }
+                }
+                assert!(outbox.takes_ds.load(Relaxed), "no attempt was without the mark");
+            }
+        }
+    }
+
+    #[test]
     fn a_port_belongs_to_one_owner_who_may_share_it() {
         let options = UdpOptions::default();
         let socket = UdpSocket::bind(Family::V4, 0, &options).unwrap();
@@ -771,6 +815,73 @@ mod tests {
             assert_eq!(recv(&mut batch, &inbox), 1);
             let run = batch.get_mut(0).unwrap();
             assert_eq!((run.truncated, run.segment, run.payload.len()), (truncated, 400, slot_len));
+        }
+    }
+
+    /// `MSG_CTRUNC`.
+    #[test]
+    fn what_may_be_a_run_of_unknown_length_is_told_from_a_datagram() {
+        let options = |text: &str| UdpOptions { wanted: text.parse().unwrap(), ..UdpOptions::default() };
+        for (switch, is_truncated) in [("gro=on", true), ("gro=off", false)] {
+            let Ok(inbox) = UdpSocket::bind(Family::V4, 0, &options(switch)) else {
+                eprintln!("skipped: UDP_GRO missing");
+                continue;
+            };
+            let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), inbox.local_port().unwrap());
+            let mut batch = RecvBatch::new(2, 1 << 16);
+            for faults in ["ControlRoom=1*1", ""] {
+                let outbox = UdpSocket::bind(Family::V4, 0, &UdpOptions::default()).unwrap();
+                let datagram =
+                    Datagram { to, from: None, ds: 2, hop_limit: None, payload: &[7; 40], segment: 0 };
+                assert_eq!(SendBatch::new(1).send(&outbox, &[datagram]).unwrap(), 1);
+                let (received, _) = with_faults(faults, || batch.recv(&inbox, 2).unwrap());
+                assert_eq!(received, 1);
+                let run = batch.get_mut(0).unwrap();
+                let has_room = faults.is_empty();
+                assert_eq!((run.truncated, run.payload.len()), (is_truncated && !has_room, 40));
+                assert_eq!((run.to.is_some(), run.ecn), (has_room, if has_room { 2 } else { 0 }));
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_system_does_not_know_of_a_socket_is_done_without() {
+        for family in [Family::V4, Family::V6] {
+            let options = UdpOptions { buffer: 1 << 20, ..UdpOptions::default() };
+            let bind = || UdpSocket::bind(family, 0, &options);
+            let ip: IpAddr = match family {
+                Family::V4 => Ipv4Addr::LOCALHOST.into(),
+                Family::V6 => Ipv6Addr::LOCALHOST.into(),
+            };
+            let limit = |name: &str| -> usize {
+                std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap().trim().parse().unwrap()
+            };
+            // The kernel doubles what it is told, for what it needs itself (socket(7)).
+            let capped = 2 * limit("rmem_max").min(1 << 20);
+            for (faults, knows_address, knows_ecn, buffer) in [
+                ("", true, true, 2 << 20),
+                ("PacketInfo=92", false, true, 2 << 20),
+                ("ReceiveTos=92", true, false, 2 << 20),
+                ("BufferForce=1", true, true, capped),
+                ("BufferForce=1,Buffer=92", true, true, limit("rmem_default")),
+                ("PathMtu=92,PacketInfo=22,ReceiveTos=22", false, false, 2 << 20),
+            ] {
+                let (Ok(socket), _) = with_faults(faults, bind) else {
+                    eprintln!("skipped: {family:?} or CAP_NET_ADMIN missing");
+                    continue;
+                };
+                assert_eq!(socket.socket.recv_buffer_size().unwrap(), buffer, "{faults}");
+                let to = SocketAddr::new(ip, socket.local_port().unwrap());
+                let datagram =
+                    Datagram { to, from: None, ds: 2, hop_limit: None, payload: &[7; 40], segment: 0 };
+                assert_eq!(SendBatch::new(1).send(&socket, &[datagram]).unwrap(), 1);
+                let mut batch = RecvBatch::new(2, 1 << 16);
+                assert_eq!(recv(&mut batch, &socket), 1);
+                let received = batch.get_mut(0).unwrap();
+                assert_eq!((received.from, received.payload.len()), (to, 40), "{faults}");
+                assert_eq!(received.to.map(|(ip, _)| ip), knows_address.then_some(ip), "{faults}");
+                assert_eq!(received.ecn, if knows_ecn { 2 } else { 0 }, "{faults}");
+            }
         }
     }
 

@@ -30,7 +30,7 @@ macro_rules! reasons {
 reasons! {
     /// No WireGuard message: wrong type, reserved bytes or length (§5.4).
     Malformed = "malformed",
-    /// A datagram longer than the receive buffer.
+    /// A datagram longer than the receive buffer, or datagrams of a length that the kernel had no room to tell.
     Truncated = "truncated",
     /// A message before a private key is set.
     NoPrivateKey = "no_private_key",

@@ -766,17 +766,12 @@ fn statistics_count_what_was_dropped_and_leave_the_configuration_as_it_was() {
     assert!(times.len() > 2 && times["sum"] > 0, "{statistics}");
     assert_eq!(times.values().sum::<u64>() - times["sum"], 1, "{statistics}");
 
-    let dropped = |client: &mut Client, reason: &str| -> u64 {
-        let statistics = client.ask("stats=1\n\n");
-        let line = statistics.lines().find_map(|line| line.strip_prefix(&format!("dropped_{reason}=")));
-        line.expect("every reason is there").parse().unwrap()
-    };
-    assert_eq!(dropped(&mut client, "malformed"), 0);
+    assert_eq!(two.t1.dropped("malformed"), 0);
     let stranger = two.ns0.enter(|| UdpSocket::bind("127.0.0.1:0")).unwrap();
     for _ in 0..3 {
         stranger.send_to(b"no message", "127.0.0.1:1001").unwrap();
     }
-    wait_until("three to be counted", SOON, || dropped(&mut client, "malformed") == 3);
+    wait_until("three to be counted", SOON, || two.t1.dropped("malformed") == 3);
     // A mistake is told as that of a get, and the next request is found.
     assert_eq!(client.ask("stats=1\nx=1\n\n"), "errno=22\n\n");
     assert_eq!(keys(client.get()), before);

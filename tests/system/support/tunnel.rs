@@ -1,6 +1,6 @@
 //! Tunnels of any implementation that `wg` configures.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -247,6 +247,18 @@ impl Tunnel {
         let all = self.show(namespace, "endpoints");
         let line = all.lines().find(|line| line.starts_with(public)).expect("the peer is there");
         line.split_whitespace().nth(1).expect("an endpoint").to_owned()
+    }
+
+    /// Returns how many packets adit has dropped for a reason (`wireguard/dropped.rs`).
+    #[track_caller]
+    pub(crate) fn dropped(&self, reason: &str) -> u64 {
+        let mut stream = UnixStream::connect(self.socket()).expect("it listens");
+        stream.write_all(b"stats=1\n\n").expect("it reads");
+        let lines = BufReader::new(stream).lines().map(|line| line.expect("it answers"));
+        let prefix = format!("dropped_{reason}=");
+        let mut counts = lines.take_while(|line| !line.is_empty());
+        let count = counts.find_map(|line| line.strip_prefix(&prefix)?.parse().ok());
+        count.expect("every reason is there")
     }
 
     /// Returns where the configuration socket lies.
