@@ -12,6 +12,11 @@ impl Process {
         field(&self.read("status"), "RssAnon:")
     }
 
+    /// Returns the most memory in KiB that the process has ever had, pages of its program among it.
+    pub(crate) fn memory_peak_kib(&self) -> u64 {
+        field(&self.read("status"), "VmHWM:")
+    }
+
     /// Returns the processor time that all threads have used so far, in milliseconds.
     pub(crate) fn cpu_ms(&self) -> u64 {
         let stat = self.read("stat");
