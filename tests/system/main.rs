@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests fail by panicking, and say why")]
 
+mod batching;
 mod cli;
 #[cfg(feature = "control")]
 mod cluster;
@@ -17,6 +18,7 @@ mod hostile;
 mod interop;
 mod kernel_peer;
 mod netns;
+mod overlay;
 #[cfg(feature = "control")]
 mod preflight;
 mod robust;

@@ -18,11 +18,11 @@ use crate::support::{Namespace, SOON, ifname, need, not_hosted, pause, wait_for,
 
 /// A kernel's features, by what is to fail and by what is told not to be used.
 #[derive(Clone, Copy, Debug)]
-struct Tier {
-    faults: &'static str,
-    offload: &'static str,
+pub(crate) struct Tier {
+    pub(crate) faults: &'static str,
+    pub(crate) offload: &'static str,
     /// What is then in use, if this kernel has it.
-    active: &'static str,
+    pub(crate) active: &'static str,
 }
 
 const fn tier(faults: &'static str, active: &'static str) -> Tier {
@@ -30,25 +30,32 @@ const fn tier(faults: &'static str, active: &'static str) -> Tier {
 }
 
 const ALL: &str = "multiqueue,vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp,steering";
-const MODERN: Tier = tier("", ALL);
+pub(crate) const MODERN: Tier = tier("", ALL);
 /// As in RHEL 7.
 const LINUX_3_10: Tier = tier(
-    "kernel=3.10.0,TunnelGso=22,UdpSegment=92,UdpGro=92,Steering=92,SendTos=22,Uso=22",
+    "kernel=3.10.0,TunnelGso=22,UdpSegment=92,UdpGro=92,Steering=92,SendTos=22,Uso=22,TunNetns=22",
     "multiqueue,vnet,tso,coalesce",
 );
-const LINUX_4_14: Tier = tier(
-    "kernel=4.14.0,TunnelGso=22,UdpSegment=92,UdpGro=92,Uso=22",
+pub(crate) const LINUX_4_14: Tier = tier(
+    "kernel=4.14.0,TunnelGso=22,UdpSegment=92,UdpGro=92,Uso=22,TunNetns=22",
     "multiqueue,vnet,tso,coalesce,steering",
 );
 /// As in RHEL 8.
-const LINUX_4_18: Tier =
-    tier("kernel=4.18.0,TunnelGso=22,UdpGro=92,Uso=22", "multiqueue,vnet,tso,gso,coalesce,steering");
+const LINUX_4_18: Tier = tier(
+    "kernel=4.18.0,TunnelGso=22,UdpGro=92,Uso=22,TunNetns=22",
+    "multiqueue,vnet,tso,gso,coalesce,steering",
+);
 /// It has `UDP_GRO`, which is not trusted.
 const LINUX_5_4: Tier = tier("kernel=5.4.0,TunnelGso=22,Uso=22", "multiqueue,vnet,tso,gso,coalesce,steering");
+/// It is trusted by who says so: whatever the kernel cuts, here it does not, as this one knows better.
+const LINUX_5_4_WITH_GRO: Tier = Tier {
+    offload: "all=auto,gro=on",
+    ..tier("kernel=5.4.0,TunnelGso=22,Uso=22", "multiqueue,vnet,tso,gso,gro,coalesce,steering")
+};
 const LINUX_5_15: Tier =
     tier("kernel=5.15.0,TunnelGso=22,Uso=22", "multiqueue,vnet,tso,gso,gro,coalesce,steering");
 /// It takes UDP super-packets, and loses them in VXLAN.
-const LINUX_6_2: Tier =
+pub(crate) const LINUX_6_2: Tier =
     tier("kernel=6.2.0,TunnelGso=22", "multiqueue,vnet,tso,uso,gso,gro,coalesce,steering");
 /// It corrupts runs of datagrams.
 const LINUX_7_1_4: Tier =
@@ -57,6 +64,8 @@ const NOTHING: Tier = Tier { offload: "all=off", ..tier("", "none") };
 const INSISTING: Tier = Tier { offload: "all=on", ..MODERN };
 /// Packets come whole, but for their checksums.
 const NO_SUPER_PACKETS: Tier = tier("Tso=22,Uso=22", "multiqueue,vnet,gso,gro,coalesce,steering");
+/// Packets come with all their checksums.
+const NO_CHECKSUMS: Tier = tier("Checksum=22", "multiqueue,vnet,gso,gro,coalesce,steering");
 const NO_HEADER: Tier = tier("VnetHeader=22", "multiqueue,gso,gro,steering");
 const ONE_QUEUE: Tier = tier("MultiQueue=22", "vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp,steering");
 /// Linux 3.8 to 3.19 with more workers than it has queues.
@@ -64,6 +73,11 @@ const NO_MORE_QUEUES: Tier =
     tier("MoreQueues=7", "vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp,steering");
 /// A system that resembles Linux.
 const ONE_DATAGRAM_A_CALL: Tier = tier("ReceiveMany=38,SendMany=38", ALL);
+/// Another one, without what a tunnel can be without.
+const RESEMBLING: Tier = tier(
+    "PacketInfo=92,ReceiveTos=92,PathMtu=92,SendTos=5,VnetHeaderLen=25,TunNetns=25,ReceiveMany=38,SendMany=38",
+    "multiqueue,vnet,tso,uso,gso,gro,coalesce,coalesce-udp,steering",
+);
 const NEITHER: Tier = tier("VnetHeader=22,MultiQueue=22", "gso,gro,steering");
 const NO_SHARED_PORT: Tier =
     tier("ReusePort=92", "multiqueue,vnet,tso,uso,tunnel,gso,gro,coalesce,coalesce-udp");
@@ -77,7 +91,7 @@ impl Tier {
     }
 
     /// A pair of tunnels of two tiers, each of which says that it is of its tier.
-    fn pair(self, other: Self) -> Pair {
+    pub(crate) fn pair(self, other: Self) -> Pair {
         let pair = self.start(|first| other.start(|second| Pair::started([first, second])));
         self.check(&pair.t1);
         other.check(&pair.t2);
@@ -97,7 +111,7 @@ impl Tier {
 }
 
 /// Tells whether calls can be made to fail: not in a release build.
-fn faults_are_possible() -> bool {
+pub(crate) fn faults_are_possible() -> bool {
     if !cfg!(debug_assertions) {
         eprintln!("skipped: debug assertions missing in this build, and faults with them");
     }
@@ -105,7 +119,7 @@ fn faults_are_possible() -> bool {
 }
 
 /// Tells whether the running kernel can have a feature at all (`sys/offload.rs` says since when each is there).
-fn is_here(feature: &str) -> bool {
+pub(crate) fn is_here(feature: &str) -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
     let version: [u32; 3] = std::array::from_fn(|_| numbers.next().unwrap_or(0));
@@ -177,7 +191,7 @@ fn datagrams(from: &Namespace, to: &Namespace, addr: &str) {
 
 /// The same over a link with an MTU of its own: what would fit into a packet of the tunnel's is to fit into one of its.
 #[track_caller]
-fn datagrams_within(from: &Namespace, to: &Namespace, addr: &str, mtu: usize) {
+pub(crate) fn datagrams_within(from: &Namespace, to: &Namespace, addr: &str, mtu: usize) {
     const FLOWS: u32 = 2;
     let addr: IpAddr = addr.parse().unwrap();
     let family = if addr.is_ipv4() { Family::V4 } else { Family::V6 };
@@ -276,16 +290,19 @@ tiers! {
     tier_linux_4_14: LINUX_4_14, LINUX_4_14;
     tier_linux_4_18: LINUX_4_18, LINUX_4_18;
     tier_linux_5_4: LINUX_5_4, LINUX_5_4;
+    tier_linux_5_4_with_gro: LINUX_5_4_WITH_GRO, LINUX_5_4_WITH_GRO;
     tier_linux_5_15: LINUX_5_15, LINUX_5_15;
     tier_linux_6_2: LINUX_6_2, LINUX_6_2;
     tier_linux_7_1_4: LINUX_7_1_4, LINUX_7_1_4;
     tier_nothing: NOTHING, NOTHING;
     tier_without_super_packets: NO_SUPER_PACKETS, NO_SUPER_PACKETS;
+    tier_without_checksums: NO_CHECKSUMS, NO_CHECKSUMS;
     tier_without_a_header: NO_HEADER, NO_HEADER;
     tier_with_one_queue: ONE_QUEUE, NO_MORE_QUEUES;
     tier_with_one_queue_and_no_header: NEITHER, NEITHER;
     tier_without_shared_ports: NO_SHARED_PORT, NO_SHARED_PORT;
     tier_with_one_datagram_a_call: ONE_DATAGRAM_A_CALL, ONE_DATAGRAM_A_CALL;
+    tier_of_what_resembles_linux: RESEMBLING, RESEMBLING;
     linux_3_10_speaks_with_the_newest: LINUX_3_10, MODERN;
     linux_4_18_speaks_with_6_2: LINUX_4_18, LINUX_6_2;
     nothing_speaks_with_everything: NOTHING, MODERN;
@@ -324,6 +341,8 @@ fn a_feature_that_is_insisted_on_is_there_or_nothing_is() {
         ("MoreQueues=7", "multiqueue=on", "multiqueue=on"),
         ("Tso=22", "tso=on", "tso=on"),
         ("Uso=22", "uso=on", "uso=on"),
+        ("Checksum=22", "tso=on", "tso=on"),
+        ("VnetHeaderLen=25", "tunnel=on", "tunnel=on"),
     ] {
         let tier = Tier { faults, offload, ..MODERN };
         let mut process =
@@ -486,6 +505,78 @@ fn a_storm_of_errors_passes() {
     }
 }
 
+/// A packet costs no more than itself.
+#[test]
+fn packets_that_the_device_refuses_are_counted_and_those_behind_them_are_written() {
+    need!("ip", "wg", "ping");
+    if !faults_are_possible() {
+        return;
+    }
+    for (faults, refused) in [("TunWrite=12*10", 10), ("TunWrite=5*3", 3)] {
+        let [pair, _] = failing(faults);
+        pair.set_endpoints("127.0.0.1");
+        let output =
+            pair.ns1.try_run("ping", &["-n", "-c", "30", "-i", "0.01", "-W", "1", "192.168.241.2"]).1;
+        assert!(output.contains(&format!("30 packets transmitted, {} received", 30 - refused)), "{output}");
+        assert_eq!(pair.t1.dropped("tun_write_failed"), refused);
+    }
+}
+
+/// What did not fit into the buffer, and datagrams whose length was not told, are counted; those before them in a run are whole.
+#[test]
+fn what_is_cut_off_is_counted_and_costs_nothing_else() {
+    need!("ip", "wg", "ping");
+    if !faults_are_possible() {
+        return;
+    }
+    // Where no length is told, the first messages of the handshake are lost, and sent again after five seconds each.
+    for (faults, expected) in [("ReceiveRoom=90*200", 2..=200), ("ControlRoom=90*2", 2..=2)] {
+        let [pair, _] = failing(faults);
+        pair.set_endpoints("127.0.0.1");
+        wait_until("a session", SOON, || pair.ns1.pings("192.168.241.2"));
+        // TCP repeats what is lost.
+        exchange(&pair.ns2, &pair.ns1, "192.168.241.1", 4 << 20);
+        let (cut, forged) = (pair.t1.dropped("truncated"), pair.t1.dropped("forged"));
+        if is_here("gro") {
+            assert!(expected.contains(&cut), "{faults}: {cut}");
+        }
+        assert_eq!(forged, 0, "{faults}: half a message is never opened");
+        assert_eq!(pair.t2.dropped("truncated"), 0);
+    }
+}
+
+#[test]
+fn a_family_without_sockets_is_done_without() {
+    need!("ip", "wg", "ping");
+    if !faults_are_possible() {
+        return;
+    }
+    for (faults, host) in [("SocketV4=97", "[::1]"), ("SocketV6=97", "127.0.0.1")] {
+        for pair in failing(faults) {
+            pair.set_endpoints(host);
+            exercise_as_it_is(&pair);
+        }
+    }
+}
+
+/// Who has no right to mark what it sends is told so, and keeps what it had.
+#[test]
+fn a_mark_that_is_refused_changes_nothing() {
+    need!("ip", "wg", "ping");
+    if !faults_are_possible() {
+        return;
+    }
+    let [pair, _] = failing("Mark=1");
+    pair.set_endpoints("127.0.0.1");
+    let port = pair.t1.show(&pair.ns1, "listen-port");
+    for line in ["fwmark 5", "fwmark 5 listen-port 77"] {
+        assert!(!pair.ns1.succeeds(&format!("wg set {} {line}", pair.t1.name)), "{line}");
+        assert_eq!(pair.t1.show(&pair.ns1, "fwmark"), "off");
+        assert_eq!(pair.t1.show(&pair.ns1, "listen-port"), port);
+    }
+    exercise_as_it_is(&pair);
+}
+
 /// As where system calls are filtered: who cannot receive does not keep the processor busy with it.
 #[test]
 fn a_call_that_fails_for_good_costs_nothing() {
@@ -550,45 +641,6 @@ fn a_router_with_a_smaller_mtu_loses_nothing_of_a_stream() {
         // The path is known now.
         assert!(ns1.succeeds("ping -n -c 20 -i 0.01 -W 2 -M do -s 1392 192.168.241.2"), "{endpoint}");
         assert!(ns2.succeeds("ping -n -c 20 -i 0.01 -W 2 -M do -s 1392 192.168.241.1"), "{endpoint}");
-    }
-}
-
-// ---- overlays
-
-/// T27: what Kubernetes makes of pods. With and without the checksum that most of them leave out, and by the knob.
-#[test]
-fn vxlan_inside_the_tunnel_carries_every_byte() {
-    need!("ip", "wg", "ping");
-    if !faults_are_possible() {
-        return;
-    }
-    for (tier, options) in [
-        (MODERN, "udpcsum"),
-        (MODERN, "noudpcsum"),
-        (Tier { offload: "coalesce-udp=off", ..LINUX_6_2 }, "udpcsum"),
-        (Tier { offload: "coalesce-udp=on", ..MODERN }, "udpcsum"),
-        (LINUX_4_14, "udpcsum"),
-    ] {
-        let pair = tier.pair(tier);
-        pair.set_endpoints("127.0.0.1");
-        for (namespace, own, other) in [(&pair.ns1, 1, 2), (&pair.ns2, 2, 1)] {
-            let link = format!(
-                "link add pods type vxlan id 7 dstport 4789 local 192.168.241.{own} remote 192.168.241.{other} {options}"
-            );
-            if !namespace.succeeds(&format!("ip {link}")) {
-                return not_hosted("VXLAN");
-            }
-            namespace.ip(&format!("addr add 10.77.0.{own}/24 dev pods"));
-            namespace.ip(&format!("addr add fd77::{own}/64 dev pods nodad"));
-            namespace.ip("link set pods mtu 1370 up");
-        }
-        let Pair { ns1, ns2, .. } = &pair;
-        for addr in ["10.77.0.2", "fd77::2"] {
-            wait_until("the overlay", SOON, || ns1.pings(addr));
-            exchange(ns1, ns2, addr, 4 << 20);
-            datagrams_within(ns1, ns2, addr, 1370);
-            datagrams_within(ns2, ns1, &addr.replace('2', "1"), 1370);
-        }
     }
 }
 

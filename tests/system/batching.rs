@@ -1,0 +1,134 @@
+//! What is there together goes together, and what is alone waits for nothing: how many calls a stream costs, and how long one packet takes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use adit::sys::clock::boottime;
+use rustix::process::Signal;
+
+use crate::netns::{Pair, Start};
+use crate::support::puppet::udp;
+use crate::support::stream::exchange;
+use crate::support::tunnel::Tunnel;
+use crate::support::{Namespace, SOON, ifname, need, pause, wait_until};
+use crate::tiers::is_here;
+
+/// The file whose reads and writes are those of packets.
+const TUN: &str = "/dev/net/tun";
+
+/// Traces a process while `act` runs, and returns what strace says.
+fn traced(namespace: &Namespace, tunnel: &Tunnel, options: &[&str], act: impl FnOnce()) -> String {
+    let (id, file) = (tunnel.process.id().to_string(), format!("/tmp/{}.trace", ifname()));
+    let mut args = vec!["-f", "-o", &file, "-p", &id];
+    args.extend(options);
+    let mut strace = namespace.spawn("strace", &args).leaves(&file);
+    wait_until("strace", SOON, || strace.output().contains("attached"));
+    act();
+    strace.signal(Signal::INT);
+    strace.wait(SOON);
+    std::fs::read_to_string(&file).unwrap()
+}
+
+/// Counts the calls of a process that succeed while `act` runs: those for the file only, if there is one.
+pub(crate) fn calls(
+    namespace: &Namespace,
+    tunnel: &Tunnel,
+    file: Option<&str>,
+    act: impl FnOnce(),
+) -> BTreeMap<String, u64> {
+    let mut options = vec!["-c", "-U", "name,calls,errors"];
+    options.extend(file.iter().flat_map(|file| ["-P", file]));
+    let summary = traced(namespace, tunnel, &options, act);
+    let of_line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (name, calls) = (words.next()?, words.next()?.parse::<u64>().ok()?);
+        Some((name.to_owned(), calls - words.next().map_or(0, |errors| errors.parse().unwrap())))
+    };
+    summary.lines().filter_map(of_line).collect()
+}
+
+fn pair() -> Pair {
+    let start = Start { args: &["--threads", "2"], env: &[] };
+    let pair = Pair::started([start, start]);
+    pair.set_endpoints("127.0.0.1");
+    assert!(pair.ns1.pings("192.168.241.2"));
+    pair
+}
+
+#[test]
+fn a_stream_costs_far_fewer_calls_than_packets() {
+    need!("ip", "wg", "ping", "strace");
+    if !is_here("gso") || !is_here("gro") {
+        return crate::support::not_hosted("UDP_SEGMENT or UDP_GRO");
+    }
+    let pair = pair();
+    let Pair { ns1, ns2, t1, t2, .. } = &pair;
+    for addr in ["192.168.241.2", "fd00::2"] {
+        let peer = t2.key.public();
+        for file in [None, Some(TUN)] {
+            let (received, sent) = t1.transfer(ns1, &peer);
+            let calls = calls(ns1, t1, file, || exchange(ns1, ns2, addr, 8 << 20));
+            let after = t1.transfer(ns1, &peer);
+            // The longest has 1452 bytes.
+            let [received, sent] = [after.0 - received, after.1 - sent].map(|bytes| bytes / 1452);
+            let of = |name: &str| calls.get(name).copied().unwrap_or(0);
+            eprintln!("{addr}: {received} received, {sent} sent, {calls:?}");
+            match file {
+                None => {
+                    assert!(of("sendmmsg") * 4 < sent && of("recvmmsg") * 4 < received, "{calls:?}");
+                    assert_eq!(of("sendmsg") + of("sendto") + of("recvmsg") + of("recvfrom"), 0, "{calls:?}");
+                }
+                Some(_) => {
+                    assert!(of("read") * 4 < sent && of("writev") * 4 < received, "{calls:?}");
+                }
+            }
+        }
+    }
+}
+
+/// No thread waits for a time, however short: it waits for something to come, or looks whether there is more.
+#[test]
+fn nothing_that_is_batched_is_waited_for() {
+    need!("ip", "wg", "ping", "strace");
+    let pair = pair();
+    let Pair { ns1, ns2, t1, .. } = &pair;
+    let waits = "trace=/epoll_p?wait2?,/p?poll,/p?select6?,/(clock_)?nanosleep";
+    let trace = traced(ns1, t1, &["-e", waits], || exchange(ns1, ns2, "192.168.241.2", 4 << 20));
+    let mut count = 0;
+    // That of the main thread is about the sockets in their directory.
+    let main = format!("{} ", t1.process.id());
+    // `epoll_wait(3, [...], 8, 0) = 1`. If others call meanwhile, the end is on a line of its own.
+    let ends = trace.lines().filter(|line| !line.starts_with(&main)).filter_map(|line| line.rsplit_once(')'));
+    for (call, _) in ends {
+        let is_timeless = [", -1", ", 0"].iter().any(|limit| call.ends_with(limit));
+        assert!(call.contains("epoll_wait") && is_timeless, "{call})");
+        count += 1;
+    }
+    assert!(count > 100, "{trace}");
+}
+
+/// One that comes alone is there before the next one, and soon.
+#[test]
+fn a_packet_alone_waits_for_nothing() {
+    need!("ip", "wg", "ping");
+    let pair = pair();
+    let (from, to) = (udp(&pair.ns1, "192.168.241.1:0"), udp(&pair.ns2, "192.168.241.2:0"));
+    let target = to.local_addr().unwrap();
+    to.set_read_timeout(Some(SOON)).unwrap();
+    let mut took: Vec<_> = (0..200_u8)
+        .map(|number| {
+            // As long as it takes until everybody sleeps.
+            pause(Duration::from_millis(3));
+            let began = boottime();
+            from.send_to(&[number; 100], target).unwrap();
+            let mut packet = [0; 200];
+            assert_eq!(to.recv(&mut packet).unwrap(), 100);
+            assert_eq!(packet[0], number);
+            boottime() - began
+        })
+        .collect();
+    took.sort();
+    eprintln!("a packet alone took {:?}, {:?}, {:?}", took[0], took[100], took[198]);
+    // Who waits for company waits with every packet. The machine keeps some of them longer.
+    assert!(took[100] < Duration::from_millis(1), "the half of them took {:?} and more", took[100]);
+}
