@@ -114,8 +114,6 @@ const SENDER_CPU: &str = "sending daemon, CPU per packet";
 const PING_INTERVAL_MS: u128 = 2;
 /// The fewest pings of which a 99th percentile is taken.
 const PINGS: u128 = 500;
-/// The part of the highest rate at which nothing shall be lost.
-const SUSTAINED: f64 = 0.8;
 /// What is left of a figure beside a flood.
 const KEPT: &str = "of that without";
 
@@ -210,7 +208,8 @@ fn udp_search(lab: &Lab, time: Duration, sizes: &[usize], small: bool) -> Measur
     } else {
         vec![Figure::more("", gbit, "Gbit/s"), Figure::more("packets", kpps, "kpps")]
     };
-    let sustained = flow.send(sizes, Some((SUSTAINED * delivered.per_second()) as u64), time);
+    // Nothing shall be lost at a rate with some room above it.
+    let sustained = flow.send(sizes, Some(delivered.rate() * 4 / 5), time);
     figures.push(Figure::less("lost at 0.8 of it", sustained.loss_percent(), "%"));
     figures.push(Figure::less("reordered at 0.8 of it", sustained.reordered as f64, "packets"));
     Measured { figures, cost: Some(Cost::new(used, delivered.bytes as f64)) }

@@ -56,6 +56,11 @@ impl Delivered {
         self.received as f64 / self.time.as_secs_f64()
     }
 
+    /// Returns the same in whole ones.
+    pub(crate) fn rate(&self) -> u64 {
+        self.received * 1_000_000 / micros(self.time)
+    }
+
     /// Returns payload received.
     pub(crate) fn gbit_per_second(&self) -> f64 {
         self.bytes as f64 * 8e-9 / self.time.as_secs_f64()
