@@ -15,6 +15,10 @@ use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+/// How what one writer writes at a time is kept: as a whole. Otherwise every field of it, and every element of a set or a map, is named once
+/// more in `metadata.managedFields`, which every agent reads with every change of every node.
+const WHOLE: &str = "atomic";
+
 /// What a node says of itself. One per node, named after it, written by that node's agent alone.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
 #[kube(
@@ -41,6 +45,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = WHOLE))]
 pub struct NodeTunnelSpec {
     /// The node's public keys. At most one is Active: the one that peers use.
     #[schemars(length(min = 1, max = 8))]
@@ -145,6 +150,7 @@ pub struct Kem {
 /// What a node's agent found to be true.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = WHOLE))]
 pub struct NodeTunnelStatus {
     /// `DataplaneReady`, `KeyPublished`, `PeersInSync`, `StrictEnforced`, `RotationInProgress`, `Degraded`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -595,10 +601,8 @@ fn set_of(items: &Schema, most: u32) -> Schema {
     json_schema!({ "type": "array", "maxItems": most, "x-kubernetes-list-type": "set", "items": items })
 }
 
-/// A list that is written as a whole, by one writer. Of a set or a map every element is named once more in `metadata.managedFields`, which
-/// every agent reads with every change of every node.
 fn list_of(items: &Schema, most: u32) -> Schema {
-    json_schema!({ "type": "array", "maxItems": most, "x-kubernetes-list-type": "atomic", "items": items })
+    json_schema!({ "type": "array", "maxItems": most, "x-kubernetes-list-type": WHOLE, "items": items })
 }
 
 fn conditions(generator: &mut SchemaGenerator) -> Schema {

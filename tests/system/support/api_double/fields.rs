@@ -40,6 +40,9 @@ impl Fields {
                     }
                     self.add_below(path, Step::Field(name.clone()), value, inner)?;
                 }
+                if schema["x-kubernetes-map-type"] == "atomic" {
+                    self.set(path.clone(), value.clone());
+                }
             }
             (Value::Array(list), Some("set")) if !list.is_empty() => {
                 for value in list {
