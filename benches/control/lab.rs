@@ -126,7 +126,7 @@ impl Lab {
     /// Starts the agent, and returns how long it took until every peer and route was there.
     pub(crate) fn start_agent(&mut self) -> Duration {
         let begun = boottime();
-        self.mesh.nodes[0].start_agent_with("KUBECONFIG", &self.kubeconfig);
+        self.mesh.nodes[0].start_agent_apart("KUBECONFIG", &self.kubeconfig);
         loop {
             if self.agent().output().contains("the data plane is in step") && self.is_in_step() {
                 return boottime() - begun;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
@@ -156,6 +157,16 @@ impl Node {
     #[track_caller]
     pub(crate) fn start_agent_with(&mut self, variable: &str, path: &Path) {
         self.start_agent_in(&[(variable, path.to_str().unwrap())]);
+    }
+
+    /// The same with the socket of its own data plane alone: every test has its sockets in the usual directory, and the agent looks at each.
+    #[track_caller]
+    pub(crate) fn start_agent_apart(&mut self, variable: &str, path: &Path) {
+        let (sockets, socket) = (self.state.path().join("sockets"), socket_path(&self.interface));
+        fs::create_dir(&sockets).unwrap();
+        symlink(&socket, sockets.join(socket.file_name().unwrap())).unwrap();
+        let [path, sockets] = [path, &sockets].map(|path| path.to_str().unwrap());
+        self.start_agent_in(&[(variable, path), ("ADIT_SOCKETS", sockets)]);
     }
 
     /// Starts an agent with these variables beside those of the node.

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::time::Duration;
 
 use adit::control::store::Store;
@@ -14,9 +12,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use super::cluster::{ControlPlane, node_object};
-use super::nodes::{Directory, Mesh, Node};
+use super::nodes::{Mesh, Node};
 use crate::support::api_double::{ApiDouble, Kind, Manners};
-use crate::support::tunnel::{Program, socket_path};
+use crate::support::tunnel::Program;
 use crate::support::{SOON, need, pause, wait_until};
 
 /// A row of `kubectl get nodetunnels`, by the names of the columns.
@@ -194,12 +192,7 @@ fn an_agent_at_rest_is_woken_by_nothing() {
     (2..=20).for_each(|number| join(&double, number));
     let own = &mut mesh.nodes[0];
     own.start_data_plane(Program::Adit);
-    // Every test has its sockets in the usual directory, and each of them is looked at.
-    let sockets = Directory::new();
-    let socket = socket_path(&own.interface);
-    symlink(&socket, sockets.path().join(socket.file_name().unwrap())).unwrap();
-    let place = |path: &Path| path.to_str().unwrap().to_owned();
-    own.start_agent_in(&[("KUBECONFIG", &place(&kubeconfig)), ("ADIT_SOCKETS", &place(sockets.path()))]);
+    own.start_agent_apart("KUBECONFIG", &kubeconfig);
     wait_until("what was found", SOON, || told(&double) == Some(19));
     let agent = own.agent.as_ref().unwrap();
     // It looks once more, and then at nothing for 90 seconds.
