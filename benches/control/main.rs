@@ -217,6 +217,7 @@ fn measure(mut lab: Lab, size: Size, settings: &Settings) -> Vec<Figure> {
     let (time, begun) = (run_time(lab.agent()), boottime());
     pause(settings.idle);
     let busy = (run_time(lab.agent()) - time).as_secs_f64() / (boottime() - begun).as_secs_f64();
+    say(&format!("  timing {} changes", settings.changes));
     let before = watched(&lab);
     let mut changes = lab.changes(settings.changes);
     let bytes = (watched(&lab) - before) as f64 / f64::from(settings.changes);
@@ -235,6 +236,7 @@ fn measure(mut lab: Lab, size: Size, settings: &Settings) -> Vec<Figure> {
         figure("bytes a change", "B", bytes, promised(2048.0)),
     ];
     if matches!(lab.api, Api::Double(_)) && !size.has_pods {
+        say(&format!("  a node joins: {JOINED:?}"));
         let before = watched(&lab);
         let writes = lab.join(JOINED);
         let bytes = watched(&lab) - before;
