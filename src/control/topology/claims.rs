@@ -7,7 +7,7 @@
 //! What the kubelet of a node tells the cluster of its addresses is its own word: of two nodes that have one there the older keeps it.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::config::Prefix;
@@ -48,7 +48,7 @@ pub(super) struct Claims<'a> {
     /// Whose each address of a node is by its own word, where there is no other.
     said: BTreeMap<IpAddr, &'a str>,
     /// Whose each single address is.
-    singles: HashMap<Prefix, &'a str>,
+    singles: BTreeMap<Prefix, &'a str>,
     pub(super) granted: BTreeMap<&'a str, Granted<'a>>,
     pub(super) faults: BTreeSet<(String, Fault)>,
 }
@@ -74,7 +74,7 @@ impl<'a> Claims<'a> {
             pods: Blocks::default(),
             told: OnceCell::new(),
             said: BTreeMap::new(),
-            singles: HashMap::new(),
+            singles: BTreeMap::new(),
             granted: BTreeMap::new(),
             faults: BTreeSet::new(),
         }
@@ -106,7 +106,6 @@ impl<'a> Claims<'a> {
 
     /// Adds what a node says of its single addresses, once that is known that all say of their pods.
     pub(super) fn add_addresses(&mut self, name: &'a str, tunnel: &'a Tunnel) {
-        let node = self.node(name);
         let mut granted = [Vec::new(), Vec::new()];
         let fields = [
             ("nodeAddresses", Single::Node, &tunnel.node_addresses),
@@ -115,7 +114,7 @@ impl<'a> Claims<'a> {
         for ((field, what, addresses), into) in fields.into_iter().zip(&mut granted) {
             for (at, addr) in addresses.iter().enumerate() {
                 let prefix = Prefix::host(*addr);
-                match self.single_refusal(name, node, &prefix, what) {
+                match self.single_refusal(name, &prefix, what) {
                     None => {
                         self.singles.insert(prefix, name);
                         into.push(prefix);
@@ -144,8 +143,7 @@ impl<'a> Claims<'a> {
             }
             let pods = node.pod_prefixes.iter().filter(|prefix| self.pods.get(prefix).is_none());
             let nodes = node.addresses.iter().map(|addr| Prefix::host(*addr));
-            let nodes =
-                nodes.filter(|single| self.single_refusal(name, Some(node), single, Single::Node).is_none());
+            let nodes = nodes.filter(|single| self.single_refusal(name, single, Single::Node).is_none());
             let granted =
                 Granted { pods: pods.copied().collect(), nodes: nodes.collect(), ..Granted::default() };
             self.granted.insert(name, granted);
@@ -201,13 +199,7 @@ impl<'a> Claims<'a> {
         Some(format!("{found}, an address of an API server"))
     }
 
-    fn single_refusal(
-        &self,
-        name: &str,
-        node: Option<&Node>,
-        single: &Prefix,
-        what: Single,
-    ) -> Option<String> {
+    fn single_refusal(&self, name: &str, single: &Prefix, what: Single) -> Option<String> {
         let addr = single.addr();
         if let Some(other) = self.singles.get(single).filter(|other| **other != name) {
             return Some(format!("{addr} belongs to the older node {other}"));
@@ -217,7 +209,7 @@ impl<'a> Claims<'a> {
             Some((_, other)) => return Some(format!("{addr} is among the pods of the node {other}")),
             None => {}
         }
-        if let Some(node) = node {
+        if let Some(node) = self.node(name) {
             let (is_known, known) = match what {
                 Single::Node => (!node.addresses.is_empty(), "addresses"),
                 Single::Tunnel => (!node.pod_prefixes.is_empty(), "podCIDRs"),
