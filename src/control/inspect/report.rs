@@ -264,7 +264,7 @@ impl Interface {
             kernel.interface_up && kernel.missing_routes.is_empty() && kernel.firewall_in_place
         };
         let is_node_well =
-            |node: &NodeReport| node.degraded.is_none() && node.kernel.as_ref().is_none_or(is_kernel_well);
+            |node: &NodeReport| node.degraded.is_none() && node.kernel.as_ref().is_some_and(is_kernel_well);
         self.error.is_none() && self.peers.down == 0 && self.node.as_ref().is_none_or(is_node_well)
     }
 }
@@ -480,6 +480,7 @@ pub(super) mod tests {
         assert!(!kernel(|kernel| kernel.is_up = false));
         assert!(!kernel(|kernel| kernel.missing.push("adding a route".to_owned())));
         assert!(!kernel(|kernel| kernel.wants_firewall = true));
+        assert!(!is_well(&|found| found.node.as_mut().unwrap().kernel = Err("nobody knows".to_owned())));
         assert!(!is_well(&|found| found.told = Err("nobody is there".to_owned())));
         assert!(!is_well(&|found| found.told.as_mut().unwrap().0.peers[1].tx_bytes = 148));
         assert!(!is_well(&|found| {
