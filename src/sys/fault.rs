@@ -85,6 +85,8 @@ pub(super) enum Call {
     TcpMss,
     /// `RTM_NEWLINK` of the kernel's WireGuard.
     Wireguard,
+    /// `RTM_GETLINK` of one link.
+    Link,
     /// What the kernel tells of changes, unasked: it does not come, whatever the errno.
     Notices,
 }

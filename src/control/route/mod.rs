@@ -411,10 +411,9 @@ impl Router {
             let what = format!("listing {what}");
             move |error| Failed::new(what, error)
         };
-        let interface = match self.netlink.link(interface) {
-            Ok(link) => link.up.then_some(link.index),
-            Err(_) => None,
-        };
+        // One that cannot be asked for is not taken for gone: its routes would be.
+        let link = self.netlink.find_link(interface).map_err(listing("the interface"))?;
+        let interface = link.filter(|link| link.up).map(|link| link.index);
         // With an interface, routes go that nobody is told of (`fib_frontend.c`, `fib_disable_ip`).
         if std::mem::replace(&mut self.interface, interface) != interface {
             self.forget();

@@ -9,7 +9,7 @@ use super::*;
 use crate::config::Prefix;
 use crate::control::plan::Entry;
 use crate::sys::netlink::Packets;
-use crate::sys::netns;
+use crate::sys::{netns, with_faults};
 
 const TABLE: u32 = 5000;
 const FWMARK: u32 = 0xad17;
@@ -402,6 +402,31 @@ fn the_kernel_takes_every_step() {
         router.cleanup(&moved).unwrap();
         assert_eq!(netlink.rules()?, []);
         assert_eq!(netlink.table_routes(&RouteFilter { table: None, protocol: Some(PROTOCOL) })?, []);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_interface_that_cannot_be_asked_for_keeps_its_routes() {
+    let (Ok(own), Ok(other)) = (netns::create(), netns::create()) else {
+        eprintln!("skipped: CAP_SYS_ADMIN missing");
+        return;
+    };
+    netns::run_in(&own, || {
+        let (mut netlink, mut router) = (Netlink::open()?, Router::open()?);
+        netlink.add_veth("adit0", "peer", &other)?;
+        let index = netlink.link("adit0")?.index;
+        netlink.set_up(index, None)?;
+        let plan = routes(TABLE, vec![entry("10.0.2.0", 24, Kind::Unicast)]);
+        router.sync(&plan).unwrap();
+        // ENOBUFS: the kernel has no memory for the question.
+        let (failure, _) =
+            with_faults("Link=105", || router.sync(&plan).map_err(|failed| failed.to_string()));
+        assert_eq!(failure.unwrap_err(), "listing the interface: No buffer space available (os error 105)");
+        let filter = RouteFilter { table: None, protocol: Some(PROTOCOL) };
+        assert_eq!(netlink.table_routes(&filter)?.len(), 1);
+        assert_eq!(router.sync(&plan).unwrap(), Outcome::default());
         Ok(())
     })
     .unwrap();

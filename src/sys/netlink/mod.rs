@@ -113,10 +113,22 @@ impl Netlink {
     /// # Errors
     /// `ENODEV` if there is none.
     pub fn link(&mut self, name: &str) -> io::Result<Link> {
+        fault::check(fault::Call::Link)?;
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let replies = self.request(RouteNetlinkMessage::GetLink(message), 0)?;
         replies.iter().find_map(link_of).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// Finds a link by its name; `None` if there is none.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn find_link(&mut self, name: &str) -> io::Result<Option<Link>> {
+        match self.link(name) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Returns all links.
