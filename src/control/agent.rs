@@ -10,6 +10,7 @@
 //! was kept, and removes nothing: a process that was killed may have known a second more.
 
 use std::collections::BTreeSet;
+use std::convert::identity;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -487,6 +488,8 @@ impl Agent {
         self.parts.source.want_pods(&self.own.name, wants_pods);
         metrics::lock(&self.progress).know(&topology, is_complete, client);
         self.known = Some(Known { objects, is_complete, topology });
+        // What was done without a data plane was done for other objects.
+        self.is_answered.take_if(|is_answered| !*is_answered);
     }
 
     /// Keeps the mode that this node is in from here on: it decides whether Strict has to wait.
@@ -685,14 +688,14 @@ impl Agent {
         for step in &plan.steps {
             match step {
                 Step::Configure(edits) => {
-                    client.apply(edits).map_err(|error| error.to_string())?;
+                    if let Err(error) = client.apply(edits) {
+                        return Err(self.program_without(&error, true).unwrap_or_else(identity));
+                    }
                     is_followed &= belief::follow(&mut snapshot, edits);
                     edited += edits.len();
                 }
-                Step::Link(link) => {
-                    link.sync(&mut self.netlink).map_err(|error| error.to_string())?;
-                    ready = Some(link.clone());
-                }
+                // Made with the routes and before them, but what fails of it does not keep these from being made.
+                Step::Link(link) => ready = Some(link.clone()),
                 Step::Route(change) => self.program(&known.topology, ready.take(), change)?,
                 Step::Greet(edits) => {
                     client.apply(edits).map_err(|error| error.to_string())?;
@@ -746,21 +749,23 @@ impl Agent {
         self.forgetter.forget(new, own.filter(|addr| !topology.addresses.contains(addr)).collect());
     }
 
-    /// Closes what would lead into nothing.
+    /// Does what the objects say all the same, and closes what would lead into nothing.
     fn without_data_plane(&mut self, error: &Failed) -> String {
-        let closed = self.known.as_ref().and_then(|known| {
-            let change = without_data_plane(&known.topology, known.is_complete)?;
-            Some((&known.topology, change))
-        });
-        if self.is_answered != Some(false)
-            && let Some((topology, change)) = closed
-            && let Err(reason) = self.program(topology, None, &change)
-        {
-            self.is_answered = None;
-            return format!("{error}; and the routes: {reason}");
+        if self.is_answered == Some(false) {
+            return error.to_string();
         }
-        self.is_answered = Some(false);
-        error.to_string()
+        let told = self.program_without(error, error.is_of_somebody());
+        self.is_answered = told.is_ok().then_some(false);
+        told.unwrap_or_else(identity)
+    }
+
+    /// Makes routes and firewall what they should be without the data plane's doing, and returns why it does nothing; as an error, together with
+    /// why they are not.
+    fn program_without(&self, error: &Failed, is_there: bool) -> Result<String, String> {
+        let Some(Known { topology, is_complete, .. }) = &self.known else { return Ok(error.to_string()) };
+        let change = without_data_plane(topology, *is_complete, is_there);
+        let done = change.map_or(Ok(()), |change| self.program(topology, None, &change));
+        done.map(|()| error.to_string()).map_err(|reason| format!("{error}; and the routes: {reason}"))
     }
 
     /// Makes routes and firewall what they should be, and has them kept so.

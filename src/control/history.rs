@@ -359,7 +359,8 @@ impl World {
         let pods = self.turn_to(&known, &topology.settings, is_complete);
         let Some(mut data_plane) = self.data_plane.take() else {
             let before = self.routes.clone();
-            match without_data_plane(&topology, is_complete) {
+            let is_there = self.keeps.chance(20);
+            match without_data_plane(&topology, is_complete, is_there) {
                 Some(RouteChange::Whole(routes)) => self.routes = routes,
                 Some(RouteChange::Addition(extension)) => {
                     self.routes = extension.onto(&self.routes);

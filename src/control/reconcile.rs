@@ -120,15 +120,20 @@ pub fn reconcile(
     Plan { steps, endpoints }
 }
 
-/// Returns what is to be done about the routes while there is no data plane: in Strict, what should enter the tunnel goes nowhere. `None` leaves
-/// them as they are.
+/// Returns what is to be done about the routes while the data plane does not do what it is asked for. In Strict, what should enter the tunnel
+/// goes nowhere if there is none; one that `is_there` may go on with its work, and drops what no peer of it has. In Permissive nothing is led
+/// into such a one before it is known to have the peer; `None` leaves the routes as they are.
 ///
 /// Before the lists are complete, what is led into the tunnel stays so: a data plane that cannot be asked may be there, with peers of which
 /// nothing is known.
-pub fn without_data_plane(topology: &Topology, is_complete: bool) -> Option<RouteChange> {
+pub fn without_data_plane(topology: &Topology, is_complete: bool, is_there: bool) -> Option<RouteChange> {
     let mut routes = topology.routes.clone();
-    routes.close();
-    (topology.settings.mode == Mode::Strict).then(|| change(topology, routes, is_complete))
+    match topology.settings.mode {
+        Mode::Permissive if is_there => return None,
+        Mode::Strict if !is_there => routes.close(),
+        Mode::Strict | Mode::Permissive | Mode::Off => {}
+    }
+    Some(change(topology, routes, is_complete))
 }
 
 fn change(topology: &Topology, routes: Routes, is_complete: bool) -> RouteChange {

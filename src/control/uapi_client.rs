@@ -46,6 +46,16 @@ pub enum Failed {
     },
 }
 
+impl Failed {
+    /// Tells whether somebody is there, who does not answer in time or says something else than was asked for.
+    pub fn is_of_somebody(&self) -> bool {
+        match self {
+            Self::Io(error) => error.kind() == io::ErrorKind::WouldBlock,
+            Self::Refused(_) | Self::Malformed { .. } => true,
+        }
+    }
+}
+
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

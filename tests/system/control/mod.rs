@@ -1,6 +1,7 @@
 //! The control loop: `adit agent` beside a data plane on every node, told by a directory of objects or by a
 //! Kubernetes API server who the others are.
 
+mod absent;
 mod client;
 pub(crate) mod cluster;
 mod events;

@@ -1,0 +1,122 @@
+//! What the objects say takes effect also where the data plane is away, refuses what it is told, or has an interface that cannot be what it
+//! should; and one that is only slow loses nothing by it.
+
+use std::net::UdpSocket;
+
+use rustix::process::Signal;
+
+use super::nodes::{Mesh, Node};
+use crate::support::tunnel::Program;
+use crate::support::{SOON, need, wait_until};
+
+/// What an agent says when something has failed for the first time.
+const FAILED: &str = "the node is not yet what it should be";
+
+fn config(mode: &str) -> String {
+    format!(
+        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {{name: default}}\nspec: {{mode: \"{mode}\"}}\n"
+    )
+}
+
+impl Node {
+    /// Returns the agent's routes; there is no such table without any.
+    fn own_routes(&self) -> String {
+        self.namespace.try_run("ip", &["route", "show", "table", "8365"]).1
+    }
+
+    fn protects(&self, range: &str) -> bool {
+        self.namespace.try_run("nft", &["list", "set", "inet", "adit", "protected4"]).1.contains(range)
+    }
+}
+
+#[test]
+fn strict_is_switched_on_and_off_while_there_is_no_data_plane() {
+    need!("ip", "wg", "ping", "setpriv", "nft");
+    let mut mesh = Mesh::new(2);
+    mesh.write("config", &config("Permissive"));
+    mesh.start(Program::Adit);
+    let [first, second] = &mut mesh.nodes[..] else { panic!("two nodes") };
+    first.wait_for_pod_of(second);
+    drop(first.data_plane.take());
+    wait_until("the loss of the data plane", SOON, || {
+        first.agent.as_ref().unwrap().output().contains(FAILED)
+    });
+
+    mesh.write("config", &config("Strict"));
+    let first = &mesh.nodes[0];
+    wait_until("the routes of Strict", SOON, || first.own_routes().contains("blackhole 10.244.2.0/24"));
+    assert!(first.protects("10.244.2.0/24"));
+    // Whoever joins is believed in clear no more than the others.
+    let node3 = "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {name: node3}\nspec: {podPrefixes: [10.244.3.0/24]}\n";
+    mesh.write("node3", node3);
+    wait_until("the route of one more", SOON, || first.own_routes().contains("blackhole 10.244.3.0/24"));
+    // The way out for whoever has no data plane that works.
+    for mode in ["Permissive", "Strict", "Off"] {
+        mesh.write("config", &config(mode));
+        let is_strict = mode == "Strict";
+        wait_until(mode, SOON, || {
+            first.own_routes().contains("blackhole") == is_strict && first.protects("10.244.2.0") == is_strict
+        });
+    }
+}
+
+#[test]
+fn a_data_plane_that_does_not_answer_in_time_keeps_its_routes() {
+    need!("ip", "wg", "ping", "setpriv", "nft");
+    let mut mesh = Mesh::new(2);
+    mesh.start(Program::Adit);
+    let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
+    first.wait_for_pod_of(second);
+    first.data_plane.as_ref().unwrap().signal(Signal::STOP);
+    let node3 = "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {name: node3}\nspec: {podPrefixes: [10.244.3.0/24]}\n";
+    mesh.write("node3", node3);
+    wait_until("the route of one more", 3 * SOON, || first.own_routes().contains("blackhole 10.244.3.0/24"));
+    let routes = first.own_routes();
+    first.data_plane.as_ref().unwrap().signal(Signal::CONT);
+    assert!(routes.contains(&format!("10.244.2.0/24 dev {}", first.interface)), "{routes}");
+    first.wait_for_pod_of(second);
+}
+
+#[test]
+fn strict_is_enforced_where_the_data_plane_cannot_have_its_port() {
+    need!("ip", "wg", "ping", "setpriv", "nft");
+    let mut mesh = Mesh::new(2);
+    let Mesh { nodes, objects, .. } = &mut mesh;
+    let first = &mut nodes[0];
+    let holder = first.namespace.enter(|| UdpSocket::bind("0.0.0.0:51820").unwrap());
+    first.start_data_plane(Program::Adit);
+    first.start_agent(objects);
+    wait_until("the routes of Strict", SOON, || first.own_routes().contains("blackhole 10.244.2.0/24"));
+    assert!(first.protects("10.244.2.0/24"));
+    assert!(first.agent.as_ref().unwrap().output().contains(FAILED));
+    drop(holder);
+    let second = &mut nodes[1];
+    second.start_data_plane(Program::Adit);
+    second.start_agent(objects);
+    nodes[0].wait_for_pod_of(&nodes[1]);
+}
+
+#[test]
+fn strict_is_enforced_where_the_interface_cannot_have_an_address() {
+    need!("ip", "wg", "setpriv", "nft", "sysctl");
+    let mut mesh = Mesh::new(2);
+    let key = mesh.nodes[0].key.clone();
+    let own = format!(
+        "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node1}}\nspec:\n  \
+        keys: [{{publicKey: \"{key}\", state: Active}}]\n  podPrefixes: [10.244.1.0/24, \"fd00:244:1::/64\"]\n  \
+        tunnelAddresses: [\"fd00:244:1::\", 10.244.1.0]\n"
+    );
+    mesh.write("node1", &own);
+    let Mesh { nodes, objects, .. } = &mut mesh;
+    let first = &mut nodes[0];
+    // As hardening guides want it.
+    first.namespace.run("sysctl", &["-q", "-w", "net.ipv6.conf.default.disable_ipv6=1"]);
+    first.start_data_plane(Program::Adit);
+    first.start_agent(objects);
+    let through = format!("10.244.2.0/24 dev {}", first.interface);
+    wait_until("the routes of Strict", SOON, || {
+        let routes = first.own_routes();
+        routes.contains("blackhole 10.244.2.0/24") && routes.contains(&through)
+    });
+    assert!(first.protects("10.244.2.0/24"));
+}
