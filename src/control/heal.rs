@@ -236,7 +236,8 @@ impl Keeper {
     fn look(&mut self, is_healing: bool) -> Result<Outcome, Failed> {
         let Some(desired) = &self.desired else { return Ok(Outcome::default()) };
         let guarded = guard(desired, self.netfilter.as_mut().map(|(_, guard)| guard));
-        let linked = desired.link.as_ref().map_or(Ok(0), |link| link.sync(&mut self.netlink));
+        let (link, entries) = (desired.link.as_ref(), &desired.routes.entries);
+        let linked = link.map_or(Ok(0), |link| link.sync(&mut self.netlink, entries));
         let routed = self.router.sync(&desired.routes);
         let has_changed = matches!(guarded, Ok(true))
             || matches!(linked, Ok(1..))

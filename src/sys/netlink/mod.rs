@@ -238,6 +238,19 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    /// Takes an address from a link.
+    ///
+    /// # Errors
+    /// `EADDRNOTAVAIL` if it has none such.
+    pub fn remove_address(&mut self, index: u32, addr: IpAddr, len: u8) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.family = family_of(addr);
+        message.header.prefix_len = len;
+        message.header.index = index;
+        message.attributes = vec![AddressAttribute::Local(addr), AddressAttribute::Address(addr)];
+        self.change(RouteNetlinkMessage::DelAddress(message), 0)
+    }
+
     /// Returns the addresses of a link, each with the length of its prefix.
     ///
     /// # Errors
