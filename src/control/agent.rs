@@ -595,7 +595,7 @@ impl Agent {
         let before = self.served.take().map(|(place, _)| place);
         let Some(place) = wanted else { return };
         let server = places(&place).map_err(io::Error::other).and_then(|places| {
-            let watched = Watched::new(Arc::clone(&self.progress))?;
+            let watched = Arc::new(Watched::new(Arc::clone(&self.progress))?);
             Server::start(&places, Arc::new(move |path: &str| watched.answer(path)))
         });
         match &server {

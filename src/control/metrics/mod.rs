@@ -23,7 +23,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use self::exposition::{CONTENT_TYPE, Exposition, Histogram, Type};
-use self::server::Answer;
+use self::server::{Answer, Reply};
 use super::data_plane::DataPlane;
 use super::firewall::{Counters, Guard};
 use super::route::PROTOCOL;
@@ -179,12 +179,20 @@ impl Watched {
         Ok(Self { progress, collected: Mutex::new(collected) })
     }
 
-    /// Answers for a path: `/metrics`, `/healthz` or `/readyz`; `None` for any other. It may wait for the data plane.
-    pub fn answer(&self, path: &str) -> Option<Answer> {
+    /// Answers for a path: `/metrics`, which may wait for the data plane, `/healthz` or `/readyz`; `None` for any other.
+    pub fn answer(self: &Arc<Self>, path: &str) -> Option<Reply> {
+        let check = |wrong| Some(Reply::Now(Answer::of_check(wrong)));
         match path {
-            "/metrics" => Some(Answer { status: 200, content_type: CONTENT_TYPE, body: self.metrics() }),
-            "/healthz" => Some(Answer::of_check(lock(&self.progress).stuck(clock::boottime()))),
-            "/readyz" => Some(Answer::of_check(lock(&self.progress).unready())),
+            "/metrics" => {
+                let this = Arc::clone(self);
+                Some(Reply::Later(Box::new(move || Answer {
+                    status: 200,
+                    content_type: CONTENT_TYPE,
+                    body: this.metrics(),
+                })))
+            }
+            "/healthz" => check(lock(&self.progress).stuck(clock::boottime())),
+            "/readyz" => check(lock(&self.progress).unready()),
             _ => None,
         }
     }

@@ -1,8 +1,8 @@
 //! A small HTTP/1.1 server: on a thread of its own, one request a connection.
 //!
 //! Whoever asks can have little of it: so many connections at a time, of which the oldest makes room for the next; seconds until each is
-//! over, whatever the client does; a bounded head and no body. Answers are made beside the connections, a few at a time, so that one that
-//! waits for a data plane delays no other.
+//! over, whatever the client does; a bounded head and no body. Answers that may wait for a data plane are made beside the connections, a
+//! few at a time, so that they delay no other: whether the agent lives can be asked however many want to know how it does.
 
 use std::collections::VecDeque;
 use std::io;
@@ -59,8 +59,16 @@ impl Answer {
     }
 }
 
-/// Who answers: `None` for a path that is not there. It may wait.
-pub type Answers = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
+/// How a path is answered.
+pub enum Reply {
+    /// At once.
+    Now(Answer),
+    /// By what may wait.
+    Later(Box<dyn FnOnce() -> Answer + Send>),
+}
+
+/// Who answers: `None` for a path that is not there. It does not wait.
+pub type Answers = Arc<dyn Fn(&str) -> Option<Reply> + Send + Sync>;
 
 /// Reads `ADDRESS:PORT`, or `:PORT` for all addresses: the places to try, the first that can be had is used.
 ///
@@ -169,24 +177,26 @@ async fn respond(
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return Ok(response);
     }
+    let make = match answers(request.uri().path()) {
+        Some(Reply::Now(answer)) => return Ok(whole(answer)),
+        Some(Reply::Later(make)) => make,
+        None => return Ok(plain(StatusCode::NOT_FOUND)),
+    };
     let Ok(permit) = room.try_acquire_owned() else { return Ok(plain(StatusCode::SERVICE_UNAVAILABLE)) };
-    let path = request.uri().path().to_owned();
     let answer = tokio::task::spawn_blocking(move || {
-        let answer = answers(&path);
+        let answer = make();
         drop(permit);
         answer
     });
-    Ok(match answer.await {
-        Ok(Some(answer)) => {
-            let mut response = Response::new(Full::from(answer.body));
-            *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or_default();
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
-            response
-        }
-        Ok(None) => plain(StatusCode::NOT_FOUND),
-        // A panic has been printed already.
-        Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR),
-    })
+    // A panic has been printed already.
+    Ok(answer.await.map_or_else(|_| plain(StatusCode::INTERNAL_SERVER_ERROR), whole))
+}
+
+fn whole(answer: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(answer.body));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or_default();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    response
 }
 
 /// Returns a response whose body is the reason.
@@ -208,7 +218,14 @@ mod tests {
     fn server() -> (Server, SocketAddr) {
         // A port that is free at the moment, and was not used just now.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let answers: Answers = Arc::new(|path| (path == "/here").then(|| Answer::of_check(None)));
+        let answers: Answers = Arc::new(|path| match path {
+            "/here" => Some(Reply::Now(Answer::of_check(None))),
+            "/waits" => Some(Reply::Later(Box::new(|| {
+                std::thread::park_timeout(PATIENCE);
+                Answer::of_check(None)
+            }))),
+            _ => None,
+        });
         (Server::start(&[port], answers).unwrap(), port)
     }
 
@@ -248,6 +265,17 @@ mod tests {
             Ok(count) => assert_eq!(count, 0),
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
         }
+    }
+
+    #[test]
+    fn answers_that_wait_keep_nobody_from_one_that_does_not() {
+        let (_server, place) = server();
+        let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut waiting: Vec<_> = (0..ANSWERS_MAX).map(|_| TcpStream::connect(place).unwrap()).collect();
+        waiting.iter_mut().for_each(|stream| stream.write_all(request("/waits").as_bytes()).unwrap());
+        // One too many is told so: the others have been heard.
+        assert!(ask(place, &request("/waits")).starts_with("HTTP/1.1 503 "));
+        assert!(ask(place, &request("/here")).starts_with("HTTP/1.1 200 "));
     }
 
     #[test]
