@@ -297,6 +297,7 @@ async fn follow_whole(
     shared: &Common,
     kind: Kind,
 ) {
+    let list = async |params: &ListParams| api.list(params).await;
     let watch = async |params: &WatchParams, version: &str| api.watch(params, version).await;
     let tell = async |news: News<DynamicObject>| match news {
         News::All(objects) => shared.replace(kind, objects),
@@ -314,7 +315,7 @@ async fn follow_whole(
             shared.remove(kind, &name);
         }
     };
-    follow(&api, &resource, which, watch, tell).await;
+    follow(&resource, which, list, watch, tell).await;
 }
 
 /// Follows the pods of a node while they are wanted. What is not needed of them is forgotten as they come.
@@ -386,6 +387,7 @@ struct NodeStatus {
 async fn follow_nodes(client: Client, shared: &Common, own: &str, unwanted: latest::Receiver<Option<Taint>>) {
     let resource = ApiResource::erase::<v1::Node>(&());
     let api: Api<LeanNode> = Api::all_with(client, &resource);
+    let list = async |params: &ListParams| api.list(params).await;
     let watch = async |params: &WatchParams, version: &str| api.watch_metadata(params, version).await;
     let tell = async |news: News<PartialObjectMeta<LeanNode>>| match news {
         News::All(objects) => {
@@ -406,7 +408,7 @@ async fn follow_nodes(client: Client, shared: &Common, own: &str, unwanted: late
         News::Gone(node) => shared.remove(Kind::Node, &node.name_any()),
     };
     futures::join!(
-        follow(&api, &resource, ListParams::default(), watch, tell),
+        follow(&resource, ListParams::default(), list, watch, tell),
         fetch_again(&api, &resource, shared)
     );
 }

@@ -3,8 +3,11 @@
 //! ```text
 //! list: page by page, each until it is there ──→ All ──→ watch from the list's version ──→ Is, Gone
 //!   ↑                                                      │ broken, over, silent: again, from the last version heard of
-//!   └──────────────────────────────────────────────────────┘ 410: the history from there on is gone
+//!   └──────────────────────────────────────────────────────┘ 410, or silence twice: the history from there on is gone
 //! ```
+//!
+//! A watch from a version that the API server has not come to is answered with silence until it has, and with what happens later then: so
+//! it is after the store behind it was brought back from a backup. Two watches in a row that say nothing at all are taken for that.
 //!
 //! Whatever fails is tried again, with pauses that grow, and without end; until a list is whole, the last one stays. A request whose
 //! answer does not begin within half a minute has failed.
@@ -16,8 +19,8 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use kube::api::{ApiResource, ListParams, WatchEvent, WatchParams};
-use kube::core::Status;
-use kube::{Api, Resource, ResourceExt};
+use kube::core::{ObjectList, Status};
+use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
@@ -38,6 +41,9 @@ const WATCH: u32 = 290;
 /// How long a watch may be silent: the API server sends a bookmark every minute or so. One that is silent for longer is asked of a
 /// machine that is gone.
 const SILENCE: Duration = Duration::from_secs(100);
+
+/// What is said of that.
+const UNHEARD: &str = "nothing was heard for too long";
 
 /// The first pause after a failure; each further one is twice as long, up to the longest.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -67,13 +73,15 @@ enum Failed {
     Passing(String),
     /// The version that was asked for is not known any more.
     Expired(String),
+    /// Nothing was heard at all.
+    Silent,
 }
 
-/// Follows the objects of a kind that are selected: lists them by `api`, watches them by `watch`, and tells what is new.
+/// Follows the objects of a kind that are selected: lists them by `list`, watches them by `watch`, and tells what is new.
 pub(super) async fn follow<L, W, S>(
-    api: &Api<L>,
     resource: &ApiResource,
     which: ListParams,
+    list: impl AsyncFn(&ListParams) -> kube::Result<ObjectList<L>>,
     watch: impl AsyncFn(&WatchParams, &str) -> kube::Result<S>,
     mut tell: impl AsyncFnMut(News<W>),
 ) where
@@ -86,31 +94,38 @@ pub(super) async fn follow<L, W, S>(
     params.field_selector.clone_from(&which.field_selector);
     let mut attempts = Attempts::new(&resource.plural);
     loop {
-        let (objects, mut version) = list(api, resource, &which, &mut attempts).await;
+        let (objects, mut version) = list_all(&list, resource, &which, &mut attempts).await;
         tell(News::All(objects)).await;
+        let mut was_silent = false;
         loop {
             let begun = Instant::now();
             let failed = match limited(watch(&params, &version)).await {
                 Ok(events) => take_in(events, &mut version, &mut attempts, &mut tell).await,
                 Err(failed) => Some(failed),
             };
+            let is_silent = matches!(failed, Some(Failed::Silent));
+            let is_deaf = std::mem::replace(&mut was_silent, is_silent) && is_silent;
             match failed {
                 // The server ends every watch sooner or later.
                 None if begun.elapsed() >= SHORT => {}
                 None => attempts.pause().await,
                 Some(Failed::Passing(reason)) => attempts.fail(&reason).await,
+                Some(Failed::Silent) => attempts.fail(UNHEARD).await,
                 Some(Failed::Expired(reason)) => {
                     attempts.fail(&reason).await;
                     break;
                 }
+            }
+            if is_deaf {
+                break;
             }
         }
     }
 }
 
 /// Lists all objects, and returns them with the version to watch from.
-async fn list<L: Listed>(
-    api: &Api<L>,
+async fn list_all<L: Listed>(
+    list: &impl AsyncFn(&ListParams) -> kube::Result<ObjectList<L>>,
     resource: &ApiResource,
     which: &ListParams,
     attempts: &mut Attempts<'_>,
@@ -118,14 +133,14 @@ async fn list<L: Listed>(
     let mut params = which.clone().limit(PAGE);
     let mut objects = Vec::new();
     loop {
-        let page = match limited(api.list(&params)).await {
+        let page = match limited(list(&params)).await {
             Ok(page) => page,
             Err(Failed::Passing(reason)) => {
                 attempts.fail(&reason).await;
                 continue;
             }
-            Err(Failed::Expired(reason)) => {
-                attempts.fail(&reason).await;
+            Err(failed) => {
+                attempts.fail(&failed.into_reason()).await;
                 params.continue_token = None;
                 objects.clear();
                 continue;
@@ -155,13 +170,16 @@ async fn take_in<W: Resource>(
     tell: &mut impl AsyncFnMut(News<W>),
 ) -> Option<Failed> {
     let mut events = pin!(events);
+    let mut is_heard = false;
     loop {
         let event = match timeout(SILENCE, events.next()).await {
             Ok(Some(Ok(event))) => event,
             Ok(Some(Err(error))) => return Some(Failed::Passing(error.to_string())),
             Ok(None) => return None,
-            Err(_) => return Some(Failed::Passing("nothing was heard for too long".to_owned())),
+            Err(_) if is_heard => return Some(Failed::Passing(UNHEARD.to_owned())),
+            Err(_) => return Some(Failed::Silent),
         };
+        is_heard = true;
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 object.resource_version().into_iter().for_each(|newer| *version = newer);
@@ -202,15 +220,20 @@ async fn limited<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T, 
 /// # Errors
 /// Why there is none, in words.
 pub(super) async fn answer<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
-    limited(answer).await.map_err(|failed| match failed {
-        Failed::Passing(reason) | Failed::Expired(reason) => reason,
-    })
+    limited(answer).await.map_err(Failed::into_reason)
 }
 
 impl Failed {
     fn of_status(status: &Status) -> Self {
         let reason = format!("{} {}: {}", status.code, status.reason, status.message);
         if status.code == 410 { Self::Expired(reason) } else { Self::Passing(reason) }
+    }
+
+    fn into_reason(self) -> String {
+        match self {
+            Self::Passing(reason) | Self::Expired(reason) => reason,
+            Self::Silent => UNHEARD.to_owned(),
+        }
     }
 }
 
@@ -269,5 +292,43 @@ impl<'a> Attempts<'a> {
         if std::mem::take(&mut self.is_failing) {
             tracing::info!(objects = self.objects, "the watch goes on");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use k8s_openapi::api::core::v1::Node;
+    use kube::core::{ListMeta, TypeMeta};
+
+    use super::*;
+
+    fn listed(version: &str) -> ObjectList<Node> {
+        let metadata = ListMeta { resource_version: Some(version.to_owned()), ..ListMeta::default() };
+        ObjectList { types: TypeMeta::default(), metadata, items: Vec::new() }
+    }
+
+    #[test]
+    fn what_was_brought_back_from_a_backup_is_listed_anew() {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let lists = Cell::new(0);
+        let watched = RefCell::new(Vec::new());
+        let list = async |_: &ListParams| {
+            lists.set(lists.get() + 1);
+            Ok(listed(if lists.get() == 1 { "9000" } else { "70" }))
+        };
+        // Whoever watches from a version that is not there yet hears nothing, not even bookmarks.
+        let watch = async |_: &WatchParams, version: &str| {
+            watched.borrow_mut().push(version.to_owned());
+            Ok(futures::stream::pending::<kube::Result<WatchEvent<Node>>>())
+        };
+        let resource = ApiResource::erase::<Node>(&());
+        runtime.block_on(async {
+            let following = follow(&resource, ListParams::default(), list, watch, async |_| {});
+            let _ = timeout(SILENCE * 5 / 2, following).await;
+        });
+        assert_eq!(*watched.borrow(), ["9000", "9000", "70"]);
     }
 }
