@@ -421,10 +421,10 @@ async fn fetch_again(api: &Api<LeanNode>, resource: &ApiResource, shared: &Commo
             shared.doubted.notified().await;
             continue;
         };
-        let node = fetch(api, &name).await.and_then(|node| read_as(node, resource));
-        // One that is gone meanwhile stays so.
-        if let Some(node) = node.filter(|_| shared.lock().objects.nodes.contains_key(&name)) {
-            shared.insert(node);
+        if let Some(Object::Node(name, node)) =
+            fetch(api, &name).await.and_then(|node| read_as(node, resource))
+        {
+            shared.renew(name, node);
         }
     }
 }
@@ -579,6 +579,11 @@ impl Common {
 
     /// Puts a whole list in the place of the last one.
     fn replace(&self, kind: Kind, listed: Vec<Object>) {
+        let tunnels = listed.iter().filter_map(|object| match object {
+            Object::Tunnel(name, tunnel) => Some((name.clone(), tunnel.node_addresses.clone())),
+            Object::Config(..) | Object::Node(..) | Object::Pod(..) | Object::ApiServers(..) => None,
+        });
+        let said: Vec<_> = tunnels.collect();
         self.change(|state| {
             match kind {
                 Kind::Tunnel => state.objects.tunnels = Named::default(),
@@ -592,6 +597,7 @@ impl Common {
                 *is_listed = true;
             }
         });
+        said.iter().for_each(|(name, addresses)| self.doubt(name, addresses));
     }
 
     /// Notes the zone of a node that is known.
@@ -619,6 +625,15 @@ impl Common {
         self.change(|state| state.objects.insert(object));
     }
 
+    /// Puts a node that was fetched again in its place. One that is gone meanwhile stays so, and one that has been made anew by the same name
+    /// stays the new one: an answer may be late.
+    fn renew(&self, name: String, node: Node) {
+        let is_same = self.lock().objects.nodes.get(&name).is_some_and(|known| known.uid == node.uid);
+        if is_same {
+            self.insert(Object::Node(name, node));
+        }
+    }
+
     /// Has a node fetched again, if it is not known to have the addresses that its agent names.
     fn doubt(&self, name: &str, named: &[IpAddr]) {
         let mut state = self.lock();
@@ -638,5 +653,49 @@ impl Common {
             Kind::ApiServers => drop(state.objects.api_servers.remove(name)),
             Kind::Pod => drop(state.objects.pods.as_mut().and_then(|pods| pods.remove(name))),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::objects::Tunnel;
+
+    fn common() -> Common {
+        let wake = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        Common { wake, state: Mutex::default(), touched: Notify::new(), doubted: Notify::new() }
+    }
+
+    fn node(uid: &str, addr: &str) -> Node {
+        Node { uid: uid.to_owned(), addresses: vec![addr.parse().unwrap()], ..Node::default() }
+    }
+
+    #[test]
+    fn a_node_that_was_made_anew_is_not_taken_for_the_one_before() {
+        let common = common();
+        let known = |common: &Common| common.lock().objects.nodes.get("a").map(|node| Node::clone(node));
+        common.renew("a".to_owned(), node("old", "10.9.0.1"));
+        assert_eq!(known(&common), None, "one that is gone");
+        let new = node("new", "10.9.0.2");
+        common.insert(Object::Node("a".to_owned(), new.clone()));
+        common.renew("a".to_owned(), node("old", "10.9.0.1"));
+        assert_eq!(known(&common), Some(new));
+        let moved = node("new", "10.9.0.3");
+        common.renew("a".to_owned(), moved.clone());
+        assert_eq!(known(&common), Some(moved));
+    }
+
+    #[test]
+    fn nodes_that_name_other_addresses_than_are_known_are_doubted_whichever_list_is_read_first() {
+        let common = common();
+        common.replace(
+            Kind::Node,
+            ["a", "b"].map(|name| Object::Node(name.to_owned(), node("u", "10.9.0.1"))).into(),
+        );
+        let tunnel = |addr: &str| Tunnel { node_addresses: vec![addr.parse().unwrap()], ..Tunnel::default() };
+        let tunnels = [("a", "10.9.0.1"), ("b", "10.9.0.7"), ("c", "10.9.0.8")];
+        let tunnels = tunnels.map(|(name, addr)| Object::Tunnel(name.to_owned(), tunnel(addr)));
+        common.replace(Kind::Tunnel, tunnels.into());
+        assert_eq!(common.lock().doubted, ["b".to_owned()].into());
     }
 }
