@@ -185,21 +185,32 @@ fn forward(host: &str, addresses: &[IpAddr]) -> io::Result<()> {
 /// If the addresses cannot be released: the runtime is to try again.
 pub fn del(request: &Request, config: &Config) -> Result<(), Error> {
     let attachment = request.attachment()?;
-    let state = State::of(&config.state_directory);
+    unplug(attachment)?;
+    // Whoever is given the addresses next finds that nobody has them any more, and no route to them.
     Delegate::find(request, config)?.del(None)?;
-    detach(config, &state, attachment)
+    disown(config, &State::of(&config.state_directory), attachment)
 }
 
 /// Removes a pod's interface, and has it forgotten.
 fn detach(config: &Config, state: &State, attachment: &Attachment) -> Result<(), Error> {
+    unplug(attachment)?;
+    disown(config, state, attachment)
+}
+
+/// Removes a pod's interface, if it is there.
+fn unplug(attachment: &Attachment) -> Result<(), Error> {
     let host = host_name(attachment);
     match Kernel::open().and_then(|mut kernel| kernel.remove_link(&host)) {
         // With the container its namespace may have gone, and both ends with that.
         Err(error) if error.raw_os_error() != Some(rustix::io::Errno::NODEV.raw_os_error()) => {
-            return Err(Error::io(format!("removing the interface {host}"), error));
+            Err(Error::io(format!("removing the interface {host}"), error))
         }
-        Ok(()) | Err(_) => {}
+        Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Has a pod forgotten.
+fn disown(config: &Config, state: &State, attachment: &Attachment) -> Result<(), Error> {
     forget(config, state, attachment);
     state.forget(attachment)
 }
@@ -234,8 +245,8 @@ pub fn gc(request: &Request, config: &Config) -> Result<(), Error> {
     let state = State::of(&config.state_directory);
     let mut outcome = Ok(());
     for Kept { attachment, .. } in chained::gc(config)? {
-        outcome = delegate.del(Some(&attachment)).and(outcome);
-        outcome = detach(config, &state, &attachment).and(outcome);
+        let detached = detach(config, &state, &attachment);
+        outcome = detached.and_then(|()| delegate.del(Some(&attachment))).and(outcome);
     }
     delegate.pass_on(Command::Gc).and(outcome)
 }

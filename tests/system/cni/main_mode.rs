@@ -102,6 +102,34 @@ fn an_add_that_fails_leaves_nothing() {
 }
 
 #[test]
+fn addresses_are_released_when_nobody_has_them_any_more() {
+    need_plugins!();
+    let lab = Lab::started(1);
+    let host = &lab.node().namespace;
+    // One that would give an address to somebody else at once.
+    let eager = lab.files.path().join("eager-ipam");
+    let script = "#!/bin/sh\ncat >/dev/null\ncase $CNI_COMMAND in\n\
+        VERSION) echo '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}' ;;\n\
+        ADD) echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.244.1.77/24\"}]}' ;;\n\
+        DEL) ! grep -q adit /proc/net/dev || { echo '{\"code\":100,\"msg\":\"the interface is there\"}'; exit 1; } ;;\nesac\n";
+    fs::write(&eager, script).unwrap();
+    fs::set_permissions(&eager, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = lab.main(0);
+    config["ipam"] = json!({ "type": "eager-ipam" });
+    config["name"] = "net".into();
+    config["cniVersion"] = "1.1.0".into();
+    config["cni.dev/valid-attachments"] = json!([]);
+    let path = lab.files.path().to_str().unwrap().to_owned();
+    for command in ["DEL", "GC"] {
+        let pod = Pod::new();
+        let call = |command: &str| Call::about(command, &pod).with("CNI_PATH", &path);
+        call("ADD").run(host, &config).unwrap();
+        call(command).run(host, &config).unwrap_or_else(|error| panic!("{command}: {error}"));
+        assert!(!pod.namespace.succeeds("ip link show eth0"), "{command}");
+    }
+}
+
+#[test]
 fn an_old_plugin_for_addresses_is_asked_in_its_own_words() {
     need_plugins!();
     let lab = Lab::started(1);
