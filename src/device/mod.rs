@@ -21,7 +21,7 @@
 //! | waiting packet | its length, 56 bytes | 128 a peer; of more than [`MAX_STAGED_BYTES`](crate::wireguard::constants::MAX_STAGED_BYTES) of all peers together but one of each |
 //! | address that floods | 64 bytes | [`RATE_LIMITER_ENTRIES`](crate::wireguard::load::RATE_LIMITER_ENTRIES) for each thread that receives, a second at most |
 //!
-//! Beside that the kernel has 4 MiB in each direction of each socket while they are filled.
+//! Beside that the kernel has 2 MiB in each direction of each socket while they are filled.
 //!
 //! Workers read a [`View`](crate::wireguard::interface::View) that the control thread replaces when it changes; there is no lock between
 //! them. What a worker cannot do itself it asks the control thread for.
