@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::api::{HostTraffic, Mode, PodAddresses, Scope, StrictGate, TunnelConfigSpec};
 use super::belief;
-use super::objects::{Config, Node, Object, Objects, Tunnel};
+use super::objects::{Config, Node, Object, Objects, PodNetwork, Tunnel};
 use super::oracle;
 use super::plan::{Entry, Kind, Routes};
 use super::read;
@@ -227,7 +227,14 @@ impl World {
                 self.say(format!("the cluster gives {name} {node:?}"));
                 self.objects.nodes.insert(name, node.into());
             }
-            15 => drop(self.objects.nodes.remove(&name)),
+            15 => {
+                self.objects.nodes.remove(&name);
+                // As kubeadm made the cluster, which others may have had it forget.
+                let prefixes = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()];
+                let network = PodNetwork { prefixes, faults: Vec::new() };
+                self.objects.pod_network = (name != "n3").then_some(network);
+                self.say(format!("{name} is no more; kubeadm: {:?}", self.objects.pod_network));
+            }
             16 | 17 => {
                 self.say("the agent is started anew".to_owned());
                 self.endpoints.clear();
@@ -478,7 +485,7 @@ impl World {
         if topology.settings.mode != Mode::Strict {
             return;
         }
-        let cluster = topology.settings.cluster_prefixes.as_deref().unwrap_or_default();
+        let cluster = topology.settings.catch_all();
         for [wanted, now, before] in tables([&topology.routes, &self.routes, before]) {
             let of_nodes: Vec<_> = wanted
                 .iter()

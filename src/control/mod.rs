@@ -11,6 +11,7 @@
 //! - [`api`]: the custom resources and their schema.
 //! - [`objects`], [`read`]: what is known of the cluster; one bad field costs only itself.
 //! - [`settings`], [`topology`]: objects → what this node should do. Pure.
+//! - [`pod_network`]: the prefixes of all pods where nobody has named them. Pure.
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
 //! - [`belief`]: what is while nobody has asked. Pure.
 //! - [`translated`]: connections that a new way breaks.
@@ -60,6 +61,7 @@ pub mod objects;
 #[cfg(test)]
 mod oracle;
 pub mod plan;
+pub mod pod_network;
 pub mod preflight;
 pub mod publish;
 mod ranges;

@@ -62,6 +62,8 @@ pub struct Objects {
     pub pods: Option<BTreeMap<String, Pod>>,
     /// The addresses of API servers, by the `EndpointSlice` that names them.
     pub api_servers: BTreeMap<String, Vec<IpAddr>>,
+    /// What the tool that made the cluster says of the pods' network, if it does.
+    pub pod_network: Option<PodNetwork>,
 }
 
 impl Objects {
@@ -73,6 +75,7 @@ impl Objects {
             Object::Node(name, node) => drop(self.nodes.insert(name, node.into())),
             Object::Pod(name, pod) => drop(self.pods.get_or_insert_default().insert(name, pod)),
             Object::ApiServers(name, addresses) => drop(self.api_servers.insert(name, addresses)),
+            Object::PodNetwork(network) => self.pod_network = Some(network),
         }
     }
 
@@ -84,6 +87,7 @@ impl Objects {
             Object::Node(name, node) => self.nodes.get(name).is_some_and(|known| **known == *node),
             Object::Pod(name, pod) => self.pods.as_ref().is_some_and(|pods| pods.get(name) == Some(pod)),
             Object::ApiServers(name, addresses) => self.api_servers.get(name) == Some(addresses),
+            Object::PodNetwork(network) => self.pod_network.as_ref() == Some(network),
         }
     }
 }
@@ -101,6 +105,8 @@ pub enum Object {
     Pod(String, Pod),
     /// An `EndpointSlice` of the service `kubernetes`: addresses of API servers.
     ApiServers(String, Vec<IpAddr>),
+    /// The `ConfigMap` in which kubeadm keeps how it made the cluster. There is one.
+    PodNetwork(PodNetwork),
 }
 
 /// What a node says of itself, as far as it can be read.
@@ -161,6 +167,15 @@ pub struct Pod {
     pub node: String,
     /// Its addresses; none if it has the node's, or has ended.
     pub addresses: Vec<IpAddr>,
+}
+
+/// What the tool that made the cluster says of the addresses of all pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodNetwork {
+    /// The prefixes that could be read.
+    pub prefixes: Vec<Prefix>,
+    /// What could not be read.
+    pub faults: Vec<Fault>,
 }
 
 /// A field that is not obeyed.

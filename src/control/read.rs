@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::api::{KeyState, Mode, PostQuantum, TunnelConfigSpec};
-use super::objects::{Config, Fault, Node, Object, Objects, Pod, Tunnel};
+use super::objects::{Config, Fault, Node, Object, Objects, Pod, PodNetwork, Tunnel};
 use crate::config::Prefix;
 use crate::crypto::x25519::PublicKey;
 
@@ -32,6 +32,12 @@ pub const SERVICE: &str = "kubernetes.io/service-name";
 
 /// The service by which pods reach the API server, in the namespace `default`.
 pub const API_SERVICE: &str = "kubernetes";
+
+/// The namespace and the name of the `ConfigMap` in which kubeadm keeps how it made the cluster.
+pub const KUBEADM: (&str, &str) = ("kube-system", "kubeadm-config");
+
+/// The key of its value that names the pods' network.
+const KUBEADM_KEY: &str = "ClusterConfiguration";
 
 /// The most elements of a list that are looked at: those of the schema's longest.
 const LIST_MAX: usize = 512;
@@ -86,6 +92,7 @@ pub fn object(value: &Value) -> Result<Object, NoObject> {
         ("discovery.k8s.io", "EndpointSlice") if is_of_api_server(value) => {
             Ok(Object::ApiServers(name, endpoint_addresses(value)))
         }
+        ("", "ConfigMap") if is_of_kubeadm(value, &name) => Ok(Object::PodNetwork(pod_network(value))),
         _ => Err(NoObject::OfOtherKind(format!("{version} {kind}"))),
     }
 }
@@ -125,7 +132,17 @@ pub fn values(objects: &Objects) -> impl Iterator<Item = Value> {
             "endpoints": [{ "addresses": texts(addresses) }],
         })
     });
-    tunnels.chain(configs).chain(nodes).chain(api_servers)
+    let pod_network = objects.pod_network.iter().map(|network| {
+        let configuration = json!({ "networking": { "podSubnet": texts(&network.prefixes).join(",") } });
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": { "name": KUBEADM.1, "namespace": KUBEADM.0 },
+            // JSON is YAML.
+            "data": { KUBEADM_KEY: configuration.to_string() },
+        })
+    });
+    tunnels.chain(configs).chain(nodes).chain(api_servers).chain(pod_network)
 }
 
 fn tunnel_value(name: &str, tunnel: &Tunnel) -> Value {
@@ -271,6 +288,47 @@ fn endpoint_addresses(value: &Value) -> Vec<IpAddr> {
     addresses.filter_map(|addr| own_address(addr).ok()).collect()
 }
 
+fn is_of_kubeadm(value: &Value, name: &str) -> bool {
+    let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str);
+    (namespace, name) == (Some(KUBEADM.0), KUBEADM.1)
+}
+
+/// Reads `networking.podSubnet` of kubeadm's `ClusterConfiguration`: one prefix, or one of each family with a comma between them.
+fn pod_network(value: &Value) -> PodNetwork {
+    const FIELD: &str = "networking.podSubnet";
+    let Some(text) = value.pointer("/data").and_then(|data| data.get(KUBEADM_KEY)).and_then(Value::as_str)
+    else {
+        return PodNetwork::default();
+    };
+    let mut network = PodNetwork::default();
+    let mut fault = |field: String, reason: String| network.faults.push(Fault { field, reason });
+    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+    let configuration: Value = match serde_saphyr::from_str_with_options(text, options) {
+        Ok(configuration) => configuration,
+        Err(error) => {
+            fault(KUBEADM_KEY.to_owned(), error.to_string());
+            return network;
+        }
+    };
+    let subnets = match configuration.pointer("/networking/podSubnet") {
+        // Who gave kubeadm no network has none there.
+        None | Some(Value::Null) => return network,
+        Some(Value::String(text)) if text.is_empty() => return network,
+        Some(Value::String(text)) => text,
+        Some(_) => {
+            fault(FIELD.to_owned(), "a text is needed".to_owned());
+            return network;
+        }
+    };
+    for (at, subnet) in subnets.split(',').enumerate().take(LIST_MAX) {
+        match wide_block(subnet.trim(), "a cluster's pods have") {
+            Ok(prefix) => network.prefixes.push(prefix),
+            Err(reason) => fault(format!("{FIELD}[{at}]"), reason),
+        }
+    }
+    network
+}
+
 /// Returns the labels; those whose values are no text are left out, as no label has such.
 fn labels(value: &Value) -> BTreeMap<String, String> {
     let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
@@ -378,12 +436,17 @@ fn text(value: &Value) -> Result<&str, String> {
     value.as_str().ok_or_else(|| "a text is needed".to_owned())
 }
 
-/// Reads a block of addresses that a node may own. Who owns half of the internet has made a mistake.
+/// Reads a block of addresses that a node may own.
 fn block(value: &Value) -> Result<Prefix, String> {
-    let prefix: Prefix = parse(text(value)?, "a prefix (ADDRESS/LENGTH)")?;
+    wide_block(text(value)?, "a node owns")
+}
+
+/// Reads a block of addresses. Who owns half of the internet has made a mistake.
+fn wide_block(text: &str, who: &str) -> Result<Prefix, String> {
+    let prefix: Prefix = parse(text, "a prefix (ADDRESS/LENGTH)")?;
     let least = if prefix.addr().is_ipv4() { 8 } else { 16 };
     if prefix.len() < least {
-        return Err(format!("a node owns no block wider than /{least}"));
+        return Err(format!("{who} no block wider than /{least}"));
     }
     usable(prefix.addr()).map(|_| prefix)
 }
@@ -553,6 +616,10 @@ mod tests {
             },
         ));
         objects.insert(Object::ApiServers("kubernetes".to_owned(), vec![IpAddr::from([192, 0, 2, 9])]));
+        objects.pod_network = Some(PodNetwork {
+            prefixes: ["10.244.0.0/16", "fd00:244::/48"].map(|text| text.parse().unwrap()).into(),
+            faults: Vec::new(),
+        });
         let mut again = Objects::default();
         values(&objects).for_each(|value| again.insert(object(&value).unwrap()));
         assert_eq!(again, objects);
@@ -601,6 +668,53 @@ mod tests {
         }
         assert!(read(json!({ "nodeName": "a", "hostNetwork": true }), status("Running")).is_empty());
         assert!(read(own, json!({})).is_empty());
+    }
+
+    #[test]
+    fn the_network_of_pods_is_what_kubeadm_made_and_what_it_cannot_be_is_named() {
+        let of = |configuration: Value| {
+            let metadata = json!({ "name": "kubeadm-config", "namespace": "kube-system" });
+            let data = json!({ "ClusterConfiguration": configuration });
+            let value =
+                json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data });
+            let Ok(Object::PodNetwork(network)) = object(&value) else { panic!("no network") };
+            let prefixes: Vec<_> = network.prefixes.iter().map(ToString::to_string).collect();
+            (prefixes.join(" "), network.faults.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let subnet = |text: &str| {
+            // As kubeadm writes it.
+            of(json!(format!(
+                "apiServer: {{}}\napiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nkubernetesVersion: v1.34.0\n\
+                networking:\n  dnsDomain: cluster.local\n  podSubnet: {text}\n  serviceSubnet: 10.96.0.0/12\n"
+            )))
+        };
+        let good = |text: &str| (text.to_owned(), Vec::<String>::new());
+        assert_eq!(subnet("10.244.0.0/16"), good("10.244.0.0/16"));
+        assert_eq!(subnet("10.244.0.0/16,fd00:244::/48"), good("10.244.0.0/16 fd00:244::/48"));
+        for nothing in
+            [subnet("\"\""), subnet("null"), of(json!("networking: {}\n")), of(json!("")), of(json!(7))]
+        {
+            assert_eq!(nothing, good(""));
+        }
+        for (text, reason) in [
+            ("0.0.0.0/0", "[0]: a cluster's pods have no block wider than /8"),
+            ("::/0", "[0]: a cluster's pods have no block wider than /16"),
+            ("everything", "[0]: a prefix (ADDRESS/LENGTH) is needed"),
+            ("127.0.0.0/8", "[0]: packets between nodes do not have such addresses"),
+            ("[10.244.0.0/16]", ": a text is needed"),
+        ] {
+            assert_eq!(
+                subnet(text),
+                (String::new(), vec![format!("networking.podSubnet{reason}")]),
+                "{text}"
+            );
+        }
+        let (prefixes, faults) = subnet("10.244.0.0/16,10.0.0.0/7");
+        assert_eq!((prefixes.as_str(), faults.len()), ("10.244.0.0/16", 1));
+        let (prefixes, faults) = of(json!("networking: ["));
+        assert!(prefixes.is_empty() && faults[0].starts_with("ClusterConfiguration: "), "{faults:?}");
+        let other = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "kubeadm-config", "namespace": "shop" } });
+        assert!(matches!(object(&other), Err(NoObject::OfOtherKind(_))));
     }
 
     #[test]

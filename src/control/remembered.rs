@@ -43,10 +43,15 @@ impl Remembered {
         self.0.iter()
     }
 
+    /// Tells whether a prefix is inside one of them.
+    pub fn has(&self, prefix: &Prefix) -> bool {
+        self.0.contains(prefix) || self.covers(prefix)
+    }
+
     fn add(&mut self, prefix: Prefix) {
         let is_single = prefix == Prefix::host(prefix.addr());
         let is_full = self.0.len() >= MOST;
-        if is_full && is_single || self.0.contains(&prefix) || self.covers(&prefix) {
+        if is_full && is_single || self.has(&prefix) {
             return;
         }
         let inside = self.0.range(prefix..).take_while(|other| prefix.contains(other.addr()));

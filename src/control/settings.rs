@@ -11,6 +11,8 @@ use super::api::{
 };
 use super::metrics::server::places;
 use super::objects::{Config, Fault, Objects};
+use super::pod_network::Found;
+use super::read::KUBEADM;
 use crate::config::Prefix;
 
 /// The name of the `TunnelConfig` that is for all nodes.
@@ -35,6 +37,8 @@ pub struct Settings {
     pub strict_gate: StrictGate,
     /// The prefixes of all pods; `None` for those that nodes name.
     pub cluster_prefixes: Option<Vec<Prefix>>,
+    /// What was found of them where nobody has named them.
+    pub found: Found,
     /// What a node says of its pods' addresses.
     pub pod_addresses: PodAddresses,
     /// The UDP port of the data plane.
@@ -76,6 +80,7 @@ impl Default for Settings {
             backend: Backend::default(),
             strict_gate: StrictGate::default(),
             cluster_prefixes: None,
+            found: Found::default(),
             pod_addresses: PodAddresses::default(),
             listen_port: 51820,
             interface: "adit0".to_owned(),
@@ -97,7 +102,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Returns what is wanted of the node `name` with these labels, and adds what is not obeyed to `faults`, by the object's name.
+    /// Returns what is wanted of the node `name` with these labels, and adds what is not obeyed to `faults`, by `Kind/name` of the object.
     ///
     /// `default` comes first, then what a selector matches in the order of names, then `node.NAME`: the last to say something has it.
     pub fn of(
@@ -117,14 +122,30 @@ impl Settings {
         {
             let mut found = settings.overlay(config);
             found.extend(config.faults.iter().cloned());
-            faults.extend(found.into_iter().map(|fault| (object.clone(), fault)));
+            faults.extend(found.into_iter().map(|fault| (format!("TunnelConfig/{object}"), fault)));
+        }
+        if settings.cluster_prefixes.is_none() {
+            settings.found = Found::of(objects, name, settings.pod_addresses, faults);
         }
         settings
     }
 
-    /// Tells whether Strict drops no more than what nodes have claimed: nobody has named the prefixes of all pods.
+    /// Returns the prefixes of all pods, named or found: in Strict, what of them is nobody's is dropped.
+    pub fn catch_all(&self) -> &[Prefix] {
+        self.cluster_prefixes.as_ref().unwrap_or(&self.found.prefixes)
+    }
+
+    /// Returns the catch-all and who says so, where nobody has named it.
+    pub fn found_catch_all(&self) -> Option<String> {
+        let prefixes: Vec<_> = self.found.prefixes.iter().map(ToString::to_string).collect();
+        let (namespace, name) = KUBEADM;
+        (!prefixes.is_empty()).then(|| format!("{} (by {namespace}/{name})", prefixes.join(", ")))
+    }
+
+    /// Tells whether Strict drops no more than what nodes have claimed: nobody has named the prefixes of all pods, nor were they found.
     pub fn lacks_catch_all(&self) -> bool {
-        self.mode == Mode::Strict && self.cluster_prefixes.as_ref().is_none_or(Vec::is_empty)
+        let is_whole = self.cluster_prefixes.is_some() || self.found.is_whole;
+        self.mode == Mode::Strict && (!is_whole || self.catch_all().is_empty())
     }
 
     /// Takes over what an object says, and returns what it says in vain.
@@ -359,6 +380,7 @@ mod tests {
             backend: Backend::Kernel,
             strict_gate: StrictGate::Immediate,
             cluster_prefixes: Some(vec!["10.244.0.0/16".parse().unwrap()]),
+            found: Found::default(),
             pod_addresses: PodAddresses::Pods,
             exempt: vec!["10.0.0.1/32".parse().unwrap()],
             exempt_api_server: true,

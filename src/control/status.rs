@@ -100,7 +100,10 @@ fn strict(topology: &Topology, is_programmed: bool) -> (bool, &'static str, Stri
             // In short: every agent reads it with each change of the object.
             (true, "WithoutCatchAll", "no catch-all: name clusterCIDRs".to_owned())
         }
-        Mode::Strict if is_programmed => (true, "Enforced", String::new()),
+        Mode::Strict if is_programmed => {
+            let found = topology.settings.found_catch_all();
+            (true, "Enforced", found.map(|found| format!("catch-all: {found}")).unwrap_or_default())
+        }
         Mode::Strict => (false, "NotProgrammed", "routes or firewall are not what they should be".to_owned()),
         Mode::Permissive | Mode::Off => (false, "NotWanted", String::new()),
     }
@@ -157,7 +160,7 @@ pub fn carry_over(before: &NodeTunnelStatus, status: &mut NodeTunnelStatus) {
 mod tests {
     use super::*;
     use crate::control::api::TunnelConfigSpec;
-    use crate::control::objects::{Config, Node, Objects};
+    use crate::control::objects::{Config, Node, Objects, PodNetwork};
     use crate::control::topology::{Own, topology};
     use crate::crypto::x25519::PublicKey;
 
@@ -247,6 +250,12 @@ mod tests {
         assert!(waiting.starts_with("False NotReady not ready: n0 (NotPublished), n1 (NotPublished), "));
         assert!(waiting.ends_with("n7 (NotPublished) and 2 more"), "{waiting}");
         assert_eq!(told(&objects, Some(Mode::Strict), true), "True Enforced ");
+        let prefixes = vec!["10.244.0.0/16".parse().unwrap()];
+        objects.pod_network = Some(PodNetwork { prefixes, faults: Vec::new() });
+        configure(&mut objects, Some("Auto"));
+        let found = "True Enforced catch-all: 10.244.0.0/16 (by kube-system/kubeadm-config)";
+        assert_eq!(told(&objects, Some(Mode::Strict), true), found);
+        objects.pod_network = None;
         for cluster in [None, Some("Auto")] {
             configure(&mut objects, cluster);
             let told = told(&objects, Some(Mode::Strict), true);

@@ -67,6 +67,9 @@ fn write_node(text: &mut String, node: &NodeReport) -> fmt::Result {
     if let Some(why) = node.no_catch_all {
         line(text, "Strict", why)?;
     }
+    if let Some(found) = &node.found_catch_all {
+        line(text, "catch-all", found)?;
+    }
     if !node.orphans.is_empty() {
         let mut orphans: Vec<_> = node.orphans.iter().take(ORPHANS_MOST).cloned().collect();
         if let Some(more @ 1..) = node.orphans.len().checked_sub(ORPHANS_MOST) {

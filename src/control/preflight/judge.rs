@@ -148,7 +148,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "catch-all",
         why: "in Strict, an address of pods that no node has claimed so far is not known to be one, and what is sent there goes in clear",
-        fix: "name the prefixes of all pods in spec.clusterCIDRs of the TunnelConfig, as the controller manager's --cluster-cidr has them",
+        fix: "name the prefixes of all pods in spec.clusterCIDRs of the TunnelConfig, as the controller manager's --cluster-cidr has them; \
+            where kubeadm made the cluster, let agents read its configuration (rbac.yaml)",
         judge: catch_all,
     },
     Check {
@@ -459,8 +460,12 @@ fn is_strange(wanted: &Wanted, route: &TableRoute) -> bool {
 fn catch_all(wanted: &Wanted, _: &Facts) -> (Verdict, String) {
     let settings = &wanted.settings;
     match settings.cluster_prefixes.as_deref() {
-        _ if settings.lacks_catch_all() => (Warn, "clusterCIDRs is Auto".to_owned()),
+        _ if settings.lacks_catch_all() => match settings.found_catch_all() {
+            Some(found) => (Warn, format!("clusterCIDRs is Auto, and there are pods outside of {found}")),
+            None => (Warn, "clusterCIDRs is Auto, and kubeadm's configuration was not found".to_owned()),
+        },
         Some(prefixes) => (Pass, format!("clusterCIDRs names {} prefixes", prefixes.len())),
+        None if settings.mode == Mode::Strict => (Pass, settings.found_catch_all().unwrap_or_default()),
         None => (Pass, "nothing is dropped in this mode".to_owned()),
     }
 }

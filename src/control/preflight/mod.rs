@@ -60,7 +60,7 @@ impl Wanted {
         let claimed = objects.tunnels.values().flat_map(|tunnel| tunnel.pod_prefixes.iter().copied());
         let cluster_prefixes = match &settings.cluster_prefixes {
             Some(prefixes) => prefixes.iter().copied().collect(),
-            None => claimed.clone().collect(),
+            None => claimed.clone().chain(settings.found.prefixes.iter().copied()).collect(),
         };
         let others = objects.tunnels.iter().filter(|(other, _)| other.as_str() != name);
         // One that names several is reached by the first.

@@ -129,7 +129,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         let labels = own_tunnel.map_or(&nothing, |tunnel| &tunnel.labels);
         let mut found = Vec::new();
         let settings = Settings::of(objects, &own.name, labels, &mut found);
-        faults.extend(found.into_iter().map(|(name, fault)| (format!("TunnelConfig/{name}"), fault)));
+        faults.extend(found);
         settings
     };
     for (name, tunnel) in objects.tunnels.iter() {
@@ -185,6 +185,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         }
     }
     routing.add_orphans(&orphans);
+    routing.let_out(claimed.values().flat_map(|granted| &granted.nodes), &own.remembered);
     let is_open = settings.host_traffic == HostTraffic::Plain || routing.is_exempt;
     let own_addresses = own_tunnel.filter(|_| is_open).map(|tunnel| tunnel.node_addresses.clone());
     Topology {
@@ -204,19 +205,21 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     }
 }
 
-/// Returns what was remembered and nobody has any more. Where the prefixes of all pods are named, they say what else is to be dropped.
+/// Returns what was remembered and nobody has any more. Where the prefixes of all pods are named, they say what else is to be dropped;
+/// those that were found may not be all.
 fn orphans(settings: &Settings, own: &Own, claims: &Claims<'_>) -> Vec<Prefix> {
     if settings.mode != Mode::Strict || settings.cluster_prefixes.is_some() {
         return Vec::new();
     }
-    own.remembered.iter().filter(|prefix| !claims.has(prefix)).copied().collect()
+    let is_found = |prefix: &Prefix| settings.found.prefixes.iter().any(|found| found.covers(prefix));
+    own.remembered.iter().filter(|prefix| !claims.has(prefix) && !is_found(prefix)).copied().collect()
 }
 
 /// Returns what of this node's pods goes out of the cluster: to no prefix of pods and to no tunnel's address.
 fn masquerade(settings: &Settings, claimed: &BTreeMap<&str, Granted<'_>>, own: &str) -> Masquerade {
-    let cluster = settings.cluster_prefixes.iter().flatten();
+    let cluster = settings.catch_all();
     let inside = claimed.values().flat_map(|granted| granted.pods.iter().chain(&granted.tunnels));
-    let mut inside: Vec<_> = cluster.chain(inside).copied().collect();
+    let mut inside: Vec<_> = cluster.iter().chain(inside).copied().collect();
     inside.sort_unstable();
     inside.dedup();
     let sources = claimed.get(own).map(|granted| granted.pods.clone()).unwrap_or_default();

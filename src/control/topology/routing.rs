@@ -10,6 +10,7 @@ use crate::config::Prefix;
 use crate::control::api::{HostTraffic, Mode, Scope};
 use crate::control::objects::{Objects, Tunnel};
 use crate::control::plan::{Entry, FromPods, Kind, Routes};
+use crate::control::remembered::Remembered;
 use crate::control::settings::Settings;
 
 /// The routes that are being made.
@@ -67,7 +68,7 @@ impl<'a> Routing<'a> {
             guarded: Vec::new(),
         };
         if settings.mode == Mode::Strict {
-            this.all.blackholes.extend(settings.cluster_prefixes.iter().flatten());
+            this.all.blackholes.extend(settings.catch_all());
         }
         if settings.host_traffic == HostTraffic::Encrypt {
             settings.exempt.iter().for_each(|prefix| this.add(*prefix, Kind::Throw));
@@ -145,6 +146,16 @@ impl<'a> Routing<'a> {
     /// Lets nothing leave for what was other nodes' pods' and is nobody's any more.
     pub(super) fn add_orphans(&mut self, orphans: &[Prefix]) {
         self.all.blackholes.extend(orphans);
+    }
+
+    /// Lets past the tunnel what is sent to nodes that are inside what was found of all pods' prefixes, unless other nodes' pods were there.
+    pub(super) fn let_out<'n>(&mut self, nodes: impl Iterator<Item = &'n Prefix>, pods: &Remembered) {
+        let found = &self.settings.found.prefixes;
+        for node in nodes.filter(|node| found.iter().any(|found| found.covers(node))) {
+            if !pods.has(node) {
+                self.add(*node, Kind::Throw);
+            }
+        }
     }
 
     fn add(&mut self, prefix: Prefix, kind: Kind) {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::Prefix;
 use crate::control::api::{PodAddresses, Scope, StrictGate, TunnelConfigSpec};
-use crate::control::objects::{Config, Node};
+use crate::control::objects::{Config, Node, PodNetwork};
 use crate::control::plan::Entry;
 
 fn key(number: u8) -> PublicKey {
@@ -372,6 +372,48 @@ fn what_was_another_nodes_and_is_nobodys_any_more_goes_nowhere_in_strict() {
     let found = topology(&objects, &own);
     assert_eq!((&found.orphans[..], &found.guarded[..]), (&[][..], &[][..]));
     assert!(is_same(&found, entries(&of(&objects))));
+}
+
+#[test]
+fn what_was_found_of_all_pods_prefixes_goes_nowhere_but_refuses_nothing() {
+    let mut objects = objects(Mode::Strict);
+    let prefixes = vec![prefix("10.244.0.0/16"), prefix("fd00::/16")];
+    objects.pod_network = Some(PodNetwork { prefixes, faults: Vec::new() });
+    let whole = of(&objects);
+    for entry in ["blackhole 10.244.0.0/16", "blackhole fd00::/16", "throw 10.244.1.0/24"] {
+        assert!(entries(&whole).contains(&entry.to_owned()), "{entry}");
+    }
+    assert!(!whole.settings.lacks_catch_all() && whole.masquerade.inside.contains(&prefix("10.244.0.0/16")));
+    // Pods outside are reached, and say that it is not all.
+    change(&mut objects, "b", |tunnel| tunnel.pod_prefixes.push(prefix("10.7.2.0/24")));
+    let topology = of(&objects);
+    assert_eq!(faults(&topology), [""; 0]);
+    assert!(entries(&topology).contains(&"unicast 10.7.2.0/24".to_owned()));
+    assert!(topology.settings.lacks_catch_all());
+    // Outside, what was another node's still goes nowhere.
+    let own =
+        Own { remembered: Remembered::of_text("10.7.9.0/24\n10.244.9.0/24\n"), ..Own::new("a", key(1)) };
+    assert_eq!(super::topology(&objects, &own).orphans, [prefix("10.7.9.0/24")]);
+    // Who names them has said all, and in Permissive nothing goes nowhere.
+    set(&mut objects, |spec| spec.cluster_cidrs = Some(vec!["10.0.0.0/8".to_owned()]));
+    assert!(!entries(&of(&objects)).contains(&"blackhole 10.244.0.0/16".to_owned()));
+    set(&mut objects, |spec| (spec.cluster_cidrs, spec.mode) = (None, Some(Mode::Permissive)));
+    assert!(!entries(&of(&objects)).iter().any(|entry| entry.starts_with("blackhole")));
+}
+
+#[test]
+fn a_node_inside_what_was_found_is_reached_unless_pods_were_there() {
+    let mut objects = objects(Mode::Strict);
+    change(&mut objects, "b", |tunnel| tunnel.node_addresses = vec![[10, 244, 9, 9].into()]);
+    let prefixes = vec![prefix("10.244.0.0/16")];
+    objects.pod_network = Some(PodNetwork { prefixes, faults: Vec::new() });
+    let open = "throw 10.244.9.9/32".to_owned();
+    assert!(entries(&of(&objects)).contains(&open));
+    let own = Own { remembered: Remembered::of_text("10.244.9.0/24\n"), ..Own::new("a", key(1)) };
+    assert!(!entries(&topology(&objects, &own)).contains(&open));
+    // Nor if they are.
+    change(&mut objects, "c", |tunnel| tunnel.pod_prefixes.push(prefix("10.244.9.0/24")));
+    assert!(!entries(&of(&objects)).contains(&open));
 }
 
 #[test]

@@ -8,6 +8,8 @@
 //! Where API servers are is told by the slices of the service `kubernetes`: what a pod is told leads there by way of a translation, which
 //! the routes do not see.
 //!
+//! What addresses all pods have is told by kubeadm's configuration, where there is one that may be read.
+//!
 //! What this node says of itself is written by server-side apply, and tried until it is there.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +36,7 @@ use tokio::time::sleep;
 
 use super::Source;
 use super::access::Reach;
-use super::follow::{News, Pauses, answer, follow, read_as};
+use super::follow::{News, Pauses, answer, follow, may_list, read_as};
 use super::taint::{Taint, keep_off};
 use crate::control::api::{Mode, NodeTunnel, NodeTunnelStatus, TunnelConfig, TunnelConfigSpec};
 use crate::control::happening::Happening;
@@ -56,6 +58,9 @@ const HAPPENINGS_MAX: usize = 64;
 
 /// How long after what was found is written it may be written again, whatever happens: each write is read by every agent.
 const REPORT_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long after it was told that it may not read something the agent asks again.
+const ASK_AGAIN: Duration = Duration::from_secs(300);
 
 /// The objects of a cluster.
 pub struct Cluster {
@@ -87,7 +92,7 @@ struct Common {
 struct State {
     objects: Objects,
     /// Which lists were read to their end.
-    is_listed: [bool; 4],
+    is_listed: [bool; 5],
     is_changed: bool,
     /// The nodes that are to be fetched again.
     doubted: BTreeSet<String>,
@@ -100,6 +105,7 @@ enum Kind {
     Config,
     Node,
     ApiServers,
+    PodNetwork,
     /// None is waited for: they are not always wanted.
     Pod,
 }
@@ -277,12 +283,14 @@ async fn follow_all(
     let api = Api::namespaced_with(client.clone(), "default", &resource);
     let service = ListParams::default().labels(&format!("{}={}", read::SERVICE, read::API_SERVICE));
     let api_servers = follow_whole(api, resource, service, shared, Kind::ApiServers);
+    let pod_network = follow_pod_network(client.clone(), shared);
     let configured = configure(client.clone(), default_mode);
     futures::join!(
         tunnels,
         configs,
         nodes,
         api_servers,
+        pod_network,
         configured,
         write(client.clone(), wanted),
         write_status(client, found)
@@ -310,12 +318,27 @@ async fn follow_whole(
             let name = object.name_any();
             let name = match kind {
                 Kind::Pod => read::pod_name(object.namespace().as_deref(), &name),
-                Kind::Tunnel | Kind::Config | Kind::Node | Kind::ApiServers => name,
+                Kind::Tunnel | Kind::Config | Kind::Node | Kind::ApiServers | Kind::PodNetwork => name,
             };
             shared.remove(kind, &name);
         }
     };
     follow(&resource, which, list, watch, tell).await;
+}
+
+/// Follows what kubeadm says of the pods' network. That an agent may not read it is no fault: it is known then that nothing is said.
+async fn follow_pod_network(client: Client, shared: &Common) {
+    let resource = ApiResource::erase::<v1::ConfigMap>(&());
+    let (namespace, name) = read::KUBEADM;
+    let api = Api::namespaced_with(client, namespace, &resource);
+    // A role that names an object lets lists and watches through that select it by its name.
+    let which = ListParams::default().fields(&format!("metadata.name={name}"));
+    while !may_list(&api, &resource, &which).await {
+        tracing::debug!(namespace, name, "kubeadm's configuration may not be read");
+        shared.replace(Kind::PodNetwork, Vec::new());
+        sleep(ASK_AGAIN).await;
+    }
+    follow_whole(api, resource, which, shared, Kind::PodNetwork).await;
 }
 
 /// Follows the pods of a node while they are wanted. What is not needed of them is forgotten as they come.
@@ -590,6 +613,7 @@ impl Common {
                 Kind::Config => state.objects.configs = BTreeMap::new(),
                 Kind::Node => state.objects.nodes = Named::default(),
                 Kind::ApiServers => state.objects.api_servers = BTreeMap::new(),
+                Kind::PodNetwork => state.objects.pod_network = None,
                 Kind::Pod => state.objects.pods = Some(BTreeMap::new()),
             }
             listed.into_iter().for_each(|object| state.objects.insert(object));
@@ -651,6 +675,7 @@ impl Common {
             Kind::Config => drop(state.objects.configs.remove(name)),
             Kind::Node => drop(state.objects.nodes.remove(name)),
             Kind::ApiServers => drop(state.objects.api_servers.remove(name)),
+            Kind::PodNetwork => state.objects.pod_network = None,
             Kind::Pod => drop(state.objects.pods.as_mut().and_then(|pods| pods.remove(name))),
         });
     }

@@ -71,6 +71,8 @@ impl<L: Resource + Clone + Debug + Serialize + DeserializeOwned> Listed for L {}
 enum Failed {
     /// What was asked for can be asked for again.
     Passing(String),
+    /// It is not there, or not for us.
+    Refused(String),
     /// The version that was asked for is not known any more.
     Expired(String),
     /// Nothing was heard at all.
@@ -109,7 +111,7 @@ pub(super) async fn follow<L, W, S>(
                 // The server ends every watch sooner or later.
                 None if begun.elapsed() >= SHORT => {}
                 None => attempts.pause().await,
-                Some(Failed::Passing(reason)) => attempts.fail(&reason).await,
+                Some(Failed::Passing(reason) | Failed::Refused(reason)) => attempts.fail(&reason).await,
                 Some(Failed::Silent) => attempts.fail(UNHEARD).await,
                 Some(Failed::Expired(reason)) => {
                     attempts.fail(&reason).await;
@@ -119,6 +121,18 @@ pub(super) async fn follow<L, W, S>(
             if is_deaf {
                 break;
             }
+        }
+    }
+}
+
+/// Tells whether the objects that are selected may be listed, once the API server says so or otherwise.
+pub(super) async fn may_list<L: Listed>(api: &Api<L>, resource: &ApiResource, which: &ListParams) -> bool {
+    let mut attempts = Attempts::new(&resource.plural);
+    loop {
+        match limited(api.list(&which.clone().limit(1))).await {
+            Ok(_) => return true,
+            Err(Failed::Refused(_)) => return false,
+            Err(failed) => attempts.fail(&failed.into_reason()).await,
         }
     }
 }
@@ -135,7 +149,7 @@ async fn list_all<L: Listed>(
     loop {
         let page = match limited(list(&params)).await {
             Ok(page) => page,
-            Err(Failed::Passing(reason)) => {
+            Err(Failed::Passing(reason) | Failed::Refused(reason)) => {
                 attempts.fail(&reason).await;
                 continue;
             }
@@ -226,12 +240,16 @@ pub(super) async fn answer<T>(answer: impl Future<Output = kube::Result<T>>) -> 
 impl Failed {
     fn of_status(status: &Status) -> Self {
         let reason = format!("{} {}: {}", status.code, status.reason, status.message);
-        if status.code == 410 { Self::Expired(reason) } else { Self::Passing(reason) }
+        match status.code {
+            410 => Self::Expired(reason),
+            403 | 404 => Self::Refused(reason),
+            _ => Self::Passing(reason),
+        }
     }
 
     fn into_reason(self) -> String {
         match self {
-            Self::Passing(reason) | Self::Expired(reason) => reason,
+            Self::Passing(reason) | Self::Refused(reason) | Self::Expired(reason) => reason,
             Self::Silent => UNHEARD.to_owned(),
         }
     }

@@ -16,6 +16,7 @@ mod monitoring;
 mod mtu;
 pub(crate) mod nodes;
 pub(crate) mod plans;
+mod pod_network;
 mod reboot;
 mod scope;
 mod security;
