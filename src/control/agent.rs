@@ -790,6 +790,7 @@ impl Agent {
         let firewall = is_wanted.then(|| Firewall {
             hosts: topology.open_addresses.clone(),
             masquerade,
+            open_in: settings.open_port_in.clone(),
             ..Firewall::of(&routes, settings.listen_port, is_strict)
         });
         let leaves_firewall = !is_whole && !is_strict;

@@ -236,6 +236,10 @@ pub struct TunnelConfigSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub listen_port: Option<u16>,
+    /// Others' nftables chains in which that port is opened, by a rule at their head: family, table and chain, as inet filter input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "chains")]
+    pub open_port_in: Option<Vec<String>>,
     /// The tunnel's interface. adit0 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 15), regex(pattern = "^[A-Za-z0-9_.-]+$"))]
@@ -580,6 +584,15 @@ fn cluster_cidrs(_: &mut SchemaGenerator) -> Schema {
         ],
     });
     set_of(&prefix, 32)
+}
+
+fn chains(_: &mut SchemaGenerator) -> Schema {
+    let chain = json_schema!({
+        "type": "string",
+        "maxLength": 128,
+        "pattern": "^(inet|ip|ip6) [^ ]+ [^ ]+$",
+    });
+    set_of(&chain, 8)
 }
 
 fn exempt(_: &mut SchemaGenerator) -> Schema {

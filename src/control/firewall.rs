@@ -18,10 +18,13 @@
 //! only passed on.
 //!
 //! A packet must be accepted by every table that looks at it. So this table's accept counts the tunnel's packets but cannot save them from
-//! a chain of another one that drops by default; nothing of others' is changed here. [`Guard::obstacles`] names such chains. Where they accept
-//! packets of established connections, as most do, a tunnel works all the same once its own side has sent first. Chains of the
-//! older iptables interface are not seen.
+//! a chain of another one that drops by default. [`Guard::obstacles`] names such chains. Where they accept packets of established connections,
+//! as most do, a tunnel works all the same once its own side has sent first. Chains of the older iptables interface are not seen.
+//!
+//! Nothing of others' is changed, but for the chains that are named: at the head of each is one rule that accepts what comes to the WireGuard
+//! port, with a comment that says whose it is. What bears that comment and is not wanted is removed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
@@ -30,7 +33,7 @@ use super::plan::{Entry, FromPods, Kind, Masquerade, Routes};
 use super::ranges;
 use crate::config::Prefix;
 use crate::sys::netlink::nftables::{
-    Batch, Count, DroppingChain, Expression, Hook, Nftables, Range, Refused, Side,
+    Batch, Chain, Count, Expression, Hook, Marked, Nftables, Range, Refused, Side,
 };
 
 /// The table's name; its family is `inet`.
@@ -59,6 +62,9 @@ const INGRESS: &str = "cleartext_ingress";
 const EGRESS: &str = "cleartext_egress";
 const OPENED: &str = "tcp_opened";
 
+/// How the comment of a rule in another's chain begins; the port follows.
+const OPENING: &str = "adit: the tunnel's port ";
+
 /// What the firewall should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Firewall {
@@ -78,6 +84,8 @@ pub struct Firewall {
     pub hosts: Vec<IpAddr>,
     /// What leaves the cluster under this node's address.
     pub masquerade: Masquerade,
+    /// Others' chains in which the tunnel's port is opened.
+    pub open_in: Vec<Chain>,
 }
 
 impl Firewall {
@@ -92,6 +100,7 @@ impl Firewall {
             from_pods: routes.from_pods.clone(),
             hosts: Vec::new(),
             masquerade: Masquerade::default(),
+            open_in: Vec::new(),
         }
     }
 
@@ -253,6 +262,10 @@ struct Made {
 pub struct Guard {
     nftables: Nftables,
     made: Option<Made>,
+    /// Others' chains in which there may be a rule of ours; `None` if an earlier process may have left some.
+    opened: Option<BTreeSet<Chain>>,
+    /// Why chains could not be opened, as it was said.
+    said: BTreeMap<Chain, String>,
 }
 
 impl Guard {
@@ -261,7 +274,7 @@ impl Guard {
     /// # Errors
     /// `EPROTONOSUPPORT` if the kernel has no netfilter; if no descriptor is left.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { nftables: Nftables::open()?, made: None })
+        Ok(Self { nftables: Nftables::open()?, made: None, opened: None, said: BTreeMap::new() })
     }
 
     /// Returns the number that the kernel calls it by in notices of what it has changed.
@@ -271,11 +284,16 @@ impl Guard {
 
     /// Looks at what the kernel has and makes it what it should be; returns whether it was something else. Addresses are added and removed one
     /// by one; anything else, and a table that somebody has changed or that an earlier process has left, is replaced in one moment. The counters
-    /// go on.
+    /// go on. Others' chains come last; one that cannot be opened is told of in the log, and nothing else waits for it.
     ///
     /// # Errors
     /// Names what the kernel refuses. Nothing has changed then.
     pub fn sync(&mut self, desired: &Firewall) -> Result<bool, Failed> {
+        let has_changed = self.sync_table(desired)?;
+        Ok(self.open_port(&desired.open_in, &desired.interface, desired.listen_port)? || has_changed)
+    }
+
+    fn sync_table(&mut self, desired: &Firewall) -> Result<bool, Failed> {
         let found = self
             .nftables
             .fingerprint(TABLE)
@@ -345,12 +363,73 @@ impl Guard {
         Ok(())
     }
 
-    /// Removes the table, if it is there.
+    /// Has a rule in each of these chains that accepts what comes to the port by another interface than the tunnel's, and in no other; tells
+    /// whether anything was otherwise.
+    fn open_port(&mut self, chains: &[Chain], tunnel: &str, port: u16) -> Result<bool, Failed> {
+        let found = self.openings(chains).map_err(|error| Failed::new("listing rules", error))?;
+        let comment = format!("{OPENING}{port}");
+        let (mut open, mut has_changed) = (BTreeSet::new(), false);
+        for Marked { chain, handle, comment: other } in found {
+            if other == comment && chains.contains(&chain) && open.insert(chain.clone()) {
+                continue;
+            }
+            let mut batch = Batch::of(chain.family, &chain.table);
+            batch.remove_rule(&chain.name, handle);
+            self.nftables.commit(&batch)?;
+            has_changed = true;
+        }
+        let accept =
+            [Expression::OtherInterface(Side::Source, tunnel), Expression::UdpTo(port), Expression::Accept];
+        for chain in chains {
+            if !open.contains(chain) {
+                let mut batch = Batch::of(chain.family, &chain.table);
+                batch.insert_rule(&chain.name, &comment, &accept);
+                if let Err(refused) = self.nftables.commit(&batch) {
+                    self.say(chain, &refused);
+                    continue;
+                }
+                open.insert(chain.clone());
+                has_changed = true;
+            }
+            self.said.remove(chain);
+        }
+        self.opened = Some(open);
+        Ok(has_changed)
+    }
+
+    /// Returns the rules of ours in others' chains: in all at first, then in those where one may be or is to be.
+    fn openings(&mut self, chains: &[Chain]) -> io::Result<Vec<Marked>> {
+        let found = match &self.opened {
+            None => self.nftables.marked(OPENING, None),
+            Some(opened) => {
+                let known: BTreeSet<_> = opened.iter().chain(chains).collect();
+                let listed = known.into_iter().map(|chain| self.nftables.marked(OPENING, Some(chain)));
+                listed.collect::<io::Result<Vec<_>>>().map(|all| all.concat())
+            }
+        };
+        match found {
+            // Without nftables there are none.
+            Err(error) if is_missing(&error) => Ok(Vec::new()),
+            found => found,
+        }
+    }
+
+    /// Says that a chain cannot be opened, once for each reason.
+    fn say(&mut self, chain: &Chain, refused: &Refused) {
+        let reason = refused.to_string();
+        if self.said.get(chain) != Some(&reason) {
+            tracing::warn!(%chain, reason, "the tunnel's port cannot be opened in a chain");
+            self.said.insert(chain.clone(), reason);
+        }
+    }
+
+    /// Removes the table, if it is there, and what is ours in others' chains.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn cleanup(&mut self) -> Result<(), Failed> {
         self.made = None;
+        self.open_port(&[], "", 0)?;
         if !self.has_table()? {
             return Ok(());
         }
@@ -389,12 +468,24 @@ impl Guard {
         })
     }
 
-    /// Returns others' chains that drop by default what is for this host: the tunnel's datagrams too, unless a rule there accepts them.
+    /// Returns others' chains that drop or refuse in the end what is for this host: the tunnel's datagrams too, unless a rule there accepts them,
+    /// as ours for this port does where it is.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn obstacles(&mut self) -> Result<Vec<DroppingChain>, Failed> {
-        self.nftables.dropping_input_chains().map_err(|error| Failed::new("listing chains", error))
+    pub fn obstacles(&mut self, port: u16) -> Result<Vec<Chain>, Failed> {
+        let listing = |error| Failed::new("listing chains", error);
+        let mut chains = self.nftables.dropping_input_chains().map_err(listing)?;
+        let comment = format!("{OPENING}{port}");
+        let mut failure = Ok(());
+        chains.retain(|chain| match self.nftables.marked(OPENING, Some(chain)) {
+            Ok(rules) => rules.iter().all(|rule| rule.comment != comment),
+            Err(error) => {
+                failure = Err(listing(error));
+                true
+            }
+        });
+        failure.map(|()| chains)
     }
 }
 
@@ -438,6 +529,7 @@ mod tests {
                 from_pods: FromPods::default(),
                 hosts: Vec::new(),
                 masquerade: Masquerade::default(),
+                open_in: Vec::new(),
             };
             // Table, three chains, a rule for the tunnel and six that drop.
             let dropping = 1 + 3 + 1 + 6;

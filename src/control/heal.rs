@@ -213,7 +213,9 @@ impl Keeper {
 
     /// Takes in the notices, and tells whether one may concern us: then the router asks the kernel the next time.
     fn has_notice(&mut self) -> bool {
-        let has_changed = self.netfilter.as_mut().is_some_and(|(changes, _)| changes.take(TABLE));
+        let firewall = self.desired.as_ref().and_then(|desired| desired.firewall.as_ref());
+        let open_in = firewall.map(|firewall| &firewall.open_in[..]).unwrap_or_default();
+        let has_changed = self.netfilter.as_mut().is_some_and(|(changes, _)| changes.take(TABLE, open_in));
         let events = self.monitor.take();
         let Some(desired) = &self.desired else { return false };
         let (routes, interface) = (&desired.routes, self.router.interface());

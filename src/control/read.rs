@@ -234,6 +234,7 @@ fn config(value: &Value) -> Config {
         cluster_cidrs: reader.optional("clusterCIDRs"),
         pod_addresses: reader.optional("podAddresses"),
         listen_port: reader.optional("listenPort"),
+        open_port_in: reader.optional("openPortIn"),
         interface_name: reader.optional("interfaceName"),
         mtu: reader.optional("mtu"),
         persistent_keepalive: reader.optional("persistentKeepalive"),

@@ -14,6 +14,7 @@ use super::objects::{Config, Fault, Objects};
 use super::pod_network::Found;
 use super::read::KUBEADM;
 use crate::config::Prefix;
+use crate::sys::netlink::nftables::Chain;
 
 /// The name of the `TunnelConfig` that is for all nodes.
 pub const FOR_ALL: &str = "default";
@@ -43,6 +44,8 @@ pub struct Settings {
     pub pod_addresses: PodAddresses,
     /// The UDP port of the data plane.
     pub listen_port: u16,
+    /// Others' chains in which that port is opened.
+    pub open_port_in: Vec<Chain>,
     /// The tunnel's interface.
     pub interface: String,
     /// The interface's MTU in bytes; `None` for what the ways to the peers leave.
@@ -83,6 +86,7 @@ impl Default for Settings {
             found: Found::default(),
             pod_addresses: PodAddresses::default(),
             listen_port: 51820,
+            open_port_in: Vec::new(),
             interface: "adit0".to_owned(),
             mtu: None,
             persistent_keepalive: 0,
@@ -177,6 +181,13 @@ impl Settings {
         match spec.listen_port {
             Some(0) => fault("listenPort", "a port is a number from 1 to 65535"),
             port => self.listen_port = port.unwrap_or(self.listen_port),
+        }
+        if let Some(words) = &spec.open_port_in {
+            let chain = |text: &String| text.parse().map_err(|error| format!("{text}: {error}"));
+            match words.iter().map(chain).collect() {
+                Ok(chains) => self.open_port_in = chains,
+                Err(reason) => fault("openPortIn", &reason),
+            }
         }
         match &spec.interface_name {
             Some(name) if !is_interface(name) => fault("interfaceName", "no interface can have this name"),
@@ -356,6 +367,7 @@ mod tests {
             pod_addresses: Some(PodAddresses::Pods),
             exempt: words(&["apiserver", "10.0.0.1/32"]),
             listen_port: Some(1),
+            open_port_in: words(&["ip filter INPUT"]),
             interface_name: Some("wg0".to_owned()),
             mtu: Some(IntOrString::Int(1400)),
             persistent_keepalive: Some("1m5s".to_owned()),
@@ -385,6 +397,7 @@ mod tests {
             exempt: vec!["10.0.0.1/32".parse().unwrap()],
             exempt_api_server: true,
             listen_port: 1,
+            open_port_in: vec!["ip filter INPUT".parse().unwrap()],
             interface: "wg0".to_owned(),
             mtu: Some(1400),
             persistent_keepalive: 65,
@@ -403,6 +416,7 @@ mod tests {
             cluster_cidrs: words(&["10.244.0.0"]),
             exempt: words(&["everything"]),
             listen_port: Some(0),
+            open_port_in: words(&["arp filter INPUT"]),
             interface_name: Some("a/b".to_owned()),
             mtu: text("Wide"),
             persistent_keepalive: Some("500ms".to_owned()),
@@ -416,7 +430,7 @@ mod tests {
             ..TunnelConfigSpec::default()
         });
         assert_eq!(settings, Settings::default());
-        let expected = "clusterCIDRs exempt listenPort interfaceName mtu persistentKeepalive routing.rulePriority routing.table \
+        let expected = "clusterCIDRs exempt listenPort openPortIn interfaceName mtu persistentKeepalive routing.rulePriority routing.table \
             routing.fwmark metrics.address keyRotation";
         let expected: Vec<_> = expected.split_whitespace().map(|field| format!("spec.{field}")).collect();
         assert_eq!(faults, expected);

@@ -116,9 +116,9 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "input-policy",
-        why: "a chain that drops by default also drops peers' datagrams, unless a rule in it accepts them: a packet must be accepted by \
+        why: "a chain that drops by default, or by its last rule, also drops peers' datagrams, unless a rule in it accepts them: a packet must be accepted by \
             every table, and the accept in adit's own saves none",
-        fix: "accept UDP to the tunnel's port in the chain named",
+        fix: "accept UDP to the tunnel's port in the chain named, or name it in spec.openPortIn of the TunnelConfig",
         judge: input_policy,
     },
     Check {
@@ -360,9 +360,10 @@ fn nftables(_: &Wanted, facts: &Facts) -> (Verdict, String) {
 
 fn input_policy(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
     let Ok(chains) = &facts.dropping_chains else { return (Skip, "the chains cannot be listed".to_owned()) };
-    let names = chains.iter().map(|chain| format!("{} {} {}", chain.family, chain.table, chain.name));
+    let names = chains.iter().map(ToString::to_string);
     let text = format!("UDP port {} needs a rule in: ", wanted.settings.listen_port);
-    let (result, text) = verdict(Warn, names, &text, "no chain of nftables drops by default what comes in");
+    let (result, text) =
+        verdict(Warn, names, &text, "no chain of nftables drops in the end what comes to the port");
     match result {
         Pass if facts.has_older_filters => {
             (Skip, format!("{text}; those of iptables-legacy cannot be looked at"))

@@ -17,7 +17,7 @@ use crate::control::firewall::Guard;
 use crate::control::uapi_client::Client;
 use crate::control::watch::access::{self, With};
 use crate::sys::clock;
-use crate::sys::netlink::nftables::DroppingChain;
+use crate::sys::netlink::nftables::Chain;
 use crate::sys::netlink::{Link, Netlink, PolicyRule, RouteFilter, TableRoute};
 use crate::sys::offload::{Feature, Wanted as Offload};
 use crate::sys::tun::Tun;
@@ -65,8 +65,8 @@ pub struct Facts {
     pub rules: io::Result<Vec<PolicyRule>>,
     /// The routes of our table and of the main one.
     pub routes: io::Result<Vec<TableRoute>>,
-    /// Others' chains that drop by default what comes in.
-    pub dropping_chains: Result<Vec<DroppingChain>, String>,
+    /// Others' chains that drop or refuse in the end what comes in, and in which we do not open the tunnel's port.
+    pub dropping_chains: Result<Vec<Chain>, String>,
     /// Whether there are filters of the older iptables interface, which cannot be looked at.
     pub has_older_filters: bool,
     /// The wall clock, since the Unix epoch.
@@ -114,7 +114,7 @@ pub fn look(wanted: &Wanted) -> Facts {
         userspace_tunnels: userspace_tunnels(&wanted.sockets, &names),
         rules: ask(&mut netlink, Netlink::policy_rules),
         routes: ask(&mut netlink, |netlink| routes(netlink, settings.table)),
-        dropping_chains: dropping_chains(),
+        dropping_chains: dropping_chains(settings.listen_port),
         has_older_filters: has_older_filters(),
         now: clock::realtime(),
         moments,
@@ -208,9 +208,9 @@ fn routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<TableRoute>> {
     Ok(routes)
 }
 
-fn dropping_chains() -> Result<Vec<DroppingChain>, String> {
+fn dropping_chains(port: u16) -> Result<Vec<Chain>, String> {
     let mut guard = Guard::open().map_err(|error| error.to_string())?;
-    guard.obstacles().map_err(|error| error.to_string())
+    guard.obstacles(port).map_err(|error| error.to_string())
 }
 
 /// Reads which tables of x_tables this network namespace has (`x_tables.c`, `xt_table_seq_ops`).

@@ -219,6 +219,7 @@ impl Requests {
 /// A message from the kernel.
 #[derive(Debug)]
 pub(in crate::sys::netlink) struct Reply<'a> {
+    pub(in crate::sys::netlink) kind: u16,
     pub(in crate::sys::netlink) flags: u16,
     pub(in crate::sys::netlink) sequence: u32,
     /// Whom it answers; in a notice, who has changed something.
@@ -243,7 +244,14 @@ pub(in crate::sys::netlink) fn replies(received: &[u8]) -> impl Iterator<Item = 
         let error = [ERROR, DONE]
             .contains(&kind)
             .then(|| body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)));
-        Some(Reply { flags, sequence, port, error, attributes: body.get(GENERAL_LEN..).unwrap_or_default() })
+        Some(Reply {
+            kind,
+            flags,
+            sequence,
+            port,
+            error,
+            attributes: body.get(GENERAL_LEN..).unwrap_or_default(),
+        })
     })
 }
 

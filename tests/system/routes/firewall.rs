@@ -193,16 +193,15 @@ fn tcp_is_told_of_the_tunnels_mtu_both_ways() {
 fn a_chain_that_drops_by_default_is_named_and_the_tunnel_works_past_it_once_it_has_sent() {
     need!("ip", "ping", "wg", "nft");
     let lab = Lab::programmed(Mode::Strict);
-    let obstacles = || lab.a.namespace.enter(|| Guard::open().unwrap().obstacles().unwrap());
+    let obstacles = || lab.a.namespace.enter(|| Guard::open().unwrap().obstacles(PORT).unwrap());
     assert_eq!(obstacles(), []);
     lab.a.namespace.sh("nft add table ip filter");
     lab.a.namespace.sh("nft add chain ip filter INPUT { type filter hook input priority 0 ; policy drop ; }");
     lab.a
         .namespace
         .sh("nft add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }");
-    let found: Vec<_> =
-        obstacles().into_iter().map(|chain| (chain.family, chain.table, chain.name)).collect();
-    assert_eq!(found, [("ip", "filter".to_owned(), "INPUT".to_owned())]);
+    let found: Vec<_> = obstacles().iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["ip filter INPUT"]);
     lab.a.namespace.sh("nft delete chain ip filter FORWARD");
     // Nobody's packets come in; an accept in a table of ours does not change that.
     assert!(!lab.reaches(false));
@@ -280,4 +279,111 @@ fn addresses_that_others_have_come_and_go_one_by_one() {
     set(&[]);
     assert!(!listed().contains("elements"), "{}", listed());
     assert_eq!(handle(), before, "the table was made anew for some addresses");
+}
+
+#[test]
+fn the_tunnels_port_is_opened_in_a_chain_that_is_named_and_kept_open_until_it_is_not_any_more() {
+    need!("ip", "wg", "nft");
+    let mut lab = Lab::new();
+    let make_chain = |lab: &Lab, policy: &str| {
+        lab.a.namespace.sh("nft add table inet filter");
+        let chain =
+            format!("add chain inet filter input {{ type filter hook input priority 0; policy {policy}; }}");
+        lab.a.namespace.run("nft", &[&chain]);
+    };
+    make_chain(&lab, "drop");
+    lab.a.namespace.sh("nft add rule inet filter input ip protocol icmp accept");
+    let obstacles = |lab: &Lab| {
+        let chains = lab.a.namespace.enter(|| Guard::open().unwrap().obstacles(PORT).unwrap());
+        chains.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let rules = |lab: &Lab| {
+        let text = lab.a.namespace.sh("nft list chain inet filter input");
+        text.lines().skip(3).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let opening = |lab: &Lab, port: u16| {
+        let name = &lab.a.name;
+        format!("iifname != \"{name}\" udp dport {port} accept comment \"adit: the tunnel's port {port}\"")
+    };
+    let plan = |lab: &Lab, chains: &[&str]| {
+        let mut plan = lab.a.plan(Mode::Strict);
+        let chains = chains.iter().map(|chain| chain.parse().unwrap());
+        plan.firewall.as_mut().unwrap().open_in = chains.collect();
+        plan
+    };
+    // From node b, which has not been heard of.
+    let arrives = |lab: &Lab| {
+        lab.b.sockets[0].send_to(CANARY, pod_addr(1, false)).unwrap();
+        lab.a.sockets[0].recv_from(&mut [0; 100]).is_ok()
+    };
+    lab.b.healer.set(lab.b.plan(Mode::Strict)).unwrap();
+    lab.a.healer.set(plan(&lab, &[])).unwrap();
+    assert!(!arrives(&lab), "a chain that drops lets it in");
+    assert_eq!(obstacles(&lab), ["inet filter input"]);
+
+    // One that is not there is in nobody's way.
+    lab.a.healer.set(plan(&lab, &["ip other INPUT", "inet filter input"])).unwrap();
+    assert_eq!(rules(&lab)[0], opening(&lab, PORT));
+    assert_eq!(obstacles(&lab), [""; 0]);
+    wait_until("what b sends of its own", SOON, || arrives(&lab));
+    let second = Duration::from_secs(1);
+    lab.a.namespace.sh("nft flush chain inet filter input");
+    wait_until("the rule after a flush", second, || rules(&lab)[0] == opening(&lab, PORT));
+    lab.a.namespace.sh("nft delete table inet filter");
+    make_chain(&lab, "drop");
+    wait_until("the rule in a new chain", second, || rules(&lab)[0] == opening(&lab, PORT));
+    lab.a.namespace.sh("nft add table ip other");
+    lab.a.namespace.sh("nft add chain ip other INPUT");
+    wait_until("the rule in a late chain", second, || {
+        lab.a.namespace.sh("nft list chain ip other INPUT").contains(&opening(&lab, PORT))
+    });
+
+    // Others' rules stay, ours is one, for the port that is.
+    lab.a.namespace.sh("nft add rule inet filter input ip protocol icmp accept");
+    let mut other = plan(&lab, &["inet filter input"]);
+    other.firewall.as_mut().unwrap().listen_port = PORT + 1;
+    lab.a.healer.set(other).unwrap();
+    let icmp = "ip protocol icmp accept".to_owned();
+    assert_eq!(rules(&lab)[..2], [opening(&lab, PORT + 1), icmp.clone()]);
+    let is_ours = |lab: &Lab| lab.a.namespace.sh("nft list ruleset").matches("adit: the tunnel's").count();
+    assert_eq!(is_ours(&lab), 1);
+    lab.a.healer.set(plan(&lab, &[])).unwrap();
+    assert_eq!((rules(&lab)[0].clone(), is_ours(&lab)), (icmp, 0));
+
+    // What an earlier process has left goes with the first look, with the firewall, and with all else.
+    for what in ["another process", "no firewall", "cleanup"] {
+        lab.a.healer.set(plan(&lab, &["inet filter input"])).unwrap();
+        assert_eq!(is_ours(&lab), 1);
+        if what != "no firewall" {
+            lab.a.stop_healing();
+        }
+        let desired = plan(&lab, &[]);
+        match what {
+            "cleanup" => {
+                lab.a.namespace.enter(move || adit::control::heal::cleanup(&desired.routes)).unwrap()
+            }
+            "no firewall" => {
+                lab.a.healer.set(Desired { firewall: None, ..desired }).unwrap();
+            }
+            _ => {
+                lab.a.healer = lab.a.namespace.enter(|| Healer::start(RESYNC).unwrap());
+                lab.a.healer.set(desired).unwrap();
+            }
+        }
+        assert_eq!(is_ours(&lab), 0, "{what}");
+    }
+
+    // A chain that ends so is as good as one that drops by default.
+    lab.a.namespace.sh("nft delete table inet filter");
+    for (last, is_named) in [
+        ("ip protocol icmp drop", false),
+        ("counter drop", true),
+        ("reject", true),
+        ("ip protocol icmp accept", false),
+    ] {
+        make_chain(&lab, "accept");
+        lab.a.namespace.sh(&format!("nft add rule inet filter input {last}"));
+        assert_eq!(obstacles(&lab).len(), usize::from(is_named), "{last}");
+        lab.a.namespace.sh("nft delete table inet filter");
+    }
 }

@@ -5,7 +5,9 @@
 
 use crate::sys::fault;
 
-use super::message::{Attributes, DATA_VALUE, LIST_ELEMENT, VERDICT_ACCEPT, VERDICT_DROP};
+use super::message::{
+    Attributes, DATA_VALUE, LIST_ELEMENT, VERDICT_ACCEPT, VERDICT_DROP, attributes, be32, nested, text,
+};
 
 /// Which of a packet's two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +152,31 @@ impl Expression<'_> {
             Self::Drop => verdict(list, VERDICT_DROP),
         }
     }
+}
+
+/// Tells whether a rule, by its list of expressions, drops or refuses every packet that comes to it.
+pub(super) fn refuses_all(expressions: &[u8]) -> bool {
+    let parts = attributes(expressions).filter_map(|(_, part)| Some((text(part, NAME)?, nested(part, DATA))));
+    let mut parts = parts.peekable();
+    while let Some((name, data)) = parts.next() {
+        let is_last = parts.peek().is_none();
+        let data = data.unwrap_or_default();
+        let is_good = match name.as_str() {
+            "counter" | "log" => !is_last,
+            "reject" => true,
+            "immediate" => {
+                let verdict = nested(data, 2).and_then(|data| nested(data, DATA_VERDICT));
+                verdict.and_then(|verdict| be32(verdict, VERDICT_CODE)) == Some(VERDICT_DROP)
+            }
+            // As iptables has it (`enum nft_target_attributes`).
+            "target" => text(data, 1).is_some_and(|name| name == "REJECT"),
+            _ => false,
+        };
+        if !is_good || is_last {
+            return is_good;
+        }
+    }
+    false
 }
 
 fn push(list: Attributes, name: &str, data: Attributes) -> Attributes {

@@ -3,7 +3,7 @@
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_REQUEST};
 
 pub(super) use crate::sys::netlink::raw::{
-    Attributes, Message, attributes, be32, be64, nested, replies, text,
+    Attributes, Message, Reply, attributes, be32, be64, nested, replies, text,
 };
 
 /// `NFNL_SUBSYS_NFTABLES`, the upper byte of a message's type.
@@ -29,8 +29,10 @@ pub(super) const GET_TABLE: u16 = 1;
 pub(super) const DELETE_TABLE: u16 = 2;
 pub(super) const NEW_CHAIN: u16 = 3;
 pub(super) const GET_CHAIN: u16 = 4;
+pub(super) const DELETE_CHAIN: u16 = 5;
 pub(super) const NEW_RULE: u16 = 6;
 pub(super) const GET_RULE: u16 = 7;
+pub(super) const DELETE_RULE: u16 = 8;
 pub(super) const NEW_SET: u16 = 9;
 pub(super) const NEW_ELEMENTS: u16 = 12;
 pub(super) const GET_ELEMENTS: u16 = 13;
@@ -53,7 +55,9 @@ pub(super) const HOOK_PRIORITY: u16 = 2;
 // enum nft_rule_attributes
 pub(super) const RULE_TABLE: u16 = 1;
 pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_HANDLE: u16 = 3;
 pub(super) const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_USERDATA: u16 = 7;
 
 // enum nft_set_attributes, enum nft_set_flags; types as `nft` prints them
 pub(super) const SET_TABLE: u16 = 1;

@@ -9,13 +9,14 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::str::FromStr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 pub use expression::{Expression, Side};
-use message::{Attributes, FAMILY_INET, Message, attributes, be32, be64, nested, text};
+use message::{Attributes, FAMILY_INET, Message, Reply, attributes, be32, be64, nested, text};
 
 use super::RECEIVE_LEN;
 use super::raw::Requests;
@@ -26,6 +27,12 @@ pub type Range = (IpAddr, IpAddr);
 
 /// Ranges in one message: the length of an attribute has 16 bits, and a range of IPv6 addresses takes 72 bytes.
 const RANGES_MAX: usize = 800;
+
+/// The longest name of a table or chain (`NFT_NAME_MAXLEN`, with its end).
+const NAME_MAX: usize = 255;
+
+/// `NFTNL_UDATA_RULE_COMMENT` of libnftnl: what follows in a rule's user data is a comment.
+const COMMENT: u8 = 0;
 
 /// A hook in a packet's way, for all of which there is one numbering in the families `inet`, `ip` and `ip6` (`enum nf_inet_hooks`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,15 +64,83 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// A chain that drops what none of its rules decides about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DroppingChain {
-    /// The table's family as `nft` names it: `inet`, `ip` or `ip6`.
-    pub family: &'static str,
+/// A family of tables whose chains see packets for this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4 and IPv6.
+    Inet,
+    /// IPv4.
+    Ip,
+    /// IPv6.
+    Ip6,
+}
+
+impl Family {
+    const ALL: [Self; 3] = [Self::Inet, Self::Ip, Self::Ip6];
+
+    /// Returns its name as `nft` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+        }
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Inet => FAMILY_INET,
+            Self::Ip => message::FAMILY_IP,
+            Self::Ip6 => message::FAMILY_IP6,
+        }
+    }
+}
+
+/// A chain of any table, written as `nft` wants it: `inet filter input`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chain {
+    /// The table's family.
+    pub family: Family,
     /// The table.
     pub table: String,
     /// The chain.
     pub name: String,
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.family.name(), self.table, self.name)
+    }
+}
+
+impl FromStr for Chain {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const RULE: &str =
+            "family, table and chain are needed, as inet filter input; families are inet, ip and ip6";
+        let mut words = text.split_whitespace();
+        let (family, table, name) = (words.next(), words.next(), words.next());
+        let family = Family::ALL.into_iter().find(|known| Some(known.name()) == family).ok_or(RULE)?;
+        let is_name = |name: &&str| name.len() <= NAME_MAX;
+        match (table.filter(is_name), name.filter(is_name), words.next()) {
+            (Some(table), Some(name), None) => {
+                Ok(Self { family, table: table.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(RULE),
+        }
+    }
+}
+
+/// A rule that bears a comment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// The chain that it is in.
+    pub chain: Chain,
+    /// The number that the kernel gave it.
+    pub handle: u64,
+    /// The comment.
+    pub comment: String,
 }
 
 /// Why a batch was not carried out: what in it was refused, and the kernel's reason.
@@ -87,17 +162,23 @@ impl std::error::Error for Refused {
     }
 }
 
-/// Changes of one table of the family `inet` that take effect at one moment.
+/// Changes of one table that take effect at one moment.
 #[derive(Debug)]
 pub struct Batch<'a> {
+    family: Family,
     table: &'a str,
     messages: Vec<(String, Message)>,
 }
 
 impl<'a> Batch<'a> {
-    /// Returns a batch without changes.
+    /// Returns a batch without changes for a table of the family `inet`.
     pub fn new(table: &'a str) -> Self {
-        Self { table, messages: Vec::new() }
+        Self::of(Family::Inet, table)
+    }
+
+    /// Returns a batch without changes.
+    pub fn of(family: Family, table: &'a str) -> Self {
+        Self { family, table, messages: Vec::new() }
     }
 
     /// Tells whether it changes nothing.
@@ -208,8 +289,30 @@ impl<'a> Batch<'a> {
         self.push(what, message::NEW_RULE, NLM_F_CREATE | message::APPEND, rule);
     }
 
+    /// Puts a rule at the head of a chain, with a comment as `nft` shows it.
+    pub fn insert_rule(&mut self, chain: &str, comment: &str, expressions: &[Expression<'_>]) {
+        let list = expressions.iter().fold(Attributes::new(), |list, expression| expression.encode(list));
+        let len = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
+        let data = [&[COMMENT, len], comment.as_bytes(), &[0]].concat();
+        let rule = Attributes::new()
+            .text(message::RULE_TABLE, self.table)
+            .text(message::RULE_CHAIN, chain)
+            .nest(message::RULE_EXPRESSIONS, list)
+            .bytes(message::RULE_USERDATA, &data);
+        self.push(format!("rule of chain {chain} ({comment})"), message::NEW_RULE, NLM_F_CREATE, rule);
+    }
+
+    /// Removes a rule by the number that the kernel gave it. It must be there.
+    pub fn remove_rule(&mut self, chain: &str, handle: u64) {
+        let rule = Attributes::new()
+            .text(message::RULE_TABLE, self.table)
+            .text(message::RULE_CHAIN, chain)
+            .be64(message::RULE_HANDLE, handle);
+        self.push(format!("removing a rule of chain {chain}"), message::DELETE_RULE, 0, rule);
+    }
+
     fn push(&mut self, what: String, kind: u16, flags: u16, attributes: Attributes) {
-        let message = message::message(kind, NLM_F_REQUEST | flags, FAMILY_INET, &attributes);
+        let message = message::message(kind, NLM_F_REQUEST | flags, self.family.number(), &attributes);
         self.messages.push((what, message));
     }
 }
@@ -256,7 +359,10 @@ impl Nftables {
         let refused = |sequence: u32, source: io::Error| {
             let at = usize::try_from(sequence.wrapping_sub(first).wrapping_sub(1)).ok();
             let named = at.and_then(|at| batch.messages.get(at)).map(|(what, _)| what.clone());
-            Refused { what: named.unwrap_or_else(|| format!("table inet {}", batch.table)), source }
+            Refused {
+                what: named.unwrap_or_else(|| format!("table {} {}", batch.family.name(), batch.table)),
+                source,
+            }
         };
         // The kernel takes a batch in one piece.
         let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&*requests.socket(), bytes.len() * 2);
@@ -329,25 +435,79 @@ impl Nftables {
         Ok(ranges_of(bounds))
     }
 
-    /// Returns the chains of all tables that see packets for this host and drop what they do not accept. Another table cannot overrule them.
+    /// Returns the chains of all tables that see packets for this host and drop or refuse what they do not accept, by default or by their last
+    /// rule. Another table cannot overrule them.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn dropping_input_chains(&mut self) -> io::Result<Vec<DroppingChain>> {
+    pub fn dropping_input_chains(&mut self) -> io::Result<Vec<Chain>> {
         let mut found = Vec::new();
-        for (number, family) in
-            [(FAMILY_INET, "inet"), (message::FAMILY_IP, "ip"), (message::FAMILY_IP6, "ip6")]
-        {
-            let listed = self.request_of(number, message::GET_CHAIN, NLM_F_DUMP, &Attributes::new())?;
-            found.extend(listed.iter().filter_map(|chain| {
-                let hook = nested(chain, message::CHAIN_HOOK)?;
-                let sees_input = be32(hook, message::HOOK_NUMBER) == Some(Hook::Input.number());
-                let drops = be32(chain, message::CHAIN_POLICY) == Some(message::VERDICT_DROP);
-                let (table, name) = (text(chain, message::CHAIN_TABLE)?, text(chain, message::CHAIN_NAME)?);
-                (sees_input && drops).then_some(DroppingChain { family, table, name })
-            }));
+        for family in Family::ALL {
+            let number = family.number();
+            for chain in self.request_of(number, message::GET_CHAIN, NLM_F_DUMP, &Attributes::new())? {
+                let hook = nested(&chain, message::CHAIN_HOOK).unwrap_or_default();
+                if be32(hook, message::HOOK_NUMBER) != Some(Hook::Input.number()) {
+                    continue;
+                }
+                let names = (text(&chain, message::CHAIN_TABLE), text(&chain, message::CHAIN_NAME));
+                let (Some(table), Some(name)) = names else { continue };
+                let by_default = be32(&chain, message::CHAIN_POLICY) == Some(message::VERDICT_DROP);
+                let chain = Chain { family, table, name };
+                if by_default || self.ends_in_refusal(&chain)? {
+                    found.push(chain);
+                }
+            }
         }
         Ok(found)
+    }
+
+    fn ends_in_refusal(&mut self, chain: &Chain) -> io::Result<bool> {
+        let rules = self.rules(chain.family, Some(chain))?;
+        let last = rules.last().and_then(|rule| nested(rule, message::RULE_EXPRESSIONS));
+        Ok(last.is_some_and(expression::refuses_all))
+    }
+
+    /// Returns the rules with comments that begin like this, of a chain or of all.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn marked(&mut self, mark: &str, chain: Option<&Chain>) -> io::Result<Vec<Marked>> {
+        let mut found = Vec::new();
+        for family in Family::ALL {
+            if chain.is_some_and(|chain| chain.family != family) {
+                continue;
+            }
+            for rule in self.rules(family, chain)? {
+                let comment = nested(&rule, message::RULE_USERDATA).and_then(comment);
+                let names = (text(&rule, message::RULE_TABLE), text(&rule, message::RULE_CHAIN));
+                let handle = be64(&rule, message::RULE_HANDLE);
+                let (Some(comment), (Some(table), Some(name)), Some(handle)) = (comment, names, handle)
+                else {
+                    continue;
+                };
+                if comment.starts_with(mark) {
+                    found.push(Marked { chain: Chain { family, table, name }, handle, comment });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the rules of a chain in their order, or those of all of a family.
+    fn rules(&mut self, family: Family, chain: Option<&Chain>) -> io::Result<Vec<Vec<u8>>> {
+        let mut which = Attributes::new();
+        if let Some(chain) = chain {
+            which = which.text(message::RULE_TABLE, &chain.table).text(message::RULE_CHAIN, &chain.name);
+        }
+        let mut rules = self.request_of(family.number(), message::GET_RULE, NLM_F_DUMP, &which)?;
+        // Before Linux 4.12 the kernel does not choose.
+        rules.retain(|rule| {
+            chain.is_none_or(|chain| {
+                text(rule, message::RULE_TABLE).is_some_and(|table| table == chain.table)
+                    && text(rule, message::RULE_CHAIN).is_some_and(|name| name == chain.name)
+            })
+        });
+        Ok(rules)
     }
 
     fn request(&mut self, kind: u16, flags: u16, attributes: &Attributes) -> io::Result<Vec<Vec<u8>>> {
@@ -388,8 +548,11 @@ impl Changes {
         Ok(Self { socket, ignored })
     }
 
-    /// Tells whether a table of this name may have changed since the last call.
-    pub fn take(&mut self, table: &str) -> bool {
+    /// Tells whether a table of this name, or one of these chains, may have changed since the last call.
+    pub fn take(&mut self, table: &str, chains: &[Chain]) -> bool {
+        let concerns_us = |told: &Reply<'_>| {
+            is_of(told.attributes, table) || chains.iter().any(|chain| is_about(told, chain))
+        };
         let mut has_changed = false;
         let mut buffer = Vec::with_capacity(RECEIVE_LEN);
         loop {
@@ -397,8 +560,8 @@ impl Changes {
             match self.socket.recv(&mut buffer, 0) {
                 Ok(_) if fault::check(fault::Call::Notices).is_err() => {}
                 Ok(_) => {
-                    has_changed |= message::replies(&buffer)
-                        .any(|told| told.port != self.ignored && is_of(told.attributes, table));
+                    has_changed |=
+                        message::replies(&buffer).any(|told| told.port != self.ignored && concerns_us(&told));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return has_changed,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -430,6 +593,32 @@ fn open() -> io::Result<Socket> {
 /// Tells whether a message is about this table or something in it. The first attribute of each kind names the table.
 fn is_of(message: &[u8], table: &str) -> bool {
     text(message, message::TABLE_NAME).is_some_and(|name| name == table)
+}
+
+/// Tells whether a notice is about a chain, a rule in it, or its table.
+fn is_about(told: &Reply<'_>, chain: &Chain) -> bool {
+    let name = |kind| text(told.attributes, kind).is_some_and(|name| name == chain.name);
+    let [_, kind] = told.kind.to_be_bytes();
+    let is_named = match u16::from(kind) {
+        message::NEW_RULE | message::DELETE_RULE => name(message::RULE_CHAIN),
+        message::NEW_CHAIN | message::DELETE_CHAIN => name(message::CHAIN_NAME),
+        kind => [message::NEW_TABLE, message::DELETE_TABLE].contains(&kind),
+    };
+    is_named && is_of(told.attributes, &chain.table)
+}
+
+/// Returns the comment in a rule's user data: kind, length and value of each of its parts (libnftnl, `udata.c`).
+fn comment(data: &[u8]) -> Option<String> {
+    let mut rest = data;
+    loop {
+        let (&[kind, len], behind) = rest.split_first_chunk()?;
+        let (value, behind) = behind.split_at_checked(len.into())?;
+        if kind == COMMENT {
+            let text = value.split(|byte| *byte == 0).next()?;
+            return String::from_utf8(text.to_vec()).ok();
+        }
+        rest = behind;
+    }
 }
 
 fn element(key: IpAddr, is_end: bool) -> Attributes {

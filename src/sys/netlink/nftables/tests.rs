@@ -35,6 +35,25 @@ fn with_set(ranges: &[Range]) -> Batch<'static> {
 }
 
 #[test]
+fn chains_are_named_as_nft_has_them() {
+    let chain: Chain = "ip6 filter INPUT".parse().unwrap();
+    assert_eq!((chain.family, chain.to_string().as_str()), (Family::Ip6, "ip6 filter INPUT"));
+    for text in ["", "inet", "inet filter", "arp filter input", "inet filter input drop"] {
+        assert!(text.parse::<Chain>().is_err(), "{text}");
+    }
+    assert!(format!("ip {} INPUT", "x".repeat(256)).parse::<Chain>().is_err());
+}
+
+#[test]
+fn a_rules_comment_is_found_among_its_data() {
+    assert_eq!(comment(b"\x00\x05adit\0").as_deref(), Some("adit"));
+    assert_eq!(comment(b"\x01\x02xy\x00\x05adit\0").as_deref(), Some("adit"));
+    for broken in [&b""[..], b"\x00", b"\x00\x09adit\0", b"\x01\x02xy"] {
+        assert_eq!(comment(broken), None, "{broken:?}");
+    }
+}
+
+#[test]
 fn bounds_become_ranges() {
     let addr = |last: u8| IpAddr::from([10, 0, 0, last]);
     let bounds = vec![(addr(0), true), (addr(8), true), (addr(4), false), (addr(8), false), (addr(9), true)];
@@ -142,26 +161,26 @@ fn changes_by_others_are_told_of_and_seen() {
         batch.add_chain("chain", Hook::Input, -10);
         batch.add_rule("chain", "everything", &[Expression::Drop]);
         nftables.commit(&batch).unwrap();
-        assert!(changes.take(TABLE));
-        assert!(!changes.take(TABLE));
+        assert!(changes.take(TABLE, &[]));
+        assert!(!changes.take(TABLE, &[]));
         let before = nftables.fingerprint(TABLE).unwrap();
         assert_eq!(nftables.fingerprint(TABLE).unwrap(), before);
 
         let mut batch = Batch::new("elsewhere");
         batch.add_table();
         nftables.commit(&batch).unwrap();
-        assert!(!changes.take(TABLE));
+        assert!(!changes.take(TABLE, &[]));
         assert_eq!(nftables.fingerprint(TABLE).unwrap(), before);
 
         let mut batch = Batch::new(TABLE);
         batch.add_rule("chain", "one more", &[Expression::Accept]);
         nftables.commit(&batch).unwrap();
-        assert!(changes.take(TABLE));
+        assert!(changes.take(TABLE, &[]));
         assert_ne!(nftables.fingerprint(TABLE).unwrap(), before);
-        assert!(!own.take(TABLE), "who listens for others is not told of what it does");
+        assert!(!own.take(TABLE, &[]), "who listens for others is not told of what it does");
         let mut batch = Batch::new(TABLE);
         batch.add_rule("chain", "another's", &[Expression::Accept]);
         Nftables::open().unwrap().commit(&batch).unwrap();
-        assert!(own.take(TABLE));
+        assert!(own.take(TABLE, &[]));
     });
 }
