@@ -1,7 +1,6 @@
 //! Flags and environment variables: those of wireguard-go, and those of boringtun-cli, so that either can be replaced in place.
 
 #[cfg(feature = "control")]
-use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -355,9 +354,13 @@ pub(super) struct PreflightArgs {
     #[arg(long, value_name = "PREFIX", value_parser = prefix)]
     pub(super) cluster_prefix: Vec<Prefix>,
 
-    /// Another node's address, beside those that the objects name; may be repeated.
-    #[arg(long, value_name = "ADDRESS")]
-    pub(super) peer: Vec<IpAddr>,
+    /// Another node: its name, to ask that one alone whether it answers, or an address beside those that the objects name; may be repeated.
+    #[arg(long, value_name = "NODE|ADDRESS")]
+    pub(super) peer: Vec<String>,
+
+    /// Asks no other nodes whether they answer through the tunnel, and how long packets may be on the way [default: 64 of them at most are asked].
+    #[arg(long)]
+    pub(super) no_probe: bool,
 
     /// The key of the taint that an agent is to remove from the node, if it is: whether it may is among what the cluster is asked.
     #[arg(long, env = "ADIT_STARTUP_TAINT", value_name = "KEY")]

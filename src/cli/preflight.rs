@@ -38,7 +38,21 @@ fn wanted(args: &PreflightArgs) -> Result<Wanted, String> {
     settings.interface = args.places.interface.clone().unwrap_or_else(|| settings.interface.clone());
     settings.listen_port = args.listen_port.unwrap_or(settings.listen_port);
     wanted.cluster_prefixes.extend(&args.cluster_prefix);
-    wanted.peers.extend(&args.peer);
+    let mut names = Vec::new();
+    for peer in &args.peer {
+        match peer.parse() {
+            Ok(address) => {
+                wanted.peers.insert(address);
+            }
+            Err(_) => names.push(peer),
+        }
+    }
+    let is_known = |name: &String| wanted.targets.iter().any(|target| target.node == *name);
+    if let Some(unknown) = names.iter().find(|name| !is_known(name)) {
+        return Err(format!("{unknown}: no other node with a key has this name"));
+    }
+    wanted.targets.retain(|target| names.is_empty() || names.contains(&&target.node));
+    wanted.probes = !args.no_probe;
     wanted.state.clone_from(&args.places.state);
     wanted.sockets.clone_from(&args.places.sockets);
     let is_pod = || env::var_os("KUBERNETES_SERVICE_HOST").map(|_| Reach::Pod);

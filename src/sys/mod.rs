@@ -7,6 +7,7 @@ mod allocated;
 mod calls;
 pub mod clock;
 mod cmsg;
+pub mod echo;
 mod fault;
 pub mod netlink;
 pub mod netns;

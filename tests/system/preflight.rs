@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use adit::sys::clock::realtime;
 use serde_json::{Value, json};
 
-use crate::control::nodes::Directory;
+use crate::control::nodes::{Directory, Mesh};
 use crate::support::api_double::{ApiDouble, Kind, Manners};
+use crate::support::tunnel::Program;
 use crate::support::{Namespace, SOON, need, not_hosted, wait_until};
 
 /// Anybody's.
@@ -78,7 +79,7 @@ impl Host {
         let report: Value =
             serde_json::from_str(&text[..=end]).unwrap_or_else(|error| panic!("{error}: {text}"));
         let checks = report["checks"].as_array().unwrap();
-        assert_eq!(checks.len(), 21, "{text}");
+        assert_eq!(checks.len(), 22, "{text}");
         let word = |check: &Value, field: &str| {
             let word = check[field].as_str().filter(|word| !word.is_empty());
             word.unwrap_or_else(|| panic!("{field} of {check}")).to_owned()
@@ -187,6 +188,7 @@ const CASES: &[Case] = &[
         host.namespace.sh("nft add table inet other");
         host.namespace
             .run("nft", &["add chain inet other in { type filter hook input priority 0; policy drop; }"]);
+        host.namespace.sh("nft add rule inet other in ct state established accept");
     }),
     after!("double-encryption", "warn", |host| {
         ip(host, "link add cilium_wg0 type bridge");
@@ -285,6 +287,64 @@ fn a_machine_in_fips_mode_is_told_of() {
     // Any variable that is 1.
     let wrapper = instead_of!("/proc/sys/crypto/fips_enabled", "/proc/sys/net/ipv4/ip_forward");
     assert_eq!(host.check(wrapper), [("fips".to_owned(), "warn".to_owned())]);
+}
+
+/// What other nodes answer, of three that have tunnels.
+#[test]
+fn nodes_that_do_not_answer_and_ways_that_are_narrow_are_found_and_nothing_else() {
+    need!("ip", "wg", "nft", "ping");
+    let mut mesh = Mesh::new(3);
+    mesh.start(Program::Adit);
+    let [first, second, third] = &mesh.nodes[..] else { panic!("three nodes") };
+    first.wait_for_pod_of(second);
+    first.wait_for_pod_of(third);
+    let [state, objects] = [&first.state, &mesh.objects].map(|directory| directory.path().to_str().unwrap());
+    let place = ["--node-name", "node1", "--state", state, "--objects", objects, "--interface"];
+    let run = |more: &[&str]| {
+        let args = [&["preflight", "-o", "json"], &place[..], &[&first.interface], more].concat();
+        first.namespace.try_run(env!("CARGO_BIN_EXE_adit"), &args).1
+    };
+    // Result and evidence of what may be otherwise, and the results of all.
+    let check = |more: &[&str]| {
+        let text = run(more);
+        let end = text.rfind('}').unwrap_or_else(|| panic!("{text}"));
+        let report: Value = serde_json::from_str(&text[..=end]).unwrap();
+        let checks = report["checks"].as_array().unwrap().iter();
+        let words =
+            |check: &Value| ["id", "result", "evidence"].map(|word| check[word].as_str().unwrap().to_owned());
+        checks.map(words).collect::<Vec<_>>()
+    };
+    let healthy = check(&[]);
+    let otherwise = |more: &[&str]| {
+        let found = check(more).into_iter().zip(&healthy).filter(|(now, before)| now[1] != before[1]);
+        found.map(|(now, _)| now.join(" ")).collect::<Vec<_>>()
+    };
+    let of = |id: &str| healthy.iter().find(|check| check[0] == id).unwrap();
+    assert_eq!(of("peers")[1..], ["pass", "2 nodes answer through the tunnel"]);
+    assert_eq!(of("path-mtu")[1], "pass");
+    let block = |rule: &str| {
+        second.namespace.sh("nft add table inet test");
+        second.namespace.run("nft", &["add chain inet test in { type filter hook input priority -300; }"]);
+        second.namespace.sh(&format!("nft add rule inet test in {rule} drop"));
+    };
+    let open = || drop(second.namespace.sh("nft delete table inet test"));
+
+    block("udp dport 51820");
+    let silent = ["peers fail no answer through the tunnel from node2".to_owned()];
+    assert_eq!(otherwise(&[]), silent);
+    assert_eq!(otherwise(&["--peer", "node2"]), silent);
+    assert_eq!(otherwise(&["--peer", "node3"]), [""; 0]);
+    assert_eq!(otherwise(&["--no-probe"]), ["peers skip nobody was asked"]);
+    assert!(run(&["--peer", "node9"]).contains("node9: no other node"));
+    open();
+    block("ip length > 1400 icmp type echo-request");
+    assert_eq!(otherwise(&[]), ["path-mtu warn the way to node2 takes 1400 bytes, not 1500"]);
+    open();
+    block("icmp type echo-request");
+    let unknown = "path-mtu warn node2 answers no echo request, and what the way takes is not known";
+    assert_eq!(otherwise(&[]), [unknown]);
+    open();
+    assert_eq!(otherwise(&[]), [""; 0]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::Verdict::{self, Fail, Pass, Skip, Warn};
-use super::{Facts, Wanted};
+use super::{Facts, Probed, Wanted, Way};
 use crate::config::Prefix;
 use crate::control::api::{Backend, HostTraffic, Mode};
 use crate::control::route::PROTOCOL;
@@ -175,6 +175,13 @@ pub(super) const CHECKS: &[Check] = &[
         why: "a datagram that is larger than the way to a peer allows is cut in two or lost",
         fix: "set spec.mtu of the TunnelConfig to 60 bytes (IPv4) or 80 (IPv6) less than the smallest MTU on the way; add a missing route",
         judge: path_mtu,
+    },
+    Check {
+        id: "peers",
+        why: "what is sent to a node that does not answer through the tunnel is lost",
+        fix: "let UDP to the tunnel's port through, to that node and from there: between the nodes (security groups), and on both \
+            (input-policy of adit preflight there); adit peers tells whether it was ever heard of",
+        judge: peers,
     },
     Check {
         id: "rbac",
@@ -501,8 +508,7 @@ fn conntrack(_: &Wanted, facts: &Facts) -> (Verdict, String) {
 }
 
 fn path_mtu(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
-    let tunnel = links(facts).find(|link| link.name == wanted.settings.interface);
-    let inner = wanted.settings.mtu.or_else(|| tunnel.map(|link| link.mtu)).unwrap_or(MTU);
+    let inner = tunnel_mtu(wanted, links(facts));
     if facts.ways.is_empty() {
         return (Skip, "no peers are known".to_owned());
     }
@@ -522,7 +528,51 @@ fn path_mtu(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
     });
     let fits =
         format!("datagrams of an MTU of {inner} bytes inside fit the way to {} peers", facts.ways.len());
-    verdict(Warn, narrow, "", &fits)
+    match verdict(Warn, narrow, "", &fits) {
+        (Pass, fits) => measured(facts.probed.as_deref().unwrap_or_default(), fits),
+        narrow => narrow,
+    }
+}
+
+/// Judges what echo requests have shown of the ways to peers, whose links are wide enough.
+fn measured(probed: &[Probed], fits: String) -> (Verdict, String) {
+    let found = probed.iter().filter_map(|Probed { node, way, .. }| match way {
+        Way::Narrow { takes, needed } => Some(format!("the way to {node} takes {takes} bytes, not {needed}")),
+        Way::Silent => Some(format!("{node} answers no echo request, and what the way takes is not known")),
+        Way::Fits | Way::Unasked(_) => None,
+    });
+    let unasked = probed.iter().find_map(|Probed { node, way, .. }| match way {
+        Way::Unasked(reason) => Some(format!("{fits}; of {node} that was not tried: {reason}")),
+        Way::Fits | Way::Narrow { .. } | Way::Silent => None,
+    });
+    verdict(Warn, found, "", &unasked.unwrap_or(fits))
+}
+
+fn peers(_: &Wanted, facts: &Facts) -> (Verdict, String) {
+    let probed = match facts.probed.as_deref() {
+        None => return (Skip, "nobody was asked".to_owned()),
+        Some([]) => return (Skip, "no peers are known".to_owned()),
+        Some(probed) => probed,
+    };
+    let silent: Vec<_> = probed.iter().filter(|peer| peer.answers == Ok(false)).collect();
+    if !silent.is_empty() {
+        let names = silent.iter().map(|peer| peer.node.clone());
+        return verdict(Fail, names, "no answer through the tunnel from ", "");
+    }
+    let unasked = probed.iter().filter_map(|Probed { node, answers, .. }| {
+        answers.as_ref().err().map(|reason| format!("{node}: {reason}"))
+    });
+    let unasked: Vec<_> = unasked.collect();
+    // A node without a data plane has nobody to ask; another one lacks a peer.
+    let result = if unasked.len() == probed.len() { Skip } else { Warn };
+    let answered = format!("{} nodes answer through the tunnel", probed.len() - unasked.len());
+    verdict(result, unasked.into_iter(), "not asked: ", &answered)
+}
+
+/// Returns what the tunnel's interface takes, or is to take.
+pub(super) fn tunnel_mtu<'a>(wanted: &Wanted, mut links: impl Iterator<Item = &'a Link>) -> u32 {
+    let tunnel = links.find(|link| link.name == wanted.settings.interface);
+    wanted.settings.mtu.or_else(|| tunnel.map(|link| link.mtu)).unwrap_or(MTU)
 }
 
 /// Names at most so many things: a node may have thousands of routes.
@@ -623,9 +673,14 @@ mod tests {
             key_modes: (Some(0o600), Some(0o700)),
             has_snapshot: true,
             ways: vec![([10, 9, 0, 2].into(), Ok(link("eth0")))],
+            probed: Some(vec![probed("b", Ok(true), Way::Fits)]),
             refused: Some(Ok(Vec::new())),
         };
         (wanted, facts)
+    }
+
+    fn probed(node: &str, answers: Result<bool, String>, way: Way) -> Probed {
+        Probed { node: node.to_owned(), answers, way }
     }
 
     /// Returns what does not pass of a node to which something was done.
@@ -661,6 +716,22 @@ mod tests {
         assert_eq!(found(full), [("conntrack", Warn)]);
         let older = found(|_, facts| facts.has_older_filters = true);
         assert_eq!(older, [("input-policy", Skip)]);
+    }
+
+    #[test]
+    fn what_other_nodes_answer_is_judged() {
+        let with = |all: Vec<Probed>| found(|_, facts| facts.probed = Some(all));
+        let good = || probed("b", Ok(true), Way::Fits);
+        let unasked = || Err("it is no peer of the data plane".to_owned());
+        assert_eq!(found(|_, facts| facts.probed = None), [("peers", Skip)]);
+        assert_eq!(with(Vec::new()), [("peers", Skip)]);
+        assert_eq!(with(vec![good(), probed("c", Ok(false), Way::Fits)]), [("peers", Fail)]);
+        assert_eq!(with(vec![good(), probed("c", unasked(), Way::Fits)]), [("peers", Warn)]);
+        assert_eq!(with(vec![probed("c", unasked(), Way::Fits)]), [("peers", Skip)]);
+        let narrow = Way::Narrow { takes: 1400, needed: 1480 };
+        assert_eq!(with(vec![good(), probed("c", Ok(true), narrow)]), [("path-mtu", Warn)]);
+        assert_eq!(with(vec![good(), probed("c", Ok(true), Way::Silent)]), [("path-mtu", Warn)]);
+        assert_eq!(with(vec![probed("c", Ok(true), Way::Unasked("EPERM".to_owned()))]), []);
     }
 
     #[test]

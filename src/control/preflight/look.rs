@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Wanted;
+use super::judge::tunnel_mtu;
+use super::probe::{Probed, probe};
 use crate::control::api::{Backend, PodAddresses};
 use crate::control::data_plane;
 use crate::control::firewall::Guard;
@@ -79,6 +81,8 @@ pub struct Facts {
     pub has_snapshot: bool,
     /// By which interface peers are reached.
     pub ways: Vec<(IpAddr, io::Result<Link>)>,
+    /// What other nodes answered; `None` if they were not asked.
+    pub probed: Option<Vec<Probed>>,
     /// What an agent does in the cluster and may not do, in words; `None` where there is no cluster to ask.
     pub refused: Option<Result<Vec<String>, String>>,
 }
@@ -125,6 +129,7 @@ pub fn look(wanted: &Wanted) -> Facts {
             .iter()
             .map(|peer| (*peer, ask(&mut netlink, |netlink| way(netlink, *peer, settings.fwmark, &links))))
             .collect(),
+        probed: wanted.probes.then(|| probe(wanted, tunnel_mtu(wanted, links.iter().flatten()))),
         refused: wanted.cluster.as_ref().map(|reach| {
             let with_pods = settings.pod_addresses == PodAddresses::Pods;
             let refused = access::refused(reach, With { pods: with_pods, taint: wanted.removes_taint });

@@ -7,9 +7,13 @@
 //!
 //! Nothing is changed by looking, but that a TUN device is made for a moment where no data plane shows that one can be. What cannot be
 //! looked at without a privilege that is missing is skipped, so that one fault shows as one failure.
+//!
+//! - `look`, `judge`: as above.
+//! - `probe`: other nodes are asked, where somebody waits for the answers.
 
 mod judge;
 mod look;
+mod probe;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 pub use look::{DataPlane, Facts, look};
+pub use probe::{Probed, Target, Way};
 
 use super::objects::Objects;
 use super::settings::Settings;
@@ -39,6 +44,12 @@ pub struct Wanted {
     pub own_prefixes: Option<BTreeSet<Prefix>>,
     /// Where other nodes are found.
     pub peers: BTreeSet<IpAddr>,
+    /// Other nodes that can be asked.
+    pub targets: Vec<Target>,
+    /// Whether they are.
+    pub probes: bool,
+    /// The addresses of this node's tunnel.
+    pub tunnel_addresses: Vec<IpAddr>,
     /// Where the private key is kept.
     pub state: PathBuf,
     /// Where data planes have their configuration sockets.
@@ -64,12 +75,23 @@ impl Wanted {
         };
         let others = objects.tunnels.iter().filter(|(other, _)| other.as_str() != name);
         // One that names several is reached by the first.
-        let peers = others.filter_map(|(_, tunnel)| tunnel.endpoints.first()).map(|place| place.ip());
+        let peers = others.clone().filter_map(|(_, tunnel)| tunnel.endpoints.first()).map(|place| place.ip());
+        let targets = others.filter_map(|(node, tunnel)| {
+            let blocks = tunnel.pod_prefixes.iter().map(|prefix| prefix.addr());
+            Some(Target {
+                node: node.clone(),
+                public_key: tunnel.active?,
+                place: tunnel.endpoints.first().map(|place| place.ip()),
+                inside: tunnel.tunnel_addresses.iter().copied().chain(blocks).next(),
+            })
+        });
         let given = objects.nodes.values().flat_map(|node| node.pod_prefixes.iter().copied());
         let pod_prefixes = claimed.clone().chain(given).collect();
         let own_prefixes = own.map(|tunnel| tunnel.pod_prefixes.iter().copied().collect());
         Self {
             peers: peers.collect(),
+            targets: targets.collect(),
+            tunnel_addresses: own.map(|tunnel| tunnel.tunnel_addresses.clone()).unwrap_or_default(),
             settings,
             cluster_prefixes,
             pod_prefixes,
