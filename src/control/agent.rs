@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -33,7 +33,7 @@ use super::keep::Keeper;
 use super::leaving::Leaving;
 use super::link::Link;
 use super::metrics::server::{Server, places};
-use super::metrics::{self, Watched};
+use super::metrics::{self, Progress, Watched};
 use super::mtu::{Note, Ways};
 use super::objects::{Fault, Objects};
 use super::plan::{Kind, Masquerade};
@@ -177,6 +177,7 @@ impl Agent {
             remembered: parts.store.remembered(),
             ..Own::new(&parts.node, parts.private_key.public())
         };
+        let progress = Progress { events_lost: parts.source.events_lost(), ..Progress::default() };
         let state = parts.store.directory();
         let telling = Telling::new(&parts.node);
         let cni = parts.cni.clone().map(|options| Cni::start(options, state)).transpose()?;
@@ -211,7 +212,7 @@ impl Agent {
             lost: BTreeSet::new(),
             telling,
             keep: None,
-            progress: metrics::Shared::default(),
+            progress: Arc::new(Mutex::new(progress)),
             served: None,
             watchdog: Watchdog::of_environment(),
         };

@@ -16,6 +16,7 @@ pub mod server;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -71,6 +72,8 @@ pub struct Progress {
     pub happened: Option<Duration>,
     /// How long it took until one was.
     pub latencies: Histogram,
+    /// How many Events could not be written.
+    pub events_lost: Arc<AtomicU64>,
 }
 
 impl Progress {
@@ -236,6 +239,12 @@ fn text(progress: &Progress, sample: &Sample, now: Duration) -> String {
     );
     all.family("adit_reconcile_failures_total", Counter, "Looks at everything in which something failed.")
         .sample(&[], progress.failures);
+    all.family(
+        "adit_events_lost_total",
+        Counter,
+        "Kubernetes Events of this node that were not written: the API server was away for too long, or there were too many.",
+    )
+    .sample(&[], progress.events_lost.load(Relaxed));
     all.family("adit_objects_complete", Gauge, "Whether every list of objects was read to its end.")
         .sample(&[], u8::from(progress.is_complete));
     all.family(
@@ -390,6 +399,7 @@ mod tests {
     fn everything_has_its_name_and_its_labels() {
         let mut progress =
             Progress { peers_max: 500, prefixes: 5, routes: 4, not_encrypted: (1, 2), ..Progress::default() };
+        progress.events_lost.store(7, Relaxed);
         progress.nodes.insert(PublicKey::new([1; 32]), "node1".to_owned());
         progress.begin(Duration::from_secs(5));
         progress.end(Duration::from_secs(7), Some(&"no".to_owned()));
@@ -401,6 +411,7 @@ mod tests {
                 "adit_reconcile_duration_seconds_bucket{le=\"1\"} 0",
                 "adit_reconcile_duration_seconds_bucket{le=\"2.5\"} 1",
                 "adit_reconcile_failures_total 1",
+                "adit_events_lost_total 7",
                 "adit_objects_complete 0",
                 "adit_degraded 0",
                 "adit_desired_peers 1",

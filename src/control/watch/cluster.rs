@@ -17,25 +17,26 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{self, ObjectReference};
+use k8s_openapi::api::core::v1;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::PartialObjectMeta;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Config, ResourceExt};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc, oneshot, watch as latest};
+use tokio::sync::{Notify, oneshot, watch as latest};
 use tokio::time::sleep;
 
 use super::Source;
 use super::access::Reach;
+use super::events::{self, Teller};
 use super::follow::{News, Pauses, answer, follow, may_list, read_as};
 use super::taint::{Taint, keep_off};
 use crate::control::api::{Mode, NodeTunnel, NodeTunnelStatus, TunnelConfig, TunnelConfigSpec};
@@ -50,12 +51,6 @@ pub(super) const FIELD_MANAGER: &str = "adit-agent";
 /// Who we are when we write what we found.
 const STATUS_MANAGER: &str = "adit-agent-status";
 
-/// Who we are in Events.
-const REPORTER: &str = "adit.dev/agent";
-
-/// The most happenings that wait to be written.
-const HAPPENINGS_MAX: usize = 64;
-
 /// How long after what was found is written it may be written again, whatever happens: each write is read by every agent.
 const REPORT_PAUSE: Duration = Duration::from_secs(5);
 
@@ -69,7 +64,7 @@ pub struct Cluster {
     api_servers: Vec<IpAddr>,
     published: latest::Sender<Option<Value>>,
     reported: latest::Sender<Option<(String, NodeTunnelStatus)>>,
-    happenings: mpsc::Sender<(String, Happening)>,
+    events: Teller,
     /// The node whose pods are wanted.
     pods_of: latest::Sender<Option<String>>,
     unwanted: latest::Sender<Option<Taint>>,
@@ -148,7 +143,7 @@ impl Cluster {
         let (reported, found) = latest::channel(None);
         let (pods_of, pods_wanted) = latest::channel(None);
         let (unwanted, taint) = latest::channel(None);
-        let (happenings, to_tell) = mpsc::channel(HAPPENINGS_MAX);
+        let (events, to_tell) = events::queue();
         let theirs = Arc::clone(&shared);
         let own = node.to_owned();
         let client = {
@@ -161,7 +156,7 @@ impl Cluster {
                     () = follow_all(client.clone(), &theirs, &own, default_mode, wanted, found, taint.clone()) => {}
                     () = keep_off(client.clone(), taint, &theirs.touched) => {}
                     () = follow_pods(client.clone(), &theirs, pods_wanted) => {}
-                    () = tell(client, to_tell) => {}
+                    () = events::write(client, to_tell) => {}
                     _ = stopped => {}
                 }
             });
@@ -174,7 +169,7 @@ impl Cluster {
             api_servers,
             published,
             reported,
-            happenings,
+            events,
             pods_of,
             unwanted,
             stop: Some(stop),
@@ -235,8 +230,11 @@ impl Source for Cluster {
     }
 
     fn tell(&mut self, node: &str, happening: Happening) {
-        // Too many at once, or an API server that is away: what is true is in the status.
-        let _ = self.happenings.try_send((node.to_owned(), happening));
+        self.events.tell(node, happening);
+    }
+
+    fn events_lost(&self) -> Arc<AtomicU64> {
+        self.events.lost()
     }
 
     fn report(&mut self, node: &str, status: NodeTunnelStatus) {
@@ -524,43 +522,6 @@ async fn write_status(client: Client, mut found: latest::Receiver<Option<(String
     }
 }
 
-/// Writes Events (events.k8s.io/v1) about this node's object. Those that repeat become a series of one.
-async fn tell(client: Client, mut happenings: mpsc::Receiver<(String, Happening)>) {
-    let api = tunnels(client.clone());
-    let mut recorder: Option<Recorder> = None;
-    while let Some((node, happening)) = happenings.recv().await {
-        let recorder = recorder.get_or_insert_with(|| {
-            let reporter = Reporter { controller: REPORTER.to_owned(), instance: Some(node.clone()) };
-            Recorder::new(client.clone(), reporter)
-        });
-        let event = Event {
-            type_: if happening.is_warning { EventType::Warning } else { EventType::Normal },
-            reason: happening.reason.to_owned(),
-            note: Some(happening.note),
-            action: "Look".to_owned(),
-            secondary: happening.node.map(|other| reference(&other, None)),
-        };
-        // kubectl finds an object's events by its uid.
-        let object = answer(api.get_metadata_opt(&node)).await.ok().flatten();
-        let uid = object.and_then(|object| object.metadata.uid);
-        if let Err(error) = answer(recorder.publish(&event, &reference(&node, uid))).await {
-            tracing::warn!(node, reason = event.reason, error, "an event cannot be written");
-        }
-    }
-    std::future::pending().await
-}
-
-fn reference(node: &str, uid: Option<String>) -> ObjectReference {
-    let resource = ApiResource::erase::<NodeTunnel>(&());
-    ObjectReference {
-        api_version: Some(resource.api_version),
-        kind: Some(resource.kind),
-        name: Some(node.to_owned()),
-        uid,
-        ..ObjectReference::default()
-    }
-}
-
 async fn write_status_once(
     api: &Api<DynamicObject>,
     node: &str,
@@ -582,7 +543,7 @@ async fn write_status_once(
     api.patch_status(node, &params, &Patch::Apply(&patch)).await.map(drop)
 }
 
-fn tunnels(client: Client) -> Api<DynamicObject> {
+pub(super) fn tunnels(client: Client) -> Api<DynamicObject> {
     Api::all_with(client, &ApiResource::erase::<NodeTunnel>(&()))
 }
 

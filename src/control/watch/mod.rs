@@ -2,6 +2,7 @@
 //!
 //! - [`access`]: what an agent does there, and whether it may.
 //! - [`cluster`]: the Kubernetes API.
+//! - `events`: what has happened, written there.
 //! - `follow`: the objects of one kind there.
 //! - `taint`: what keeps pods from a new node there.
 //! - [`directory`]: YAML files, for machines without a cluster.
@@ -9,11 +10,14 @@
 pub mod access;
 pub mod cluster;
 pub mod directory;
+mod events;
 mod follow;
 mod taint;
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use serde_json::Value;
 
@@ -56,6 +60,11 @@ pub trait Source {
 
     /// Has people told of what has happened to this node, if there is a place for it.
     fn tell(&mut self, _node: &str, _happening: Happening) {}
+
+    /// Returns the count of what people could not be told of.
+    fn events_lost(&self) -> Arc<AtomicU64> {
+        Arc::default()
+    }
 
     /// Has what this node's agent found written beside it, sooner or later; likewise.
     fn report(&mut self, _node: &str, _status: NodeTunnelStatus) {}

@@ -1,8 +1,15 @@
 //! What has happened to a node is told in Events about its object, by an agent with no more rights than its role has.
 
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
 use super::nodes::{Mesh, Node};
 use super::plans::start;
 use super::security::token_of;
+use super::unreliable::Rig;
+use crate::support::api_double::Kind;
+use crate::support::api_double::faults::Fault;
 use crate::support::tunnel::Program;
 use crate::support::{SOON, need, wait_until};
 
@@ -73,4 +80,55 @@ fn what_happens_to_a_node_is_told_in_events() {
         assert!(described.contains(line), "{line}: {described}");
     }
     assert!(!of_first("Warning PeerLost node2"));
+}
+
+#[test]
+fn events_that_cannot_be_written_are_tried_again_in_their_order() {
+    need!("ip", "setpriv");
+    let mut rig = Rig::new(1);
+    let asked = ["GET Tunnel node1, metadata", "POST Event"];
+    // Three of each in a row: more than five seconds of pauses.
+    let failing = asked.into_iter().flat_map(|asked| (0..3).map(move |time| (asked.to_owned(), time)));
+    rig.double
+        .faults()
+        .plan(failing.map(|position| (position, Fault::InternalError)).collect::<BTreeMap<_, _>>());
+    let _networks = rig.start_agent_of_all();
+    let told = |rig: &Rig| -> Vec<(String, u64, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let events = rig.double.events();
+        let series = |event: &Value| event["series"]["count"].as_u64().unwrap_or(1);
+        events.iter().map(|it| (text(&it["reason"]), series(it), text(&it["note"]))).collect()
+    };
+    let wait_for = |rig: &Rig, expected: &[(&str, u64)]| {
+        wait_until(&format!("the events {expected:?}"), SOON * 2, || {
+            told(rig).iter().map(|(reason, times, _)| (reason.as_str(), *times)).eq(expected.iter().copied())
+        });
+    };
+    let restart = |rig: &mut Rig| {
+        let node = &mut rig.mesh.nodes[0];
+        let lines =
+            |node: &Node| node.agent.as_ref().unwrap().output().matches("not yet what it should be").count();
+        let before = lines(node);
+        drop(node.data_plane.take());
+        wait_until("the loss", SOON, || lines(node) > before);
+        node.start_data_plane(Program::Adit);
+    };
+    wait_until("what was found at first", SOON, || {
+        let own = rig.double.get(Kind::Tunnel, "node1").unwrap_or_default();
+        own["status"]["conditions"].is_array()
+    });
+    restart(&mut rig);
+    wait_for(&rig, &[("StrictEnforced", 1), ("NoCatchAll", 1), ("DataplaneLost", 1), ("DataplaneBack", 1)]);
+    let first = &told(&rig)[0].2;
+    assert!(
+        first.starts_with("what cannot be encrypted is dropped (") && first.ends_with("could be written)"),
+        "{first}"
+    );
+    restart(&mut rig);
+    wait_for(&rig, &[("StrictEnforced", 1), ("NoCatchAll", 1), ("DataplaneLost", 2), ("DataplaneBack", 2)]);
+    // What the API server has forgotten cannot become a series.
+    rig.double.forget_events();
+    restart(&mut rig);
+    wait_for(&rig, &[("DataplaneLost", 1), ("DataplaneBack", 1)]);
+    assert!(rig.double.faults().unmet().is_empty());
 }

@@ -41,23 +41,23 @@ const STEPS: usize = 80;
 
 /// What a node says of itself.
 #[derive(Debug, Clone, Default)]
-struct Said {
+pub(super) struct Said {
     key: u8,
     port: u16,
-    moving: BTreeSet<u8>,
+    pub(super) moving: BTreeSet<u8>,
 }
 
 /// An agent with its data plane, and an API server.
-struct Rig {
-    mesh: Mesh,
-    double: ApiDouble,
+pub(super) struct Rig {
+    pub(super) mesh: Mesh,
+    pub(super) double: ApiDouble,
     kubeconfig: PathBuf,
     random: u64,
 }
 
 impl Rig {
     #[track_caller]
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut mesh = Mesh::new(1);
         let (double, kubeconfig) = serve(&mesh);
         double.put(Kind::Node, node(1));
@@ -65,7 +65,7 @@ impl Rig {
         Self { mesh, double, kubeconfig, random: seed }
     }
 
-    fn node(&self) -> &Node {
+    pub(super) fn node(&self) -> &Node {
         &self.mesh.nodes[0]
     }
 
@@ -73,7 +73,23 @@ impl Rig {
         self.mesh.nodes[0].start_agent_with("KUBECONFIG", &self.kubeconfig);
     }
 
-    fn say(&self, number: u8, said: &Said) {
+    /// Starts an agent that makes the first `TunnelConfig`, in Strict, and takes a taint off its node, since it holds pods; returns where.
+    pub(super) fn start_agent_of_all(&mut self) -> Directory {
+        let networks = Directory::new();
+        let path = |name: &str| networks.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(path("10-pods.conflist"), NETWORK).unwrap();
+        self.mesh.nodes[0].start_agent_in(&[
+            ("KUBECONFIG", self.kubeconfig.to_str().unwrap()),
+            ("ADIT_DEFAULT_MODE", "Strict"),
+            ("ADIT_CNI_CONF_DIR", &path("")),
+            ("ADIT_CNI_SOCKET", &path("socket")),
+            ("ADIT_CNI_STATE", &path("")),
+            ("ADIT_STARTUP_TAINT", TAINT),
+        ]);
+        networks
+    }
+
+    pub(super) fn say(&self, number: u8, said: &Said) {
         self.double.put(Kind::Tunnel, tunnel(number, said));
     }
 
@@ -88,14 +104,14 @@ impl Rig {
     }
 
     /// Returns the allowed IPs by peer; `None` while nobody answers.
-    fn peers(&self) -> Option<BTreeMap<PublicKey, BTreeSet<Prefix>>> {
+    pub(super) fn peers(&self) -> Option<BTreeMap<PublicKey, BTreeSet<Prefix>>> {
         let snapshot = Client::new(Path::new(DIRECTORY), &self.node().interface).snapshot().ok()?;
         let peers = snapshot.peers.into_iter();
         Some(peers.map(|peer| (peer.public_key, peer.allowed_ips.into_iter().collect())).collect())
     }
 
     /// Returns the prefixes that lead into the tunnel.
-    fn routes(&self) -> BTreeSet<Prefix> {
+    pub(super) fn routes(&self) -> BTreeSet<Prefix> {
         let (_, text) = self.node().namespace.try_run("ip", &["-4", "route", "show", "table", "8365"]);
         let ours = text.lines().filter(|line| line.contains(&format!("dev {}", self.node().interface)));
         let prefixes = ours.filter_map(|line| line.split(' ').next()?.parse().ok());
@@ -114,7 +130,7 @@ impl Rig {
 #[track_caller]
 pub(super) fn serve(mesh: &Mesh) -> (ApiDouble, PathBuf) {
     mesh.fabric.ip("addr add 10.9.0.100/24 dev fabric");
-    let manners = Manners { page: 5, bookmarks: Duration::from_millis(500) };
+    let manners = Manners { page: 3, bookmarks: Duration::from_millis(500) };
     let double = ApiDouble::start(&mesh.fabric, "10.9.0.100", manners);
     let kubeconfig = mesh.objects.path().join("kubeconfig");
     std::fs::write(&kubeconfig, double.kubeconfig()).unwrap();
@@ -139,7 +155,15 @@ pub(super) fn node(number: u8) -> Value {
     })
 }
 
-fn pod(name: &str, addr: &str) -> Value {
+/// Returns the agent's own node with the taint that is to go, and another one.
+pub(super) fn tainted() -> Value {
+    let mut own = node(1);
+    own["spec"]["taints"] =
+        json!([{ "key": TAINT, "effect": "NoSchedule" }, { "key": "other", "effect": "NoExecute" }]);
+    own
+}
+
+pub(super) fn pod(name: &str, addr: &str) -> Value {
     json!({
         "metadata": { "name": name, "namespace": "shop" },
         "spec": { "nodeName": "node1" },
@@ -163,7 +187,7 @@ fn tunnel(number: u8, said: &Said) -> Value {
 }
 
 /// Returns what a node's peers are to accept of it.
-fn accepted(number: u8, said: &Said) -> (PublicKey, BTreeSet<Prefix>) {
+pub(super) fn accepted(number: u8, said: &Said) -> (PublicKey, BTreeSet<Prefix>) {
     let own = [format!("10.244.{number}.0/24"), format!("10.9.0.{number}/32")];
     let moving = said.moving.iter().map(|prefix| format!("10.245.{prefix}.0/24"));
     let prefixes = own.into_iter().chain(moving).map(|text| text.parse().unwrap());
@@ -326,23 +350,10 @@ fn a_node_is_configured_untainted_and_tells_its_pods_though_calls_fail() {
     need!("ip", "setpriv");
     let mut rig = Rig::new(1);
     rig.double.delete(Kind::Config, "default");
-    let mut own = node(1);
-    own["spec"]["taints"] =
-        json!([{ "key": TAINT, "effect": "NoSchedule" }, { "key": "other", "effect": "NoExecute" }]);
-    rig.double.put(Kind::Node, own);
+    rig.double.put(Kind::Node, tainted());
     rig.double.put(Kind::Pod, pod("first", "10.7.0.1"));
-    let networks = Directory::new();
-    let path = |name: &str| networks.path().join(name).to_str().unwrap().to_owned();
-    std::fs::write(path("10-pods.conflist"), NETWORK).unwrap();
     rig.double.faults().begin(4, 300);
-    rig.mesh.nodes[0].start_agent_in(&[
-        ("KUBECONFIG", rig.kubeconfig.to_str().unwrap()),
-        ("ADIT_DEFAULT_MODE", "Strict"),
-        ("ADIT_CNI_CONF_DIR", &path("")),
-        ("ADIT_CNI_SOCKET", &path("socket")),
-        ("ADIT_CNI_STATE", &path("")),
-        ("ADIT_STARTUP_TAINT", TAINT),
-    ]);
+    let _networks = rig.start_agent_of_all();
     let config = || rig.double.get(Kind::Config, "default").unwrap_or_default();
     wait_until("the mode by default", PATIENCE, || config()["spec"]["mode"] == "Strict");
     let taints = || rig.double.get(Kind::Node, "node1").unwrap_or_default()["spec"]["taints"].clone();
@@ -358,7 +369,7 @@ fn a_node_is_configured_untainted_and_tells_its_pods_though_calls_fail() {
     rig.double.delete(Kind::Pod, "first");
     rig.wait_until_pods_are(&["10.7.0.2/32"], PATIENCE);
     // One that is not taken is lost, and everything else goes on.
-    wait_until("an Event", PATIENCE, || rig.double.events() > 0);
+    wait_until("an Event", PATIENCE, || !rig.double.events().is_empty());
     let faults = rig.double.faults();
     eprintln!("{} calls, {:?}", faults.calls(), faults.counts());
     assert!(faults.counts().values().sum::<u64>() > 2, "nothing has gone wrong");

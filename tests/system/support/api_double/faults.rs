@@ -1,4 +1,4 @@
-//! What goes wrong, drawn from a seed.
+//! What goes wrong: drawn from a seed, or planned call by call.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -17,8 +17,10 @@ pub(crate) enum Fault {
     Unavailable,
     /// It is done, and the answer is 500.
     LostAnswer,
-    /// The connection is closed without an answer.
+    /// The connection is closed without an answer, and nothing is done.
     HangUp,
+    /// It is done, and the connection is closed without an answer. A watch begins, and is closed.
+    DoneAndHangUp,
     /// The answer never comes.
     Stall,
     /// The answer comes late.
@@ -29,7 +31,12 @@ pub(crate) enum Fault {
     Break,
     /// The history is gone.
     Compact,
+    /// 410.
+    Expired,
 }
+
+/// A call of a run: what is asked, and the how manieth time.
+pub(crate) type Position = (String, u64);
 
 /// How a watch ends that does not last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,22 +64,46 @@ pub(super) struct Course {
     pub(super) time: Duration,
 }
 
+impl Course {
+    /// Returns the course of a watch that is to fail so, soon after it has begun.
+    fn of_fault(fault: Fault) -> Option<Self> {
+        let end = match fault {
+            Fault::LostAnswer => End::Failed,
+            Fault::DoneAndHangUp => End::Close,
+            Fault::Truncate => End::Truncate,
+            Fault::Break => End::Break,
+            Fault::Compact => End::Gone,
+            Fault::Conflict
+            | Fault::TooManyRequests
+            | Fault::InternalError
+            | Fault::Unavailable
+            | Fault::HangUp
+            | Fault::Stall
+            | Fault::Delay
+            | Fault::Expired => return None,
+        };
+        Some(Self { end: Some(end), events: 0, time: Duration::from_millis(300) })
+    }
+}
+
 /// Draws faults; the same seed gives the same ones to the same calls.
 #[derive(Debug)]
 pub(crate) struct Faults(Mutex<State>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     random: u64,
     /// Of a thousand calls.
     permille: u64,
-    calls: u64,
+    /// How often each thing was asked.
+    calls: BTreeMap<String, u64>,
+    planned: BTreeMap<Position, Fault>,
     counts: BTreeMap<String, u64>,
 }
 
 impl Faults {
     pub(super) fn none() -> Self {
-        Self(Mutex::new(State { random: 0, permille: 0, calls: 0, counts: BTreeMap::new() }))
+        Self(Mutex::new(State::default()))
     }
 
     /// From here on so many of a thousand calls fail, and as many watches do not last.
@@ -81,9 +112,26 @@ impl Faults {
         (state.random, state.permille) = (seed, permille);
     }
 
+    /// Has these calls fail, whatever is drawn for others.
+    pub(crate) fn plan(&self, planned: BTreeMap<Position, Fault>) {
+        self.lock().planned = planned;
+    }
+
+    /// Returns what is planned for calls that have not come.
+    pub(crate) fn unmet(&self) -> BTreeMap<Position, Fault> {
+        self.lock().planned.clone()
+    }
+
     /// Returns how many calls there were.
     pub(crate) fn calls(&self) -> u64 {
-        self.lock().calls
+        self.lock().calls.values().sum()
+    }
+
+    /// Returns the calls that there were.
+    pub(crate) fn positions(&self) -> Vec<Position> {
+        let state = self.lock();
+        let calls = state.calls.iter();
+        calls.flat_map(|(asked, times)| (0..*times).map(|time| (asked.clone(), time))).collect()
     }
 
     /// Returns how often each has happened.
@@ -91,7 +139,7 @@ impl Faults {
         self.lock().counts.clone()
     }
 
-    pub(super) fn of_call(&self, is_write: bool) -> Option<Fault> {
+    pub(super) fn of_call(&self, asked: String, is_write: bool) -> Option<Fault> {
         const READ: [Fault; 9] = [
             Fault::TooManyRequests,
             Fault::InternalError,
@@ -116,7 +164,13 @@ impl Faults {
             Fault::Stall,
         ];
         let mut state = self.lock();
-        state.calls += 1;
+        let times = state.calls.entry(asked.clone()).or_default();
+        *times += 1;
+        let position = (asked, *times - 1);
+        if let Some(fault) = state.planned.remove(&position) {
+            state.count(format!("{fault:?}"));
+            return Some(fault);
+        }
         if !state.happens() {
             return None;
         }
@@ -129,8 +183,12 @@ impl Faults {
         Some(faults[at])
     }
 
-    pub(super) fn of_watch(&self) -> Course {
+    /// Returns the course of a watch, for which there is a fault already or not.
+    pub(super) fn of_watch(&self, fault: Option<Fault>) -> Course {
         const ENDS: [End; 6] = [End::Close, End::Break, End::Truncate, End::Gone, End::Stall, End::Failed];
+        if let Some(course) = fault.and_then(Course::of_fault) {
+            return course;
+        }
         let mut state = self.lock();
         let is_ended = state.happens();
         let (events, time) = (state.below(6), Duration::from_millis(state.below(2000)));

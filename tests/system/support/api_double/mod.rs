@@ -7,10 +7,10 @@
 //!
 //! It serves `NodeTunnel`s, `TunnelConfig`s, `Node`s, `Pod`s and the `EndpointSlice`s of the namespace `default`: get, create, list by pages, watch with bookmarks and 410 where the history is gone, and
 //! server-side apply with field managers, conflicts and the status subresource; for `Node`s also their metadata alone. `Pod`s are selected
-//! by their nodes. Events it takes and throws away. It does not serve discovery, other selectors, admission, defaults, or the rules of the
+//! by their nodes. Events it takes, new ones and those that have become a series. It does not serve discovery, other selectors, admission, defaults, or the rules of the
 //! schema.
 
-mod faults;
+pub(crate) mod faults;
 mod fields;
 mod serve;
 mod store;
@@ -27,7 +27,7 @@ pub(crate) use faults::Faults;
 pub(crate) use store::Kind;
 
 use super::Namespace;
-use store::{Apply, Store};
+use store::{Apply, Refused, Store};
 
 /// An API server that is none.
 pub(crate) struct ApiDouble {
@@ -54,8 +54,8 @@ struct Shared {
     manners: Manners,
     /// Bytes of watches' events.
     watched: Mutex<u64>,
-    /// Events that came.
-    events: Mutex<u64>,
+    /// Events that were taken.
+    events: Mutex<Vec<Value>>,
 }
 
 impl ApiDouble {
@@ -137,9 +137,14 @@ impl ApiDouble {
         *self.shared.watched.lock().unwrap()
     }
 
-    /// Returns how many Events came: what became of them is nobody's concern.
-    pub(crate) fn events(&self) -> u64 {
-        *self.shared.events.lock().unwrap()
+    /// Returns the Events that were taken, the first one first.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        self.shared.events.lock().unwrap().clone()
+    }
+
+    /// Forgets the Events, as the real one does when their time is over.
+    pub(crate) fn forget_events(&self) {
+        self.shared.events.lock().unwrap().clear();
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
@@ -167,5 +172,18 @@ impl Shared {
         let done = change(&mut store);
         self.newest.send_replace(store.version());
         done
+    }
+
+    /// Keeps an Event: a new one, or in the place of the one of that name.
+    fn keep_event(&self, name: Option<&str>, event: Value) -> Result<(u16, Value), Refused> {
+        let mut events = self.events.lock().unwrap();
+        let Some(name) = name else {
+            events.push(event.clone());
+            return Ok((201, event));
+        };
+        let there = events.iter_mut().find(|there| there["metadata"]["name"] == name);
+        let not_found = || Refused(404, "NotFound", format!("events.events.k8s.io \"{name}\" not found"));
+        *there.ok_or_else(not_found)? = event.clone();
+        Ok((200, event))
     }
 }

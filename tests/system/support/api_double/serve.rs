@@ -49,17 +49,40 @@ struct Call {
     body: Bytes,
 }
 
-/// What is asked: something of an object, or that an Event be kept. Nobody reads those.
+/// What is asked: something of an object, or that an Event be kept, a new one or one that is known by its name.
 enum Asked {
     Object(Call),
-    Event(String),
+    Event(Option<String>, Value),
 }
 
 impl Asked {
+    async fn read(request: Request<Incoming>) -> Result<Self, Refused> {
+        let rest =
+            request.uri().path().strip_prefix(EVENTS).map(|rest| rest.trim_start_matches('/').to_owned());
+        let name = match (rest, request.method()) {
+            (Some(rest), &Method::POST) if rest.is_empty() => None,
+            (Some(rest), &Method::PATCH) if !rest.is_empty() => Some(rest),
+            _ => return Call::read(request).await.map(Self::Object),
+        };
+        let bad = |message: String| Refused(400, "BadRequest", message);
+        let body = request.into_body().collect().await.map_err(|error| bad(error.to_string()))?.to_bytes();
+        let event = serde_json::from_slice(&body).map_err(|error| bad(error.to_string()))?;
+        Ok(Self::Event(name, event))
+    }
+
     fn is_write(&self) -> bool {
         match self {
             Self::Object(call) => call.method != Method::GET,
-            Self::Event(_) => true,
+            Self::Event(..) => true,
+        }
+    }
+
+    /// Returns what is asked, in words that are the same whenever it is asked again.
+    fn words(&self) -> String {
+        match self {
+            Self::Object(call) => call.words(),
+            Self::Event(None, _) => "POST Event".to_owned(),
+            Self::Event(Some(_), _) => "PATCH Event".to_owned(),
         }
     }
 }
@@ -80,20 +103,11 @@ async fn serve_one(stream: TcpStream, shared: Arc<Shared>) {
 }
 
 async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<Response<Body>> {
-    let is_event = request.uri().path() == EVENTS && request.method() == Method::POST;
-    let asked = if is_event {
-        let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
-        *shared.events.lock().unwrap() += 1;
-        Ok(Asked::Event(String::from_utf8_lossy(&body).into_owned()))
-    } else {
-        Call::read(request).await.map(Asked::Object)
-    };
-    let asked = match asked {
+    let asked = match Asked::read(request).await {
         Ok(asked) => asked,
         Err(refused) => return Ok(refusal(&refused)),
     };
-    let is_write = asked.is_write();
-    let fault = shared.faults.of_call(is_write);
+    let fault = shared.faults.of_call(asked.words(), asked.is_write());
     let broken = || io::Error::from(io::ErrorKind::ConnectionReset);
     match fault {
         Some(Fault::HangUp) => return Err(broken()),
@@ -114,12 +128,16 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<
         }
         Some(Fault::Delay) => sleep(Duration::from_millis(shared.faults.below(DELAY))).await,
         Some(Fault::Compact) => shared.change(|store| store.compact()),
-        Some(Fault::LostAnswer | Fault::Truncate | Fault::Break) | None => {}
+        Some(Fault::Expired) => return Ok(refusal(&Refused::gone())),
+        Some(Fault::LostAnswer | Fault::DoneAndHangUp | Fault::Truncate | Fault::Break) | None => {}
     }
     let (status, text) = match asked {
-        Asked::Event(text) => (201, text),
+        Asked::Event(name, event) => match shared.keep_event(name.as_deref(), event) {
+            Ok((status, event)) => (status, event.to_string()),
+            Err(refused) => return Ok(refusal(&refused)),
+        },
         Asked::Object(call) if call.is_watch() => {
-            return Ok(call.watch(shared).unwrap_or_else(|refused| refusal(&refused)));
+            return Ok(call.watch(shared, fault).unwrap_or_else(|refused| refusal(&refused)));
         }
         Asked::Object(call) => match call.answer(&shared) {
             Ok((status, value)) => (status, value.to_string()),
@@ -131,6 +149,7 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<
         Some(Fault::LostAnswer) => {
             refusal(&Refused(500, "InternalError", "it was done all the same".to_owned()))
         }
+        Some(Fault::DoneAndHangUp) => return Err(broken()),
         Some(Fault::Truncate) => whole(status, text[..text.floor_char_boundary(half)].to_owned()),
         Some(Fault::Break) => {
             let first = Bytes::copy_from_slice(&text.as_bytes()[..half]);
@@ -173,6 +192,17 @@ impl Call {
         let (method, query) = (head.method.clone(), query.collect());
         let body = body.collect().await.map_err(|_| bad("the body was cut off"))?.to_bytes();
         Ok(Self { method, kind, name, is_status, query, is_metadata, content_type, body })
+    }
+
+    fn words(&self) -> String {
+        let method = if self.is_watch() { "WATCH" } else { self.method.as_str() };
+        let name = self.name.as_deref().map(|name| format!(" {name}")).unwrap_or_default();
+        let part = match (self.is_status, self.is_metadata) {
+            (true, _) => ", status",
+            (false, true) => ", metadata",
+            (false, false) => "",
+        };
+        format!("{method} {:?}{name}{part}", self.kind)
     }
 
     fn is_watch(&self) -> bool {
@@ -263,7 +293,7 @@ impl Call {
     }
 
     /// Begins a watch.
-    fn watch(self, shared: Arc<Shared>) -> Result<Response<Body>, Refused> {
+    fn watch(self, shared: Arc<Shared>, fault: Option<Fault>) -> Result<Response<Body>, Refused> {
         let version = match self.number("resourceVersion")? {
             // From no version on: all that are there, first.
             Some(0) | None => None,
@@ -278,7 +308,7 @@ impl Call {
         let (events, received) = mpsc::channel(64);
         tokio::spawn(async move {
             // Nobody is there any more.
-            let _ = self.feed(&shared, version, &events).await;
+            let _ = self.feed(&shared, version, fault, &events).await;
         });
         let frames = futures::stream::unfold(received, |mut received| async {
             received.recv().await.map(|frame| (frame, received))
@@ -286,8 +316,14 @@ impl Call {
         Ok(with_body(200, StreamBody::new(frames).boxed()))
     }
 
-    async fn feed(&self, shared: &Shared, version: Option<u64>, events: &Events) -> Result<(), Closed> {
-        let course = shared.faults.of_watch();
+    async fn feed(
+        &self,
+        shared: &Shared,
+        version: Option<u64>,
+        fault: Option<Fault>,
+        events: &Events,
+    ) -> Result<(), Closed> {
+        let course = shared.faults.of_watch(fault);
         let begun = Instant::now();
         let seconds = self.number("timeoutSeconds").ok().flatten().unwrap_or(WATCH);
         let over = begun + Duration::from_secs(seconds);
