@@ -21,6 +21,7 @@ mod reboot;
 mod scope;
 mod security;
 mod seeing;
+mod sweep;
 mod told;
 mod translated;
 mod unreliable;
