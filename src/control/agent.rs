@@ -67,6 +67,9 @@ const KEEP_AFTER: Duration = Duration::from_secs(1);
 const READ_AFTER: Duration = Duration::from_secs(1);
 /// How long changes of links and routes are gathered before the ways to the peers are looked at.
 const WAYS_AFTER: Duration = Duration::from_millis(200);
+/// How long nobody has to be there, where anybody may be the data plane, until the kernel is asked to be it: whoever is started with the
+/// agent is there by then.
+const STAND_IN_AFTER: Duration = Duration::from_secs(10);
 /// The longest time between two attempts to serve metrics where they cannot be served.
 const SERVE_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait after a failure.
@@ -123,6 +126,8 @@ pub struct Agent {
     read_due: Option<Duration>,
     /// Whether the data plane answered the last time.
     is_answered: Option<bool>,
+    /// Since when there is none, if that counts: the kernel's comes back at once.
+    missing: Option<Duration>,
     retry: Duration,
     /// The moment of the next look, by [`clock::boottime`].
     next: Duration,
@@ -201,6 +206,7 @@ impl Agent {
             believed: None,
             read_due: None,
             is_answered: None,
+            missing: None,
             retry: RETRY_FIRST,
             next: Duration::ZERO,
             is_periodic: false,
@@ -391,8 +397,9 @@ impl Agent {
         if news.ways {
             self.ways_due.get_or_insert_with(|| clock::boottime() + WAYS_AFTER);
         }
-        // Nobody else makes the kernel's interface anew.
-        if news.interface && topology.is_some_and(|topology| topology.settings.backend == Backend::Kernel) {
+        // Nobody else makes the kernel's interface anew, and nobody else tells that it is there.
+        if news.interface && topology.is_some_and(|topology| topology.settings.backend != Backend::Userspace)
+        {
             self.react();
         }
     }
@@ -672,6 +679,8 @@ impl Agent {
         }
         let Some(known) = &self.known else { return Ok(()) };
         if self.is_answered.replace(true) != Some(true) {
+            self.missing = matches!(client, DataPlane::Kernel(_)).then_some(Duration::ZERO);
+            metrics::lock(&self.progress).client = Some(client.clone());
             tracing::info!(data_plane = %client, peers = snapshot.peers.len(), "the data plane answers");
         }
         if is_read {
@@ -730,7 +739,28 @@ impl Agent {
     /// Reads what the data plane has.
     fn read(&mut self, client: &DataPlane) -> Result<Snapshot, String> {
         (self.sessions, self.read_due) = (None, None);
-        client.ensure().and_then(|_| client.snapshot()).map_err(|error| self.without_data_plane(&error))
+        client.ensure().and_then(|_| client.snapshot()).map_err(|error| {
+            self.stand_in(client);
+            self.without_data_plane(&error)
+        })
+    }
+
+    /// Has the kernel be the data plane, where that may be anybody and nobody is there. That its interface is there is told by the kernel.
+    fn stand_in(&mut self, client: &DataPlane) {
+        let settings = self.known.as_ref().map(|known| &known.topology.settings);
+        if settings.is_none_or(|settings| settings.backend != Backend::Auto) {
+            self.missing = None;
+            return;
+        }
+        let now = clock::boottime();
+        if now.saturating_sub(*self.missing.get_or_insert(now)) < STAND_IN_AFTER {
+            return;
+        }
+        match client.stand_in() {
+            Ok(true) => tracing::info!("nobody is the data plane: the kernel is, from here on"),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "the kernel cannot be the data plane"),
+        }
     }
 
     /// Lets connections begin anew whose packets are led into the tunnel from here on, if their answers would be dropped.

@@ -25,7 +25,7 @@ pub enum DataPlane {
 
 impl DataPlane {
     /// Returns the data plane of an interface, whose socket lies in `directory` if it has one. [`Backend::Auto`] is the kernel's where the
-    /// interface is one of the kernel's: one that works is not replaced by another.
+    /// interface is one of the kernel's: one that works is not replaced by another. See [`Self::stand_in`].
     pub fn of(directory: &Path, interface: &str, backend: Backend) -> Self {
         let is_kernel = match backend {
             Backend::Userspace => false,
@@ -55,6 +55,22 @@ impl DataPlane {
         match self {
             Self::Socket(_) => Ok(false),
             Self::Kernel(kernel) => kernel.ensure(),
+        }
+    }
+
+    /// Makes an interface of the kernel's in the place of a data plane behind a socket that is not there, and tells whether it did. One whose
+    /// socket or interface is there may be about to answer.
+    ///
+    /// # Errors
+    /// If the kernel has no WireGuard, or the name is taken by another kind of interface.
+    pub fn stand_in(&self) -> Result<bool, Failed> {
+        match self {
+            Self::Socket(client) if client.path().exists() => Ok(false),
+            Self::Socket(client) => {
+                let name = client.path().file_stem().unwrap_or_default();
+                Kernel { interface: name.to_string_lossy().into_owned() }.ensure()
+            }
+            Self::Kernel(_) => Ok(false),
         }
     }
 

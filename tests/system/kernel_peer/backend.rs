@@ -195,6 +195,98 @@ fn the_agent_drives_a_real_kernels_wireguard() {
     guest.run("ip link del other && ip link del bare");
 }
 
+#[test]
+fn where_nobody_is_the_data_plane_the_kernel_is_and_strict_holds_over_it() {
+    need!("ip", "wg", "ping", "strip", "tcpdump");
+    need!("qemu-system-x86_64", "busybox", "cpio", "modprobe");
+    let Some((outside, mut guest)) = boot() else { return };
+    guest.run("load-nftables && echo 1 >/proc/sys/net/ipv4/ip_forward");
+    let ours = Tunnel::start(Program::Adit, &outside);
+    let key = guest.run(&format!("adit agent --public-key {STATE}")).trim().to_owned();
+    ours.set(&outside, &format!("listen-port {OUR_PORT} peer {key} allowed-ips 10.244.2.0/24"));
+    outside.ip(&format!("addr add 10.244.1.1/32 dev {}", ours.name));
+    outside.ip(&format!("link set {} up", ours.name));
+    outside.ip("route add 10.244.2.0/24 via 10.9.0.2");
+    // A pod, and the way of all others' without a tunnel.
+    guest.run("ip addr add 10.244.2.1/32 dev lo && ip route add 10.244.0.0/16 via 10.9.0.1");
+    let capture =
+        outside.spawn("tcpdump", &["-l", "-n", "--immediate-mode", "-i", "tap", "src net 10.244.2.0/24"]);
+    wait_until("tcpdump", SOON, || capture.output().contains("listening on"));
+    let in_clear = || capture.output().lines().filter(|line| line.contains("10.244.2.1 >")).count();
+    let ping = "ping -c 1 -W 3 -I 10.244.2.1";
+    guest.try_run(&format!("{ping} 10.244.1.1"));
+    wait_until("what goes in clear before there is an agent", SOON, || in_clear() > 0);
+
+    let config = |backend: &str| {
+        let spec = "mode: Strict, strictGate: Immediate, clusterCIDRs: [10.244.0.0/16], interfaceName: mesh7";
+        let port = format!("listenPort: {GUEST_PORT}, metrics: {{address: \"127.0.0.1:9586\"}}");
+        [
+            "apiVersion: adit.dev/v1alpha1".to_owned(),
+            "kind: TunnelConfig".to_owned(),
+            "metadata: {name: default}".to_owned(),
+            format!("spec: {{{spec}, {port}, backend: {backend}}}"),
+        ]
+    };
+    let write = |guest: &mut Guest, backend: &str| {
+        guest.write("/tmp/objects/config.yaml", &config(backend).each_ref().map(String::as_str));
+    };
+    write(&mut guest, "Userspace");
+    guest.publish("guest", &key, "{address: 10.9.0.2, port: 51822}", "10.244.2.0/24");
+    let at = format!("{{address: 10.9.0.1, port: {OUR_PORT}}}");
+    guest.publish("first", &ours.key.public(), &at, "10.244.1.0/24");
+    guest.run(&format!(
+        "adit agent --node-name guest --objects /tmp/objects {STATE} >>/tmp/log 2>&1 & echo $! >/tmp/pid"
+    ));
+    // Nothing else would be there to encrypt it.
+    guest.wait_for("the rule, which is there after the routes", "ip rule", |text| text.contains("8365"));
+    let before = in_clear();
+    assert!(!guest.try_run("ip link show mesh7").0, "with backend: Userspace");
+    write(&mut guest, "Auto");
+    guest.wait_for("the interface", "ip link show mesh7", |text| text.contains("mesh7"));
+    guest.wait_for("a word of it", "cat /tmp/log", |text| text.contains("data_plane=the kernel's mesh7"));
+    guest.wait_for("the peer", ALLOWED, |text| text.contains("10.244.1.0/24"));
+    outside.ip("route del 10.244.2.0/24 via 10.9.0.2");
+    outside.ip(&format!("route add 10.244.2.0/24 dev {}", ours.name));
+    guest.wait_for("an answer through the tunnel", &format!("{ping} 10.244.1.1"), |text| {
+        text.contains(" 0% packet loss")
+    });
+    assert!(outside.succeeds("ping -n -c 1 -W 10 -I 10.244.1.1 10.244.2.1"), "through the tunnel");
+
+    // What nobody has goes nowhere.
+    assert!(!guest.try_run(&format!("{ping} 10.244.77.1")).0);
+    // What comes in clear is dropped.
+    outside.ip("route add 10.244.2.1/32 via 10.9.0.2");
+    assert!(!outside.succeeds("ping -n -c 2 -W 3 -I 10.244.1.1 10.244.2.1"), "in clear");
+    outside.ip("route del 10.244.2.1/32");
+    let metrics = guest
+        .run("wget -q -O - http://127.0.0.1:9586/metrics | grep -e cleartext_dropped -e ^adit_data_plane_up");
+    assert!(
+        metrics.contains("direction=\"ingress\"} 2") && metrics.contains("adit_data_plane_up 1"),
+        "{metrics}"
+    );
+
+    // Nothing in clear while somebody deletes the interface, again and again; it is made anew.
+    guest.run(
+        "(while :; do ping -c 1 -W 1 -I 10.244.2.1 10.244.1.1; done) >/dev/null 2>&1 & echo $! >/tmp/pings",
+    );
+    for _ in 0..5 {
+        guest.run("ip link del mesh7");
+        guest.wait_for("the peer", ALLOWED, |text| text.contains("10.244.1.0/24"));
+    }
+    guest.run("kill $(cat /tmp/pings)");
+    guest.wait_for("an answer through the tunnel", &format!("{ping} 10.244.1.1"), |text| {
+        text.contains(" 0% packet loss")
+    });
+    assert_eq!(in_clear(), before, "{}", capture.output());
+
+    guest.run("kill $(cat /tmp/pid)");
+    guest.wait_for("the agent's end", "cat /tmp/log", |text| text.contains("what is programmed stays"));
+    guest.run(&format!("adit agent --cleanup {STATE}"));
+    assert!(!guest.try_run("ip link show mesh7").0);
+    guest.try_run(&format!("{ping} 10.244.1.1"));
+    wait_until("what goes in clear after the cleanup", SOON, || in_clear() > before);
+}
+
 /// Peers of the kernel, of which the last is changed.
 const PEERS: u32 = 1000;
 

@@ -2,7 +2,8 @@
 # boot.sh KERNEL TAP SECONDS [PROGRAM]: becomes a virtual machine with a real kernel's WireGuard in it, without KVM.
 #
 # KERNEL is an unpacked linux-image package with modules.dep made (tests/kernel.sh), TAP the device that the guest's eth0 is plugged into. The guest reads
-# commands from our standard input, one a line, and what they print comes out of our standard output. Its tools are busybox, wg and PROGRAM.
+# commands from our standard input, one a line, and what they print comes out of our standard output. Its tools are busybox, wg, PROGRAM and
+# load-nftables: without that its kernel has no nftables.
 # It ends after SECONDS, or with this process. Nothing is left behind: the initial RAM disk has no name by the time qemu reads it.
 # Needs: qemu-system-x86 busybox-static cpio kmod wireguard-tools.
 set -euo pipefail
@@ -23,15 +24,21 @@ for program in "$(command -v wg)" ${4+"$4"}; do
   ln -sf "$program" "$root/bin/$(basename "$program")"
 done
 
-for module in virtio_pci virtio_net wireguard; do
-  modprobe -d "$kernel" -S "$version" --show-depends "$module"
-done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r file; do
-  case $file in
-    *.xz) xz -dc "$file" >"$root/modules/$(basename "$file" .xz)" ;;
-    *) cp "$file" "$root/modules/" ;;
-  esac
-  echo "insmod /modules/$(basename "$file" .xz)"
-done >"$root.insmod"
+# Unpacks modules with what they need, and prints what loads them.
+insmods() {
+  for module; do
+    modprobe -d "$kernel" -S "$version" --show-depends "$module"
+  done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r file; do
+    case $file in
+      *.xz) xz -dc "$file" >"$root/modules/$(basename "$file" .xz)" ;;
+      *) cp "$file" "$root/modules/" ;;
+    esac
+    echo "insmod /modules/$(basename "$file" .xz)"
+  done
+}
+insmods virtio_pci virtio_net wireguard >"$root.insmod"
+insmods nf_tables nft_ct nft_objref nft_chain_nat nft_masq >"$root/bin/load-nftables"
+chmod +x "$root/bin/load-nftables"
 
 {
   cat <<'BEFORE'
