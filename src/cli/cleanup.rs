@@ -74,9 +74,11 @@ mod tests {
         let objects = read::objects(&[
             tunnel("a", &public),
             tunnel("b", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="),
+            tunnel("c", "none"),
             config("default", "all0"),
             config("node.a", "a0"),
             config("node.b", "b0"),
+            config("node.c", "c0"),
         ]);
         let interface =
             |name: Option<&str>, key: Option<&PrivateKey>| settings(&objects, name, key).interface;

@@ -28,14 +28,15 @@ impl Node {
         self.namespace.ip(&format!("route show table {TABLE}"))
     }
 
-    /// Makes routes and firewall what they were in Permissive, as if the kernel had refused those of Strict.
-    fn go_back_to_permissive(&self) {
+    /// Makes routes and firewall what they were in Permissive, as if the kernel had refused those of Strict. The firewall is gone, or
+    /// protects nothing, by what `nft` is told.
+    fn go_back_to_permissive(&self, nft: &[&str]) {
         let namespace = &self.namespace;
         for line in self.routes().lines().filter(|line| line.starts_with("blackhole")) {
             namespace.ip(&format!("route del {} table {TABLE}", line.trim()));
         }
         namespace.ip(&format!("route replace throw 10.244.3.0/24 metric 1024 protocol 173 table {TABLE}"));
-        namespace.run("nft", &["delete", "table", "inet", "adit"]);
+        namespace.run("nft", nft);
     }
 
     #[track_caller]
@@ -82,7 +83,7 @@ fn strict_that_the_kernel_had_refused_takes_effect_before_the_api_server_is_back
     let stranger = format!("10.244.9.0/24 dev {}", first.interface);
     first.namespace.run("wg", &["set", &first.interface, "peer", STRANGER, "allowed-ips", "10.244.9.0/24"]);
     first.namespace.ip(&format!("route add {stranger} metric 2048 protocol 173 table {TABLE}"));
-    first.go_back_to_permissive();
+    first.go_back_to_permissive(&["flush", "set", "inet", "adit", "protected4"]);
     wire.wait_for(Seen::Canary, "cleartext before the agent starts");
     first.start_agent_alone();
     first.wait_for_strict();
@@ -100,7 +101,7 @@ fn strict_that_the_kernel_had_refused_takes_effect_before_the_api_server_is_back
 
     // Without a data plane there is nowhere to go.
     drop((first.agent.take(), first.data_plane.take()));
-    first.go_back_to_permissive();
+    first.go_back_to_permissive(&["delete", "table", "inet", "adit"]);
     wire.wait_for(Seen::Canary, "cleartext before the agent starts");
     first.start_agent_alone();
     first.wait_for_strict();
