@@ -126,7 +126,7 @@ pub struct Agent {
     read_due: Option<Duration>,
     /// Whether the data plane answered the last time.
     is_answered: Option<bool>,
-    /// Since when there is none, if that counts: the kernel's comes back at once.
+    /// Since when there is none, if that counts: the kernel's comes back at once, and one behind a socket is waited for.
     missing: Option<Duration>,
     retry: Duration,
     /// The moment of the next look, by [`clock::boottime`].
@@ -679,7 +679,10 @@ impl Agent {
         }
         let Some(known) = &self.known else { return Ok(()) };
         if self.is_answered.replace(true) != Some(true) {
-            self.missing = matches!(client, DataPlane::Kernel(_)).then_some(Duration::ZERO);
+            self.missing = Some(match client {
+                DataPlane::Kernel(_) => Duration::ZERO,
+                DataPlane::Socket(_) => Duration::MAX,
+            });
             metrics::lock(&self.progress).client = Some(client.clone());
             tracing::info!(data_plane = %client, peers = snapshot.peers.len(), "the data plane answers");
         }

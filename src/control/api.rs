@@ -338,7 +338,7 @@ words! {
     /// Whose data plane is used.
     Backend {
         /// The kernel's where the interface is one of its, else adit's, or any other that answers on a configuration socket. Where for ten
-        /// seconds there is neither, and the kernel has WireGuard, its interface is made.
+        /// seconds after the agent's start there is neither, and the kernel has WireGuard, its interface is made.
         #[default]
         Auto,
         /// adit's, or any other that answers on a configuration socket.
