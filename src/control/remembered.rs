@@ -76,6 +76,9 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::objects::Objects;
+    use crate::control::topology::{Own, topology};
+    use crate::crypto::x25519::PublicKey;
 
     fn of(prefixes: &[&str]) -> Remembered {
         let mut remembered = Remembered::default();
@@ -106,5 +109,25 @@ mod tests {
         (0..=255).for_each(|n| full.add(Prefix::new([10, 201, n, 0].into(), 24).unwrap()));
         full.add("10.0.0.0/9".parse().unwrap());
         assert_eq!(full.0.len(), 258, "{}", full.to_text());
+    }
+
+    #[test]
+    fn they_are_learned_in_strict_and_forgotten_when_another_mode_is_certain() {
+        let mut topology = topology(&Objects::default(), &Own::new("a", PublicKey::new([1; 32])));
+        topology.guarded = ["10.1.0.0/24".parse().unwrap()].into();
+        let mut remembered = Remembered::default();
+        for (mode, is_complete, expected) in [
+            (Mode::Permissive, true, ""),
+            (Mode::Strict, false, "10.1.0.0/24\n"),
+            (Mode::Off, false, "10.1.0.0/24\n"),
+            (Mode::Permissive, false, "10.1.0.0/24\n"),
+            (Mode::Off, true, ""),
+            (Mode::Strict, true, "10.1.0.0/24\n"),
+            (Mode::Permissive, true, ""),
+        ] {
+            topology.settings.mode = mode;
+            remembered.learn(&topology, is_complete);
+            assert_eq!(remembered.to_text(), expected, "{mode:?}, complete: {is_complete}");
+        }
     }
 }
