@@ -159,6 +159,8 @@ struct World {
     /// What the agent believes that the data plane has.
     believed: Option<Snapshot>,
     routes: Routes,
+    /// Whether they were made without asking the data plane what it has.
+    is_blind: bool,
     endpoints: Endpoints,
     private_key: PrivateKey,
     own: Own,
@@ -183,6 +185,7 @@ impl World {
             data_plane: Some(DataPlane::default()),
             believed: None,
             routes,
+            is_blind: false,
             endpoints: Endpoints::new(),
             private_key,
             own,
@@ -375,6 +378,7 @@ impl World {
                 }
                 None => {}
             }
+            self.is_blind |= is_there && topology.settings.mode == Mode::Strict;
             self.check_routes(&topology, &before, is_complete);
             self.guard(pods);
             return;
@@ -423,6 +427,7 @@ impl World {
                     self.check_ways(&both, &data_plane);
                     self.check_leaks(&both);
                     self.routes = routes.clone();
+                    self.is_blind = false;
                     self.guard(pods.clone());
                 }
                 Step::Route(RouteChange::Addition(extension)) => {
@@ -469,8 +474,11 @@ impl World {
         }
     }
 
-    /// Where a route leads into the tunnel, somebody is there to take it.
+    /// Where a route leads into the tunnel, somebody is there to take it; but in Strict it may lead to a data plane that cannot be asked.
     fn check_ways(&self, routes: &Routes, data_plane: &DataPlane) {
+        if self.is_blind {
+            return;
+        }
         let entries = routes.entries.iter().chain(&routes.from_pods.entries);
         for entry in entries.filter(|entry| entry.kind == Kind::Unicast) {
             let taker = data_plane.accepts_from(entry.prefix.addr());

@@ -120,9 +120,9 @@ pub fn reconcile(
     Plan { steps, endpoints }
 }
 
-/// Returns what is to be done about the routes while the data plane does not do what it is asked for. In Strict, what should enter the tunnel
-/// goes nowhere if there is none; one that `is_there` may go on with its work, and drops what no peer of it has. In Permissive nothing is led
-/// into such a one before it is known to have the peer; `None` leaves the routes as they are.
+/// Returns what is to be done about the routes while the data plane does not do what it is asked for. If there is none, nothing is led into the
+/// tunnel, and in Strict what should enter it goes nowhere. One that `is_there` may go on with its work: in Strict it drops what no peer of it
+/// has; in Permissive nothing is led into it before it is known to have the peer, and `None` leaves the routes as they are.
 ///
 /// Before the lists are complete, what is led into the tunnel stays so: a data plane that cannot be asked may be there, with peers of which
 /// nothing is known.
@@ -130,7 +130,7 @@ pub fn without_data_plane(topology: &Topology, is_complete: bool, is_there: bool
     let mut routes = topology.routes.clone();
     match topology.settings.mode {
         Mode::Permissive if is_there => return None,
-        Mode::Strict if !is_there => routes.close(),
+        Mode::Strict | Mode::Permissive if !is_there => routes.close(),
         Mode::Strict | Mode::Permissive | Mode::Off => {}
     }
     Some(change(topology, routes, is_complete))

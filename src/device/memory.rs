@@ -39,7 +39,7 @@ fn shared(workers: usize) -> Arc<Shared> {
 fn a_worker_has_the_buffers_that_it_is_said_to_have() {
     let shared = shared(2);
     let (_sender, sending) = allocated(|| Sender::new(Arc::clone(&shared), 0));
-    assert_said(sending, (256 + 192 + 120) << 10, 0.02);
+    assert_said(sending, (256 + 192 + 121) << 10, 0.02);
     let (_receiver, receiving) = allocated(|| Receiver::new(Arc::clone(&shared), 0));
     assert_said(receiving, (64 * 65_536 + 64 * 17 * 64) + (56 << 10), 0.02);
 }

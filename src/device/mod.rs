@@ -13,7 +13,7 @@
 //! | for each | at most | of |
 //! |---|---|---|
 //! | interface | 1 MiB | a queue of 4096 handshake messages, what threads share |
-//! | worker, and the thread for handshakes | 568 KiB | 256 KiB read from the TUN device, 192 KiB to be sent, 120 KiB of headers and lists |
+//! | worker, and the thread for handshakes | 569 KiB | 256 KiB read from the TUN device, 192 KiB to be sent, 121 KiB of headers and lists |
 //! | … as well | 4.1 MiB | 64 places of 65 KiB for what is received, of which only pages that a datagram has touched take memory (0.25 MiB by runs, 2 MiB where runs follow datagrams that came one by one, 0.25 MiB by datagrams of an Ethernet's length); 56 KiB of lists |
 //! | worker that is helped | 5 times both | from the first time that it was, what four others may be at |
 //! | peer | 1650 bytes | |

@@ -331,7 +331,8 @@ async fn follow_pod_network(client: Client, shared: &Common) {
     let api = Api::namespaced_with(client, namespace, &resource);
     // A role that names an object lets lists and watches through that select it by its name.
     let which = ListParams::default().fields(&format!("metadata.name={name}"));
-    while !may_list(&api, &resource, &which).await {
+    let list = async |params: &ListParams| api.list(params).await;
+    while !may_list(&resource, &which, list).await {
         tracing::debug!(namespace, name, "kubeadm's configuration may not be read");
         shared.replace(Kind::PodNetwork, Vec::new());
         sleep(ASK_AGAIN).await;
@@ -565,7 +566,11 @@ impl Common {
     fn replace(&self, kind: Kind, listed: Vec<Object>) {
         let tunnels = listed.iter().filter_map(|object| match object {
             Object::Tunnel(name, tunnel) => Some((name.clone(), tunnel.node_addresses.clone())),
-            Object::Config(..) | Object::Node(..) | Object::Pod(..) | Object::ApiServers(..) => None,
+            Object::Config(..)
+            | Object::Node(..)
+            | Object::Pod(..)
+            | Object::ApiServers(..)
+            | Object::PodNetwork(_) => None,
         });
         let said: Vec<_> = tunnels.collect();
         self.change(|state| {

@@ -126,10 +126,14 @@ pub(super) async fn follow<L, W, S>(
 }
 
 /// Tells whether the objects that are selected may be listed, once the API server says so or otherwise.
-pub(super) async fn may_list<L: Listed>(api: &Api<L>, resource: &ApiResource, which: &ListParams) -> bool {
+pub(super) async fn may_list<L: Listed>(
+    resource: &ApiResource,
+    which: &ListParams,
+    list: impl AsyncFn(&ListParams) -> kube::Result<ObjectList<L>>,
+) -> bool {
     let mut attempts = Attempts::new(&resource.plural);
     loop {
-        match limited(api.list(&which.clone().limit(1))).await {
+        match limited(list(&which.clone().limit(1))).await {
             Ok(_) => return true,
             Err(Failed::Refused(_)) => return false,
             Err(failed) => attempts.fail(&failed.into_reason()).await,
