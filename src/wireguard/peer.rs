@@ -262,6 +262,10 @@ impl Peer {
         !self.staged.is_empty()
     }
 
+    pub(super) fn staged_len(&self) -> usize {
+        self.staged.len()
+    }
+
     /// Drops what is staged and returns how many packets that were.
     pub(super) fn purge_staged(&self) -> u64 {
         let mut dropped = 0;

@@ -1,6 +1,10 @@
 //! §6: timers.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::*;
+use crate::wireguard::constants::MAX_STAGED_PACKETS;
 use crate::wireguard::dropped::Dropped;
 use crate::wireguard::endpoint::Source;
 use crate::wireguard::peer::Staged;
@@ -273,6 +277,41 @@ fn a_session_that_ends_while_waiting_packets_are_sent_leaves_the_rest_waiting() 
     sim.run_for(seconds(1));
     let lengths: Vec<_> = sim.nodes[B].received.iter().map(|entry| entry.1.len()).collect();
     assert_eq!(lengths, [50, 51, 52, 53, 54]);
+}
+
+#[test]
+fn packets_that_a_worker_stages_without_end_are_handed_out_in_parts() {
+    let mut sim = connected(43);
+    let peer = peer(&sim, A, B);
+    // Long enough that to seal it takes longer than to stage it.
+    let packet = sim.packet(A, B, 30_000);
+    let moment = Moment { now: sim.now(), unix: seconds(2_000_000_000) };
+    let is_staging = AtomicBool::new(true);
+    let handed_out: Vec<_> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in (0..20_000).take_while(|_| is_staging.load(Relaxed)) {
+                let _ = peer.stage(Staged { packet: packet.clone().into(), mtu: 1420, ds: 0 });
+            }
+        });
+        // Until the first one waits.
+        while peer.reserve(1, moment.now).is_some() {
+            std::thread::yield_now();
+        }
+        let tunnel = &mut sim.nodes[A].tunnel;
+        let rounds = (0..100).map(|_| {
+            tunnel.handle_asked(&peer, moment);
+            std::iter::from_fn(|| tunnel.poll_transmit()).count()
+        });
+        let handed_out = rounds.collect();
+        is_staging.store(false, Relaxed);
+        handed_out
+    });
+    // One more while the worker has yet to take the oldest out.
+    assert!(handed_out.iter().all(|&packets| packets <= MAX_STAGED_PACKETS + 1), "{handed_out:?}");
+    assert!(handed_out.iter().any(|&packets| packets > 0));
+    sim.nodes[A].tunnel.handle_asked(&peer, moment);
+    while sim.nodes[A].tunnel.poll_transmit().is_some() {}
+    assert!(peer.reserve(1, sim.now()).is_some(), "nothing is left, and packets pass directly again");
 }
 
 #[test]

@@ -686,7 +686,8 @@ impl Interface {
         let mut sent = false;
         let mut ended = false;
         let mut handed_out = 0;
-        while peer.is_staged() {
+        // Those that are there now: a worker may stage others as fast as these go, and has asked to look again after each.
+        for _ in 0..peer.staged_len() {
             // [W] §6.2: a session past its limits sends nothing; what is staged stays staged.
             let Some(counter) = keypair.reserve(1, now) else {
                 ended = true;
