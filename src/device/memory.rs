@@ -89,7 +89,7 @@ fn peers_prefixes_and_waiting_packets_take_what_they_are_said_to_take() {
         assert_said(bytes, said, 0.4);
         let Some(peer) = view.route("10.0.0.1".parse().unwrap()) else { continue };
         let stage = || {
-            let _ = peer.stage(Staged { packet: vec![0; 1000].into(), mtu: 1420, ds: 0 });
+            let _ = peer.stage(Staged { packet: vec![0; 1000].into(), mtu: 1420, ds: 0 }, moment.now);
         };
         let ((), bytes) = allocated(|| (0..128).for_each(|_| stage()));
         // What the C library adds to each is not counted here.

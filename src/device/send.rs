@@ -209,7 +209,7 @@ impl Sender {
         let split = Split::new(&header, packet).map_err(|_| Dropped::InnerMalformed)?;
         let ds = ecn::encapsulate(ip::ds_field(packet));
         let Some(ticket) = peer.reserve(split.count() as u64, now) else {
-            self.stage(&peer, &split, start..read.end, mtu, ds);
+            self.stage(&peer, &split, start..read.end, mtu, ds, now);
             return Ok(());
         };
         self.outbox.run_max = self.run_max(to.addr, padded_len(split.longest(), mtu), sockets, now);
@@ -231,13 +231,13 @@ impl Sender {
     }
 
     /// Lets segments wait that have no session.
-    fn stage(&self, peer: &Arc<Peer>, split: &Split, packet: Range<usize>, mtu: usize, ds: u8) {
+    fn stage(&self, peer: &Arc<Peer>, split: &Split, packet: Range<usize>, mtu: usize, ds: u8, now: Instant) {
         let packet = &self.read[packet];
         let mut head = [0; HEADER_MAX];
         for index in 0..split.count() {
             let segment = split.segment(packet, index, &mut head);
             let inner = [&head[..segment.header_len], &packet[segment.payload]].concat();
-            let (dropped, ask) = peer.stage(Staged { packet: inner.into(), mtu, ds });
+            let (dropped, ask) = peer.stage(Staged { packet: inner.into(), mtu, ds }, now);
             self.shared.drops.add(Dropped::StagedOverflow, dropped);
             if ask {
                 self.shared.hand_over(peer);

@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use super::constants::{MAX_STAGED_BYTES, MAX_STAGED_PACKETS, REKEY_TIMEOUT};
 use super::endpoint::Endpoint;
 use super::keypair::{Keypair, Keypairs};
-use super::sync::{AtomicU8, AtomicU32, AtomicU64, SegQueue};
+use super::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, SegQueue};
 use super::time::Instant;
 use super::timers::Timers;
 use crate::crypto::x25519::PublicKey;
@@ -74,6 +74,8 @@ pub struct Peer {
     staged_bytes: Arc<StagedBytes>,
     /// Packets that are staged, or handed out and not yet sent: later packets queue behind them, so that order is kept.
     waiting: AtomicU32,
+    /// Whether more came than could wait.
+    is_overrun: AtomicBool,
     asked: AtomicU8,
     /// When an initiation or response was last sent; nanoseconds, 0 for never.
     last_sent_handshake: AtomicU64,
@@ -93,6 +95,7 @@ impl Peer {
             staged: SegQueue::new(),
             staged_bytes,
             waiting: AtomicU32::new(0),
+            is_overrun: AtomicBool::new(false),
             asked: AtomicU8::new(0),
             last_sent_handshake: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
@@ -132,8 +135,17 @@ impl Peer {
     /// Lets a packet wait for a session; the oldest goes when there are more than 128 ([W] §6.4 and kernel `device.c`, `wg_xmit`), or when
     /// those of all peers take more than [`MAX_STAGED_BYTES`] and it is not the only one.
     ///
+    /// Once there is a session for them, it is the newest that goes until none waits: a flow as fast as they are sent one by one would keep
+    /// them waiting for ever.
+    ///
     /// Returns how many were dropped, and whether the control thread is to be called.
-    pub fn stage(&self, packet: Staged) -> (u64, bool) {
+    pub fn stage(&self, packet: Staged, now: Instant) -> (u64, bool) {
+        if self.is_overrun.load(Relaxed) {
+            if self.waiting.load(SeqCst) != 0 && self.has_session(now) {
+                return (1, false);
+            }
+            self.is_overrun.store(false, Relaxed);
+        }
         self.stage_quietly(packet);
         let mut dropped = 0;
         // One may always wait: a handshake is begun for it, and peers that do not answer shall not keep those out that would.
@@ -145,6 +157,9 @@ impl Peer {
             dropped += 1;
         }
         self.release(dropped);
+        if dropped > 0 {
+            self.is_overrun.store(true, Relaxed);
+        }
         // After the push, so that the control thread finds the packet.
         (u64::from(dropped), self.ask(Ask::Flush))
     }
@@ -384,9 +399,9 @@ mod tests {
     fn more_than_128_waiting_packets_push_out_the_oldest() {
         let peer = peer();
         for number in 0..128 {
-            assert_eq!(peer.stage(staged(number)).0, 0);
+            assert_eq!(peer.stage(staged(number), at(1)).0, 0);
         }
-        assert_eq!(peer.stage(staged(128)).0, 1);
+        assert_eq!(peer.stage(staged(128), at(1)).0, 1);
         let left: Vec<_> = std::iter::from_fn(|| peer.pop_staged()).map(|staged| staged.packet[0]).collect();
         assert_eq!(left, (1..=128).collect::<Vec<_>>());
     }
@@ -397,7 +412,8 @@ mod tests {
         let peer = |id| Peer::new(id, PublicKey::new([1; 32]), 0, Arc::clone(&shared));
         let packet = || Staged { packet: vec![0; 65_535].into(), mtu: 1420, ds: 0 };
         let mut peers: Vec<_> = (0..4).map(peer).collect();
-        let dropped = |peer: &Peer, packets: u64| (0..packets).map(|_| peer.stage(packet()).0).sum::<u64>();
+        let dropped =
+            |peer: &Peer, packets: u64| (0..packets).map(|_| peer.stage(packet(), at(1)).0).sum::<u64>();
         assert_eq!(dropped(&peers[0], 100), 0);
         // 127 of them take 8 MiB.
         assert_eq!(dropped(&peers[1], 50), 23);
@@ -410,12 +426,29 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_that_overruns_those_that_wait_for_a_session_lets_them_be_sent() {
+        let peer = peer();
+        for number in 0..=130 {
+            let _ = peer.stage(staged(number), at(1));
+        }
+        peer.keypairs().add(session(Role::Initiator, at(2)));
+        assert_eq!(peer.stage(staged(131), at(3)), (1, false), "the newest");
+        assert_eq!(peer.pop_staged().unwrap().packet[0], 3);
+        peer.release(1);
+        assert_eq!(peer.stage(staged(132), at(3)), (1, false), "though there is room");
+        assert_eq!(peer.purge_staged(), 127);
+        assert!(peer.reserve(1, at(3)).is_some());
+        // A session later.
+        assert_eq!(peer.stage(staged(0), at(300)).0, 0);
+    }
+
+    #[test]
     fn while_packets_wait_none_overtakes_them() {
         let peer = peer();
         peer.keypairs().add(session(Role::Initiator, at(0)));
         assert!(peer.reserve(1, at(1)).is_some());
-        assert!(peer.stage(staged(0)).1, "the control thread is called");
-        assert!(!peer.stage(staged(1)).1, "once");
+        assert!(peer.stage(staged(0), at(1)).1, "the control thread is called");
+        assert!(!peer.stage(staged(1), at(1)).1, "once");
         assert!(peer.reserve(1, at(1)).is_none());
         assert!(peer.pop_staged().is_some() && peer.pop_staged().is_some());
         assert!(peer.reserve(1, at(1)).is_none(), "they are not sent yet");
@@ -450,7 +483,7 @@ mod models {
         }
 
         fn stage(&self, number: u8) -> bool {
-            self.peer.stage(Staged { packet: [number].into(), mtu: 1420, ds: 0 }).1
+            self.peer.stage(Staged { packet: [number].into(), mtu: 1420, ds: 0 }, Instant::default()).1
         }
 
         /// What a worker does with a packet. Returns whether the control thread is called.

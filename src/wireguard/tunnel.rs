@@ -100,7 +100,7 @@ impl Tunnel {
         let to = peer.endpoint().ok_or(Dropped::NoEndpoint)?;
         let ds = ecn::encapsulate(ip::ds_field(packet));
         let Some(ticket) = peer.reserve(1, moment.now) else {
-            let (dropped, ask) = peer.stage(Staged { packet: packet.into(), mtu: self.mtu, ds });
+            let (dropped, ask) = peer.stage(Staged { packet: packet.into(), mtu: self.mtu, ds }, moment.now);
             self.drops.add(Dropped::StagedOverflow, dropped);
             if ask {
                 self.change(|interface| interface.handle_asked(&peer, moment));

@@ -267,7 +267,7 @@ fn a_session_that_ends_while_waiting_packets_are_sent_leaves_the_rest_waiting() 
     let peer = peer(&sim, A, B);
     for len in 50..55 {
         let packet = sim.packet(A, B, len).into();
-        let _ = peer.stage(Staged { packet, mtu: 1420, ds: 0 });
+        let _ = peer.stage(Staged { packet, mtu: 1420, ds: 0 }, sim.now());
     }
     let moment = Moment { now: sim.now(), unix: seconds(2_000_000_000) };
     sim.nodes[A].tunnel.handle_asked(&peer, moment);
@@ -290,7 +290,7 @@ fn packets_that_a_worker_stages_without_end_are_handed_out_in_parts() {
     let handed_out: Vec<_> = std::thread::scope(|scope| {
         scope.spawn(|| {
             for _ in (0..20_000).take_while(|_| is_staging.load(Relaxed)) {
-                let _ = peer.stage(Staged { packet: packet.clone().into(), mtu: 1420, ds: 0 });
+                let _ = peer.stage(Staged { packet: packet.clone().into(), mtu: 1420, ds: 0 }, moment.now);
             }
         });
         // Until the first one waits.
