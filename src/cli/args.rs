@@ -1,6 +1,5 @@
 //! Flags and environment variables: those of wireguard-go, and those of boringtun-cli, so that either can be replaced in place.
 
-#[cfg(feature = "control")]
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
