@@ -148,12 +148,16 @@ impl Receiver {
     pub(super) fn turn(&mut self, socket: &UdpSocket, queue: &Arc<Queue>) -> Left {
         let left = self.receive(socket, queue);
         self.heat.note(left);
+        let shared = Arc::clone(&self.shared);
+        if let Some((_, lane)) = shared.receive_lane(self.number).filter(|_| left != Left::More) {
+            // The one who was to write it may have got work of its own.
+            self.help(lane);
+        }
         left
     }
 
     fn receive(&mut self, socket: &UdpSocket, queue: &Arc<Queue>) -> Left {
         let shared = Arc::clone(&self.shared);
-        let lane = shared.receive_lane(self.number);
         let most = match socket.offloads().has(Feature::Gro) {
             true if self.has_singles => SINGLES,
             true => RUNS,
@@ -161,13 +165,7 @@ impl Receiver {
         };
         let received = match self.inbox.received.recv(socket, most) {
             Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if let Some((_, lane)) = lane {
-                    // The one who was to write it may have got work of its own.
-                    self.help(lane);
-                }
-                return Left::Nothing;
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Left::Nothing,
             // T35: an error of one datagram, or a lack of memory, ends nothing.
             Err(_) => {
                 self.failures = self.failures.saturating_add(1);
@@ -177,7 +175,7 @@ impl Receiver {
         self.failures = 0;
         let now = now();
         let view = shared.view.load();
-        let lane = lane.filter(|(lanes, lane)| lanes.is_used(lane, &self.heat));
+        let lane = shared.receive_lane(self.number).filter(|(lanes, lane)| lanes.is_used(lane, &self.heat));
         self.has_singles = true;
         for slot in 0..received {
             let Some(run) = self.inbox.received.get_mut(slot) else { continue };
