@@ -57,6 +57,12 @@ const REPORT_PAUSE: Duration = Duration::from_secs(5);
 /// How long after it was told that it may not read something the agent asks again.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
 
+/// A node without blocks is new for so many changes, of which it has one every few seconds then.
+const NEW_FOR: u32 = 32;
+
+/// Of its later changes, one in so many is looked into.
+const ASKED_EVERY: u32 = 64;
+
 /// The objects of a cluster.
 pub struct Cluster {
     shared: Arc<Common>,
@@ -91,6 +97,8 @@ struct State {
     is_changed: bool,
     /// The nodes that are to be fetched again.
     doubted: BTreeSet<String>,
+    /// How often nodes that have no blocks have changed.
+    blockless: BTreeMap<String, u32>,
 }
 
 /// What is listed and watched.
@@ -106,15 +114,22 @@ enum Kind {
 }
 
 impl State {
-    /// Tells whether all is known of a node that it needs. Blocks stay once they are given; an address that the node says it has and the
-    /// cluster did not know when it was asked may be known since.
-    fn knows_node(&self, name: &str) -> bool {
+    /// Tells whether a node that has changed is to be fetched. An address that it says it has and the cluster did not know when it was asked
+    /// may be known since. Blocks are given to a node while it is new, and stay; or never, and every node changes every few minutes: if all
+    /// agents then asked for it each time, they would do little else.
+    fn wants_node(&mut self, name: &str) -> bool {
         let said =
             self.objects.tunnels.get(name).map(|tunnel| &tunnel.node_addresses[..]).unwrap_or_default();
         let node = self.objects.nodes.get(name);
-        node.is_some_and(|node| {
-            !node.pod_prefixes.is_empty() && said.iter().all(|addr| node.addresses.contains(addr))
-        })
+        let Some(node) = node.filter(|node| said.iter().all(|addr| node.addresses.contains(addr))) else {
+            return true;
+        };
+        if !node.pod_prefixes.is_empty() {
+            return false;
+        }
+        let changes = self.blockless.entry(name.to_owned()).or_default();
+        *changes = changes.wrapping_add(1);
+        *changes <= NEW_FOR || changes.is_multiple_of(ASKED_EVERY)
     }
 }
 
@@ -421,7 +436,7 @@ async fn follow_nodes(client: Client, shared: &Common, own: &str, unwanted: late
             if unwanted.borrow().as_ref().is_some_and(|taint| taint.node == name) {
                 shared.touched.notify_one();
             }
-            if name != own && shared.lock().knows_node(&name) {
+            if name != own && !shared.lock().wants_node(&name) {
                 shared.set_zone(&name, node.labels().get(read::ZONE));
             } else if let Some(node) = fetch(&api, &name).await {
                 read_as(node, &resource).into_iter().for_each(|node| shared.insert(node));
@@ -577,7 +592,10 @@ impl Common {
             match kind {
                 Kind::Tunnel => state.objects.tunnels = Named::default(),
                 Kind::Config => state.objects.configs = BTreeMap::new(),
-                Kind::Node => state.objects.nodes = Named::default(),
+                Kind::Node => {
+                    state.objects.nodes = Named::default();
+                    state.blockless = BTreeMap::new();
+                }
                 Kind::ApiServers => state.objects.api_servers = BTreeMap::new(),
                 Kind::PodNetwork => state.objects.pod_network = None,
                 Kind::Pod => state.objects.pods = Some(BTreeMap::new()),
@@ -639,7 +657,10 @@ impl Common {
         self.change(|state| match kind {
             Kind::Tunnel => drop(state.objects.tunnels.remove(name)),
             Kind::Config => drop(state.objects.configs.remove(name)),
-            Kind::Node => drop(state.objects.nodes.remove(name)),
+            Kind::Node => {
+                state.objects.nodes.remove(name);
+                state.blockless.remove(name);
+            }
             Kind::ApiServers => drop(state.objects.api_servers.remove(name)),
             Kind::PodNetwork => state.objects.pod_network = None,
             Kind::Pod => drop(state.objects.pods.as_mut().and_then(|pods| pods.remove(name))),
@@ -674,6 +695,27 @@ mod tests {
         let moved = node("new", "10.9.0.3");
         common.renew("a".to_owned(), moved.clone());
         assert_eq!(known(&common), Some(moved));
+    }
+
+    #[test]
+    fn a_node_without_blocks_is_asked_for_while_it_is_new_and_now_and_then() {
+        let common = common();
+        let wanted = |changes: u32| (0..changes).filter(|_| common.lock().wants_node("a")).count();
+        assert_eq!(wanted(3), 3, "nothing is known");
+        common.insert(Object::Node("a".to_owned(), node("u", "10.9.0.1")));
+        assert_eq!(wanted(NEW_FOR), NEW_FOR as usize);
+        assert_eq!(wanted(10 * ASKED_EVERY), 10);
+        let addresses = vec!["10.9.0.7".parse().unwrap()];
+        let tunnel = Tunnel { node_addresses: addresses, ..Tunnel::default() };
+        common.insert(Object::Tunnel("a".to_owned(), tunnel));
+        assert_eq!(wanted(3), 3, "it says that it has another address");
+        common.remove(Kind::Tunnel, "a");
+        common.remove(Kind::Node, "a");
+        common.insert(Object::Node("a".to_owned(), node("v", "10.9.0.1")));
+        assert_eq!(wanted(NEW_FOR), NEW_FOR as usize, "another of that name");
+        let pod_prefixes = vec!["10.244.1.0/24".parse().unwrap()];
+        common.insert(Object::Node("a".to_owned(), Node { pod_prefixes, ..node("v", "10.9.0.1") }));
+        assert_eq!(wanted(100), 0);
     }
 
     #[test]
