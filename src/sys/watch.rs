@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
+use rustix::io::Errno;
 
 /// Tells that files of a directory were removed or renamed, without telling which.
 #[derive(Debug)]
@@ -17,13 +18,11 @@ impl Watch {
     /// Watches `directory`.
     ///
     /// # Errors
-    /// If it does not exist, or no watch is left (`fs.inotify.max_user_watches`).
+    /// If it does not exist, or no instance or watch is left (`fs.inotify.max_user_instances`, `max_user_watches`).
     pub fn new(directory: &Path) -> io::Result<Self> {
-        let fd = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let removals =
             WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
-        add_watch(&fd, directory, removals)?;
-        Ok(Self(fd))
+        watch(directory, removals).map(Self)
     }
 
     /// Forgets what has happened so far.
@@ -31,6 +30,22 @@ impl Watch {
         let mut events = [0; 4096];
         while rustix::io::read(&self.0, &mut events).is_ok() {}
     }
+}
+
+fn watch(directory: &Path, events: WatchFlags) -> io::Result<OwnedFd> {
+    let fd = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(in_words)?;
+    add_watch(&fd, directory, events).map_err(in_words)?;
+    Ok(fd)
+}
+
+/// What the system says when there are no more of these, which are counted by user, sends everybody looking at descriptors and disks.
+fn in_words(errno: Errno) -> io::Error {
+    let limit = match errno {
+        Errno::MFILE => "fs.inotify.max_user_instances",
+        Errno::NOSPC => "fs.inotify.max_user_watches",
+        _ => return errno.into(),
+    };
+    io::Error::new(io::Error::from(errno).kind(), format!("{errno}: raise {limit}"))
 }
 
 impl AsFd for Watch {
@@ -63,7 +78,7 @@ impl Changes {
     /// told of.
     ///
     /// # Errors
-    /// If the directory does not exist, or no watch is left (`fs.inotify.max_user_watches`).
+    /// If the directory does not exist, or no instance or watch is left (`fs.inotify.max_user_instances`, `max_user_watches`).
     pub fn of_files(directory: &Path) -> io::Result<Self> {
         Self::new(directory, WatchFlags::CLOSE_WRITE)
     }
@@ -77,11 +92,9 @@ impl Changes {
     }
 
     fn new(directory: &Path, also: WatchFlags) -> io::Result<Self> {
-        let fd = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let names = WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM | WatchFlags::DELETE;
         let itself = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
-        add_watch(&fd, directory, names | itself | also)?;
-        Ok(Self(fd))
+        watch(directory, names | itself | also).map(Self)
     }
 
     /// Returns what has happened since the last call.
@@ -166,5 +179,13 @@ mod tests {
         let changes = changes.take();
         assert_eq!((&changes[0], changes.last()), (&name("s"), Some(&Change::Anything)));
         assert!(Changes::of_names(&directory.0).is_err());
+    }
+
+    #[test]
+    fn a_limit_of_the_system_is_named_and_other_errors_are_as_they_are() {
+        assert!(in_words(Errno::MFILE).to_string().ends_with(": raise fs.inotify.max_user_instances"));
+        assert!(in_words(Errno::NOSPC).to_string().ends_with(": raise fs.inotify.max_user_watches"));
+        let error = Watch::new(Path::new("/nowhere")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::NOENT.raw_os_error()));
     }
 }
