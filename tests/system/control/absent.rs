@@ -14,7 +14,7 @@ const FAILED: &str = "the node is not yet what it should be";
 
 fn config(mode: &str) -> String {
     format!(
-        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {{name: default}}\nspec: {{mode: \"{mode}\"}}\n"
+        "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {{name: default}}\nspec: {{mode: \"{mode}\", strictGate: Immediate}}\n"
     )
 }
 
@@ -85,6 +85,9 @@ fn strict_is_enforced_where_the_data_plane_cannot_have_its_port() {
     let first = &mut nodes[0];
     let holder = first.namespace.enter(|| UdpSocket::bind("0.0.0.0:51820").unwrap());
     first.start_data_plane(Program::Adit);
+    // One that is up is refused the port, another one waits for it.
+    let up = ["link", "set", &first.interface, "up"];
+    wait_until("the interface", SOON, || first.namespace.try_run("ip", &up).0);
     first.start_agent(objects);
     wait_until("the routes of Strict", SOON, || first.own_routes().contains("blackhole 10.244.2.0/24"));
     assert!(first.protects("10.244.2.0/24"));
