@@ -69,6 +69,7 @@ mod modelled {
     }
 
     atomic!(AtomicBool, bool,
+        load() -> bool;
         store(value: bool) -> ();
         swap(value: bool) -> bool;
     );
