@@ -81,11 +81,10 @@ impl Lab {
         let mut mesh = Mesh::new(1);
         let plan = if size.has_pods { "Pods" } else { "Blocks" };
         let spec = json!({ "mode": "Strict", "podAddresses": plan });
-        let config = json!({ "metadata": { "name": "default" }, "spec": spec });
         let kubeconfig = mesh.objects.path().join("kubeconfig");
         let (api, kubeconfig) = if is_real {
             let plane = ControlPlane::start(&mesh.fabric)?;
-            plane.install("{mode: Strict}");
+            plane.install(&spec.to_string());
             plane.apply("node.yaml", &node_object(&mesh.nodes[0]));
             make(&plane, size);
             let [own, relayed] = PORTS.map(|port| format!("{ADDRESS}:{port}"));
@@ -99,7 +98,7 @@ impl Lab {
             // As the real one has it.
             let manners = Manners { page: usize::MAX, bookmarks: Duration::from_secs(60) };
             let double = ApiDouble::start(&mesh.fabric, "10.9.0.100", manners);
-            double.put(Kind::Config, config);
+            double.put(Kind::Config, json!({ "metadata": { "name": "default" }, "spec": spec }));
             let mut own = node(1);
             own["spec"]["podCIDRs"] = json!(["10.244.1.0/24"]);
             own["status"]["addresses"][0]["address"] = "10.9.0.1".into();

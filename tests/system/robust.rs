@@ -679,7 +679,7 @@ fn steady_traffic_does_not_stall() {
 
 // T14.
 #[test]
-fn ten_thousand_peers_are_configured_again_without_growth_and_wake_nobody() {
+fn ten_thousand_peers_are_configured_again_within_bounds_and_wake_nobody() {
     need!("ip", "wg");
     let namespace = Namespace::new();
     let tunnel = Tunnel::start_with(Program::Adit, &namespace, &["--threads", "2"], &[]);
