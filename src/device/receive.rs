@@ -146,9 +146,9 @@ impl Receiver {
 
     /// Receives and handles one batch.
     pub(super) fn turn(&mut self, socket: &UdpSocket, queue: &Arc<Queue>) -> Left {
-        let left = self.receive(socket, queue);
-        self.heat.note(left);
         let shared = Arc::clone(&self.shared);
+        let left = self.receive(&shared, socket, queue);
+        self.heat.note(left);
         if let Some((_, lane)) = shared.receive_lane(self.number).filter(|_| left != Left::More) {
             // The one who was to write it may have got work of its own.
             self.help(lane);
@@ -156,8 +156,7 @@ impl Receiver {
         left
     }
 
-    fn receive(&mut self, socket: &UdpSocket, queue: &Arc<Queue>) -> Left {
-        let shared = Arc::clone(&self.shared);
+    fn receive(&mut self, shared: &Shared, socket: &UdpSocket, queue: &Arc<Queue>) -> Left {
         let most = match socket.offloads().has(Feature::Gro) {
             true if self.has_singles => SINGLES,
             true => RUNS,
@@ -188,7 +187,7 @@ impl Receiver {
             }
             for place in places(run.range, run.segment, run.truncated) {
                 if self.inbox.messages.len() - self.inbox.judged == BATCH {
-                    self.inbox.judge(&shared, now);
+                    self.inbox.judge(shared, now);
                     // Written at once, they are still in the core's cache. Handed over, they go as a whole.
                     if lane.is_none() {
                         self.writer.deliver(&view, &mut self.inbox, queue);
@@ -199,8 +198,8 @@ impl Receiver {
                 }
             }
         }
-        self.inbox.judge(&shared, now);
-        self.screen.reply(&shared, socket);
+        self.inbox.judge(shared, now);
+        self.screen.reply(shared, socket);
         match lane {
             None => {
                 self.writer.deliver(&view, &mut self.inbox, queue);
