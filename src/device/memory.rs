@@ -85,7 +85,7 @@ fn peers_prefixes_and_waiting_packets_take_what_they_are_said_to_take() {
             (interface, view)
         });
         // Tables are up to twice as long as what is in them.
-        let said = peers as usize * (1650 + 280 * prefixes as usize);
+        let said = peers as usize * (1150 + 280 * prefixes as usize);
         assert_said(bytes, said, 0.4);
         let Some(peer) = view.route("10.0.0.1".parse().unwrap()) else { continue };
         let stage = || {

@@ -16,7 +16,7 @@
 //! | worker, and the thread for handshakes | 569 KiB | 256 KiB read from the TUN device, 192 KiB to be sent, 121 KiB of headers and lists |
 //! | … as well | 4.1 MiB | 64 places of 65 KiB for what is received, of which only pages that a datagram has touched take memory (0.25 MiB by runs, 2 MiB where runs follow datagrams that came one by one, 0.25 MiB by datagrams of an Ethernet's length); 56 KiB of lists |
 //! | worker that is helped | 5 times both | from the first time that it was, what four others may be at |
-//! | peer | 1650 bytes | |
+//! | peer | 1150 bytes | |
 //! | prefix | 280 bytes | with tables half full |
 //! | waiting packet | its length, 56 bytes | 128 a peer; of more than [`MAX_STAGED_BYTES`](crate::wireguard::constants::MAX_STAGED_BYTES) of all peers together but one of each |
 //! | address that floods | 64 bytes | [`RATE_LIMITER_ENTRIES`](crate::wireguard::load::RATE_LIMITER_ENTRIES) for each thread that receives, a second at most |

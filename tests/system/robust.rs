@@ -703,14 +703,14 @@ fn ten_thousand_peers_are_configured_again_within_bounds_and_wake_nobody() {
         pause(Duration::from_secs(1));
         (tunnel.process.memory_kib(), took)
     };
-    let [(first, took), others @ ..] = [(); 6].map(|()| configured());
+    let [(first, took), others @ ..] = [(); 10].map(|()| configured());
     let most = tunnel.process.memory_peak_kib();
     eprintln!(
         "10 000 peers: {empty} KiB before, {first} KiB, in {took:?}; again {others:?}, at most {most} KiB"
     );
-    assert!(first < 56 << 10, "{first} KiB");
-    // New peers come into the holes that old ones have left; nothing adds up.
-    assert!(others.iter().all(|(memory, _)| memory * 2 < first * 3), "{first} KiB, {others:?}");
+    assert!(first < 40 << 10, "{first} KiB");
+    // New peers come into the holes that old ones have left, which nothing is left in; a tenth is the allocator's mood.
+    assert!(others.iter().all(|(memory, _)| memory * 10 < first * 11), "{first} KiB, {others:?}");
     assert!(most * 1024 < 120_000_000, "{most} KiB");
     if !cfg!(debug_assertions) {
         assert!(others.iter().all(|(_, took)| took.as_millis() < 900) && took.as_millis() < 900);

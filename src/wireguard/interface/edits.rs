@@ -132,7 +132,7 @@ impl Interface {
             allowed_ips: BTreeSet::new(),
             wake_up: None,
         };
-        self.peers.insert(id, control);
+        self.peers.insert(id, Box::new(control));
         self.by_key.insert(public_key, id);
         id
     }
@@ -141,28 +141,30 @@ impl Interface {
         // At once: prefix by prefix, the map would be copied as often, and leave holes all over the heap.
         self.routes = AllowedIps::new();
         for id in self.ids() {
-            let removed = self.take_peer(id);
-            self.removed.extend(removed);
+            self.let_go(id);
         }
+        self.by_key.clear();
+        self.removed.push(std::mem::take(&mut self.peers));
     }
 
     fn remove_peer(&mut self, id: u32) {
         self.clear_allowed_ips(id);
-        drop(self.take_peer(id));
+        self.let_go(id);
+        if let Some(control) = self.peers.remove(&id) {
+            self.by_key.remove(control.peer.public_key());
+        }
     }
 
-    /// Takes a peer out that has, or is about to have, no place in the map.
-    fn take_peer(&mut self, id: u32) -> Option<Control> {
+    /// Ends what goes on with a peer that has, or is about to have, no place in the map.
+    fn let_go(&mut self, id: u32) {
         self.forget_sessions(id);
-        let control = self.peers.remove(&id)?;
-        self.by_key.remove(control.peer.public_key());
+        let Some(control) = self.peers.get(&id) else { return };
         if let Some(wake_up) = control.wake_up {
             self.schedule.remove(&(wake_up, id));
         }
         control.peer.timers().stop_all();
         self.drops.add(Dropped::NoPeer, control.peer.purge_staged());
         self.changed = true;
-        Some(control)
     }
 
     fn clear_allowed_ips(&mut self, id: u32) {

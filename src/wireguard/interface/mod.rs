@@ -147,11 +147,14 @@ struct Control {
     wake_up: Option<Instant>,
 }
 
+/// By their numbers. Boxed: a map that moves what is in it leaves copies of keys behind.
+type Peers = BTreeMap<u32, Box<Control>>;
+
 /// A WireGuard interface.
 pub struct Interface {
     own: Option<Own>,
     up: bool,
-    peers: BTreeMap<u32, Control>,
+    peers: Peers,
     /// Whoever knows our public key may ask for any key: the time of a look-up must not tell whom we know.
     by_key: HashMap<PublicKey, u32, Keyed>,
     next_id: u32,
@@ -166,8 +169,9 @@ pub struct Interface {
     /// Whether the view that was handed out last is out of date.
     changed: bool,
     /// What is left of peers that were removed all at once. A view that is still shown holds the other half, and both shall go at one
-    /// time: otherwise their successors fill the holes in between, and neither half can be given back to the system.
-    removed: Vec<Control>,
+    /// time: otherwise their successors fill the holes in between, those of the map's nodes too, and neither half can be given back to
+    /// the system.
+    removed: Vec<Peers>,
     schedule: BTreeSet<(Instant, u32)>,
     outputs: VecDeque<Output>,
     limiter: RateLimiter,
@@ -353,7 +357,7 @@ impl Interface {
 
     /// Returns configuration and counters; port and mark are the device's to fill in.
     pub fn snapshot(&self) -> Snapshot {
-        let peers = self.peers.values().map(Control::snapshot).collect();
+        let peers = self.peers.values().map(|control| control.snapshot()).collect();
         let private_key = self.own.as_ref().map(|own| own.keys.private().clone());
         Snapshot { private_key, listen_port: 0, fwmark: 0, peers }
     }
