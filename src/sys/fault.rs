@@ -87,6 +87,8 @@ pub(super) enum Call {
     Wireguard,
     /// `RTM_GETLINK` of one link.
     Link,
+    /// `inotify_init1`, or `inotify_add_watch`.
+    Inotify,
     /// What the kernel tells of changes, unasked: it does not come, whatever the errno.
     Notices,
 }

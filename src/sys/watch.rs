@@ -1,24 +1,44 @@
 //! Notice of changes in a directory (inotify(7)).
+//!
+//! A user has few instances of inotify, and on a node of a cluster others like to use them up. Where none is left, nothing is told of, and
+//! the directory is to be looked at every second instead.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
 use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+
+use super::fault::{self, Call};
+
+/// How often a directory is to be looked at that cannot be watched.
+const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Tells that files of a directory were removed or renamed, without telling which.
 #[derive(Debug)]
-pub struct Watch(OwnedFd);
+pub struct Watch(Notice);
+
+/// What becomes readable when something may have changed.
+#[derive(Debug)]
+enum Notice {
+    /// An instance of inotify with one watch.
+    Exact(OwnedFd),
+    /// A clock.
+    Clock(OwnedFd),
+}
 
 impl Watch {
     /// Watches `directory`.
     ///
     /// # Errors
-    /// If it does not exist, or no instance or watch is left (`fs.inotify.max_user_instances`, `max_user_watches`).
+    /// If it does not exist.
     pub fn new(directory: &Path) -> io::Result<Self> {
         let removals =
             WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
@@ -28,24 +48,40 @@ impl Watch {
     /// Forgets what has happened so far.
     pub fn clear(&self) {
         let mut events = [0; 4096];
-        while rustix::io::read(&self.0, &mut events).is_ok() {}
+        while rustix::io::read(self, &mut events).is_ok() {}
     }
 }
 
-fn watch(directory: &Path, events: WatchFlags) -> io::Result<OwnedFd> {
-    let fd = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(in_words)?;
-    add_watch(&fd, directory, events).map_err(in_words)?;
+fn watch(directory: &Path, events: WatchFlags) -> io::Result<Notice> {
+    let limit = match exact(directory, events) {
+        Ok(fd) => return Ok(Notice::Exact(fd)),
+        Err(Errno::MFILE) => "fs.inotify.max_user_instances",
+        Err(Errno::NOSPC) => "fs.inotify.max_user_watches",
+        Err(errno) => return Err(errno.into()),
+    };
+    // Without an instance nobody has looked for it.
+    std::fs::read_dir(directory)?;
+    let directory = directory.display();
+    tracing::warn!(%directory, limit, "cannot be watched, is looked at every second: the limit is reached");
+    let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+    let every = Itimerspec { it_interval: LOOK, it_value: LOOK };
+    timerfd_settime(&fd, TimerfdTimerFlags::empty(), &every)?;
+    Ok(Notice::Clock(fd))
+}
+
+fn exact(directory: &Path, events: WatchFlags) -> Result<OwnedFd, Errno> {
+    let checked = fault::check(Call::Inotify);
+    checked.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))?;
+    let fd = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    add_watch(&fd, directory, events)?;
     Ok(fd)
 }
 
-/// What the system says when there are no more of these, which are counted by user, sends everybody looking at descriptors and disks.
-fn in_words(errno: Errno) -> io::Error {
-    let limit = match errno {
-        Errno::MFILE => "fs.inotify.max_user_instances",
-        Errno::NOSPC => "fs.inotify.max_user_watches",
-        _ => return errno.into(),
-    };
-    io::Error::new(io::Error::from(errno).kind(), format!("{errno}: raise {limit}"))
+impl AsFd for Notice {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        let (Self::Exact(fd) | Self::Clock(fd)) = self;
+        fd.as_fd()
+    }
 }
 
 impl AsFd for Watch {
@@ -54,22 +90,16 @@ impl AsFd for Watch {
     }
 }
 
-impl AsRawFd for Watch {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 /// Tells which names of a directory lead to something else than before.
 #[derive(Debug)]
-pub struct Changes(OwnedFd);
+pub struct Changes(Notice);
 
 /// A change in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Of what this name leads to.
     Name(OsString),
-    /// Of anything: the system has lost count, or the directory itself is gone.
+    /// Of anything: the system has lost count or does not count, or the directory itself is gone.
     Anything,
 }
 
@@ -78,7 +108,7 @@ impl Changes {
     /// told of.
     ///
     /// # Errors
-    /// If the directory does not exist, or no instance or watch is left (`fs.inotify.max_user_instances`, `max_user_watches`).
+    /// If the directory does not exist.
     pub fn of_files(directory: &Path) -> io::Result<Self> {
         Self::new(directory, WatchFlags::CLOSE_WRITE)
     }
@@ -99,8 +129,15 @@ impl Changes {
 
     /// Returns what has happened since the last call.
     pub fn take(&self) -> Vec<Change> {
+        let fd = match &self.0 {
+            Notice::Exact(fd) => fd,
+            Notice::Clock(fd) => {
+                let is_due = rustix::io::read(fd, &mut [0; 8]).is_ok();
+                return is_due.then_some(Change::Anything).into_iter().collect();
+            }
+        };
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = Reader::new(&self.0, &mut buffer);
+        let mut reader = Reader::new(fd, &mut buffer);
         let mut changes = Vec::new();
         while let Ok(event) = reader.next() {
             let general = ReadFlags::QUEUE_OVERFLOW
@@ -131,7 +168,10 @@ mod tests {
     use std::io::Write;
     use std::path::PathBuf;
 
+    use rustix::event::{PollFd, PollFlags, poll};
+
     use super::*;
+    use crate::sys::with_faults;
 
     /// A directory that goes with the test.
     struct Directory(PathBuf);
@@ -182,10 +222,24 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_the_system_is_named_and_other_errors_are_as_they_are() {
-        assert!(in_words(Errno::MFILE).to_string().ends_with(": raise fs.inotify.max_user_instances"));
-        assert!(in_words(Errno::NOSPC).to_string().ends_with(": raise fs.inotify.max_user_watches"));
+    fn what_cannot_be_watched_is_to_be_looked_at_and_what_is_not_there_is_an_error() {
+        let directory = Directory::new("blind");
+        for errno in [libc::EMFILE, libc::ENOSPC] {
+            let (notices, _) = with_faults(&format!("Inotify={errno}"), || {
+                assert!(Watch::new(Path::new("/nowhere")).is_err());
+                (Changes::of_names(&directory.0).unwrap(), Watch::new(&directory.0).unwrap())
+            });
+            let (changes, watch) = notices;
+            assert_eq!(changes.take(), [], "not yet");
+            for fd in [changes.as_fd(), watch.as_fd()] {
+                assert_eq!(poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None), Ok(1));
+            }
+            assert_eq!(changes.take(), [Change::Anything]);
+            watch.clear();
+        }
         let error = Watch::new(Path::new("/nowhere")).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(Errno::NOENT.raw_os_error()));
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+        let (result, _) = with_faults("Inotify=13", || Watch::new(&directory.0).map(drop));
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EACCES));
     }
 }

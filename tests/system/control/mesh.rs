@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use super::nodes::{Mesh, answered};
 use super::wire::{Seen, Wire, canary_pattern};
-use crate::support::tunnel::Program;
+use crate::support::tunnel::{Program, socket_path};
 use crate::support::{SOON, need, pause, wait_until};
 
 #[test]
@@ -154,6 +154,34 @@ fn what_nobody_tells_of_is_mended_with_the_next_look_at_everything() {
     start(node, "2");
     harm(node);
     wait_until("rule and firewall again", SOON, || has_rule(node) && has_table(node));
+}
+
+/// Others on a node use up what a user has of them.
+#[test]
+fn without_an_instance_of_inotify_changes_are_found_by_looking() {
+    need!("ip", "wg", "setpriv");
+    let mut mesh = Mesh::new(2);
+    let objects = mesh.objects.path().to_str().unwrap().to_owned();
+    let faults = ("ADIT_FAULT", "Inotify=24");
+    let start = |node: &mut super::nodes::Node| {
+        node.data_plane = Some(Program::Adit.start(&node.namespace, &node.interface, &[], &[faults]));
+    };
+    start(&mut mesh.nodes[0]);
+    mesh.nodes[0].start_agent_in(&[("ADIT_OBJECTS", &objects), faults]);
+    mesh.nodes[0].wait_until_peers_are(&[mesh.nodes[1].as_peer(&[])]);
+    let agent = mesh.nodes[0].agent.as_ref().unwrap();
+    assert!(agent.output().contains("max_user_instances"), "{}", agent.output());
+    // Objects, another socket of that name, and one that is removed.
+    let more = ["10.245.1.0/24"];
+    mesh.publish(&mesh.nodes[1], &mesh.nodes[1].key, &more);
+    let peers = [mesh.nodes[1].as_peer(&more)];
+    mesh.nodes[0].wait_until_peers_are(&peers);
+    drop(mesh.nodes[0].data_plane.take());
+    start(&mut mesh.nodes[0]);
+    mesh.nodes[0].wait_until_peers_are(&peers);
+    drop(mesh.nodes[0].agent.take());
+    fs::remove_file(socket_path(&mesh.nodes[0].interface)).unwrap();
+    mesh.nodes[0].data_plane.as_mut().unwrap().wait(SOON);
 }
 
 #[test]
