@@ -150,6 +150,41 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
     first.wait_until_peers_are(&[as_peer(second)]);
 }
 
+/// Without its TunnelConfig a cluster that was Strict would send in clear.
+#[test]
+fn strict_is_not_lost_with_its_object_or_a_line_of_it() {
+    need!("ip");
+    let mesh = Mesh::new(1);
+    let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
+    plane.define();
+    plane.kubectl(&["create", "namespace", "adit-system"]);
+    plane.kubectl(&["apply", "-f", &manifest("policy")]);
+    let config = |spec: &str| {
+        format!(
+            "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {{name: default}}\nspec: {spec}\n"
+        )
+    };
+    plane.apply("config.yaml", &config("{mode: Strict}"));
+    let attempt = |line: &[&str]| plane.try_kubectl(&[line, &["--dry-run=server"]].concat());
+    let delete = ["delete", "tunnelconfig", "default"];
+    wait_until("the policy", SOON, || !attempt(&delete).0);
+    let text = attempt(&delete).1;
+    assert!(text.contains("is forbidden: ") && text.contains("set its mode to Off first"), "{text}");
+    let path = plane.write("without.yaml", &config("{listenPort: 51821}"));
+    let (success, text) = attempt(&["replace", "-f", path.to_str().unwrap()]);
+    assert!(!success && text.contains("set its mode to Off first"), "{text}");
+    // Whoever says what is wanted is obeyed, in Strict too.
+    let patch = |spec: &str| {
+        let patch = format!("{{\"spec\":{spec}}}");
+        plane.kubectl(&["patch", "tunnelconfig", "default", "--type=merge", "-p", &patch]);
+    };
+    patch("{\"listenPort\":51821}");
+    patch("{\"mode\":\"Permissive\"}");
+    plane.kubectl(&delete);
+    plane.apply("config.yaml", &config("{mode: \"Off\"}"));
+    plane.kubectl(&delete);
+}
+
 #[test]
 fn an_agent_takes_the_startup_taint_off_its_own_node_and_changes_no_node_otherwise() {
     need!("ip", "wg", "ping", "setpriv");
