@@ -1,6 +1,6 @@
 //! A flood of handshake initiations with a right mac1, from a stranger: the receiver has to open each to learn that it is nobody's.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +11,7 @@ use adit::sys::clock::monotonic;
 
 use crate::lab::{Lab, OUTER, PORT};
 use crate::support::pause;
-use crate::support::puppet::Puppet;
+use crate::support::puppet::{Puppet, udp};
 
 /// Initiations a second: more than a core of ours answers.
 pub(crate) const RATE: u64 = 20_000;
@@ -20,16 +20,27 @@ const MESSAGES: usize = 256;
 /// How often the sender looks at the clock.
 const LOOK: Duration = Duration::from_micros(500);
 
-/// A flood of the receiving end's daemon. It ends when this is dropped.
+/// A flood of the receiving end. It ends when this is dropped.
 pub(crate) struct Flood {
+    /// Whom it goes to, if not to the daemon.
+    _sink: Option<UdpSocket>,
     stop: Arc<AtomicBool>,
     sender: Option<JoinHandle<()>>,
 }
 
 impl Flood {
-    /// Starts it, from the sending end's machine.
+    /// Starts one of the daemon, from the sending end's machine.
     pub(crate) fn start(lab: &Lab) -> Self {
-        let to: SocketAddr = format!("{}:{PORT}", OUTER[1]).parse().expect("an address");
+        Self::start_to(lab, format!("{}:{PORT}", OUTER[1]).parse().expect("an address"), None)
+    }
+
+    /// Starts the same one towards a socket that nobody reads from: what it takes of the machine without costing the daemon anything.
+    pub(crate) fn start_to_nobody(lab: &Lab) -> Self {
+        let sink = udp(lab.b(), &format!("{}:0", OUTER[1]));
+        Self::start_to(lab, sink.local_addr().expect("it is bound"), Some(sink))
+    }
+
+    fn start_to(lab: &Lab, to: SocketAddr, sink: Option<UdpSocket>) -> Self {
         let mut stranger = Puppet::new(lab.a(), &format!("{}:0", OUTER[0]), to, lab.receiver_key());
         let messages: Vec<_> = (0..MESSAGES).map(|_| stranger.initiation().1).collect();
         let stop = Arc::new(AtomicBool::new(false));
@@ -50,7 +61,7 @@ impl Flood {
                 pause(LOOK);
             }
         });
-        Self { stop, sender: Some(sender) }
+        Self { _sink: sink, stop, sender: Some(sender) }
     }
 }
 

@@ -115,7 +115,7 @@ const PING_INTERVAL_MS: u128 = 2;
 /// The fewest pings of which a 99th percentile is taken.
 const PINGS: u128 = 500;
 /// What is left of a figure beside a flood.
-const KEPT: &str = "of that without";
+const KEPT: &str = "of that beside a flood of nobody";
 
 impl Measurement {
     const fn new(name: &'static str, title: &'static str, run: fn(&Lab, Duration) -> Measured) -> Self {
@@ -280,14 +280,15 @@ pub(crate) fn ping_times(output: &str) -> Vec<f64> {
     times.collect()
 }
 
-/// Takes `measure` without and beside a flood of handshakes. Returns what comes beside it, and how much that is of what came before.
+/// Takes `measure` beside a flood of handshakes, and beside the same one towards nobody, which takes as much of the machine to make.
+/// Returns what comes beside the first, and how much that is of what comes beside the other.
 fn beside_a_flood(lab: &Lab, measure: impl Fn() -> Measured) -> Measured {
-    let before = measure();
-    let flood = Flood::start(lab);
-    pause(Duration::from_millis(500));
-    let mut beside = measure();
-    drop(flood);
-    let (first, without) = (beside.figures[0], before.figures[0]);
+    let [without, mut beside] = [Flood::start_to_nobody, Flood::start].map(|start| {
+        let _flood = start(lab);
+        pause(Duration::from_millis(500));
+        measure()
+    });
+    let (first, without) = (beside.figures[0], without.figures[0]);
     beside.figures.push(Figure {
         name: KEPT,
         value: 100.0 * first.value / without.value,
