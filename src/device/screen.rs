@@ -52,7 +52,7 @@ impl Screen {
             RESPONSE_LEN if !is_known(8) => return Err(Dropped::BadResponse),
             COOKIE_REPLY_LEN if !is_known(4) => return Err(Dropped::BadCookieReply),
             COOKIE_REPLY_LEN => {}
-            _ if shared.load.is_heavy(shared.handshakes.len(), now) => {
+            _ if view.load().is_heavy(shared.handshakes.len(), now) => {
                 let checker = view.checker().ok_or(Dropped::NoPrivateKey)?;
                 match screen(checker, &mut self.limiter, message, from.addr, now, &mut Os) {
                     Screened::Admitted => {}
@@ -62,6 +62,7 @@ impl Screen {
                             self.reply(shared, socket);
                         }
                         self.replies.push((from, reply));
+                        view.load().note_in_vain(now);
                         return Err(Dropped::CookieSent);
                     }
                 }

@@ -24,7 +24,6 @@ use crate::wireguard::constants::MAX_QUEUED_INCOMING_HANDSHAKES;
 use crate::wireguard::dropped::Drops;
 use crate::wireguard::endpoint::Endpoint;
 use crate::wireguard::interface::View;
-use crate::wireguard::load::Load;
 use crate::wireguard::messages::INITIATION_LEN;
 use crate::wireguard::peer::Peer;
 use crate::wireguard::time::{Instant, Moment};
@@ -76,7 +75,6 @@ pub(super) struct Shared {
     pub(super) view: ArcSwap<View>,
     pub(super) mtu: ArcSwap<Mtu>,
     pub(super) handshakes: ArrayQueue<HandshakeDatagram>,
-    pub(super) load: Load,
     pub(super) asked: SegQueue<Arc<Peer>>,
     /// What is in use of the features of the TUN device.
     pub(super) offloads: Active,
@@ -110,7 +108,6 @@ impl Shared {
             view: ArcSwap::from_pointee(view),
             mtu: ArcSwap::from_pointee(Mtu::new(0, std::iter::empty())),
             handshakes: ArrayQueue::new(MAX_QUEUED_INCOMING_HANDSHAKES),
-            load: Load::default(),
             asked: SegQueue::new(),
             offloads,
             sockets: (0..workers).map(|_| ArcSwapOption::empty()).collect(),

@@ -4,7 +4,8 @@
 //! that they own their address do not queue behind it.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use super::constants::{UNDER_LOAD_QUEUE, UNDER_LOAD_STICKY};
 use super::cookie::Checker;
@@ -17,11 +18,14 @@ use crate::crypto::random::Random;
 /// Sources that a rate limiter remembers at most (kernel `ratelimiter.c`: eight a bucket, 8192 buckets on a machine of over 1 GiB).
 pub const RATE_LIMITER_ENTRIES: usize = 8 * 8192;
 
-/// Remembers when there was too much to do.
+/// Remembers when there was too much to do. Where threads get in each other's way, a message is not counted.
 #[derive(Debug, Default)]
 pub struct Load {
     /// Nanoseconds; 0 for never.
     last: AtomicU64,
+    /// Messages that led to nothing since then.
+    in_vain: AtomicUsize,
+    since: AtomicU64,
 }
 
 impl Load {
@@ -36,6 +40,19 @@ impl Load {
         match self.last.load(Relaxed) {
             0 => false,
             last => now.since(Instant::from_nanos(last)) < UNDER_LOAD_STICKY,
+        }
+    }
+
+    /// Counts a message that was opened for nothing, or turned away by a cookie reply. As many in a second as would fill that part of the
+    /// queue are a flood as well: one that is worked off as it comes would never fill it, and take all of a core for that.
+    pub fn note_in_vain(&self, now: Instant) {
+        let begins = now.since(Instant::from_nanos(self.since.load(Relaxed))) >= UNDER_LOAD_STICKY;
+        if begins || self.in_vain.fetch_add(1, Relaxed) + 1 >= UNDER_LOAD_QUEUE {
+            self.in_vain.store(usize::from(begins), Relaxed);
+            self.since.store(now.as_nanos(), Relaxed);
+            if !begins {
+                self.last.store(now.as_nanos().max(1), Relaxed);
+            }
         }
     }
 }
@@ -93,6 +110,23 @@ mod tests {
         assert!(load.is_heavy(512, ms(0)));
         assert!(load.is_heavy(0, ms(999)));
         assert!(!load.is_heavy(0, ms(1000)));
+    }
+
+    #[test]
+    fn what_leads_to_nothing_is_a_load_by_its_rate_and_stays_one_as_long_as_it_comes() {
+        let load = Load::default();
+        // 500 a second, for ten seconds.
+        for number in 0..5000 {
+            load.note_in_vain(ms(2 * number));
+            assert!(!load.is_heavy(0, ms(2 * number)), "{number}");
+        }
+        // 1000 a second, for as long, and a second more.
+        for number in 0..10_000 {
+            load.note_in_vain(ms(20_000 + number));
+            assert_eq!(load.is_heavy(0, ms(20_000 + number)), number >= 511, "{number}");
+        }
+        assert!(load.is_heavy(0, ms(30_400)));
+        assert!(!load.is_heavy(0, ms(31_000)));
     }
 
     #[test]

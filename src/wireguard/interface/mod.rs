@@ -59,6 +59,7 @@ pub struct View {
     routes: AllowedIps<Route>,
     table: Arc<Table>,
     checker: Option<Arc<cookie::Checker>>,
+    load: Arc<Load>,
 }
 
 impl View {
@@ -80,6 +81,11 @@ impl View {
     /// Returns what checks the macs of handshake messages; none before a private key is set.
     pub fn checker(&self) -> Option<&cookie::Checker> {
         self.checker.as_deref()
+    }
+
+    /// Returns what tells whether handshake messages are too many.
+    pub fn load(&self) -> &Load {
+        &self.load
     }
 
     /// Checks an opened packet from `peer`, padding included, and returns its length without the padding.
@@ -175,7 +181,7 @@ pub struct Interface {
     schedule: BTreeSet<(Instant, u32)>,
     outputs: VecDeque<Output>,
     limiter: RateLimiter,
-    load: Load,
+    load: Arc<Load>,
     drops: Arc<Drops>,
     staged_bytes: Arc<StagedBytes>,
     handshake_times: Arc<HandshakeTimes>,
@@ -208,7 +214,7 @@ impl Interface {
             schedule: BTreeSet::new(),
             outputs: VecDeque::new(),
             limiter: RateLimiter::new(seeds[1], RATE_LIMITER_ENTRIES),
-            load: Load::default(),
+            load: Arc::default(),
             drops,
             staged_bytes: Arc::default(),
             handshake_times: Arc::default(),
@@ -241,7 +247,11 @@ impl Interface {
         match Message::parse(datagram) {
             Some(Message::Initiation(message)) => {
                 self.admit_handshake(message, from, under_load, moment.now)?;
-                self.consume_initiation(message, from, moment)
+                let consumed = self.consume_initiation(message, from, moment);
+                if consumed.is_err() {
+                    self.load.note_in_vain(moment.now);
+                }
+                consumed
             }
             Some(Message::Response(message)) => {
                 self.admit_handshake(message, from, under_load, moment.now)?;
@@ -396,6 +406,7 @@ impl Interface {
             routes: self.routes.clone(),
             table: Arc::clone(&self.table),
             checker: self.own.as_ref().map(|own| Arc::clone(&own.checker)),
+            load: Arc::clone(&self.load),
         }
     }
 
@@ -443,6 +454,7 @@ impl Interface {
                     ds: constants::HANDSHAKE_DS,
                     datagram: reply.to_vec(),
                 }));
+                self.load.note_in_vain(now);
                 Err(Dropped::CookieSent)
             }
         }
