@@ -25,7 +25,7 @@
 //! - *own pod told*: from just before a pod of our node comes or goes until the node's object says so, and the bytes of both events.
 //! - *idle*: processor time of all threads of the agent.
 //! - *at rest*: the same over minutes, and how often each thread was woken. What wakes them: the agent's look at everything and the healer's,
-//!   90 s after the last; a bookmark a minute of each of the four watches; and each watch's end and new beginning, 290 s after the last.
+//!   90 s after the last; a bookmark a minute of each of the five watches; and each watch's end and new beginning, 290 s after the last.
 //!
 //! The table goes to standard output, rows to `bench/control.csv` and a plot to `bench/control.svg` in cargo's target folder.
 

@@ -43,6 +43,9 @@ pub const COOKIE_SECRET_LATENCY: Duration = Duration::from_secs(5);
 pub const MAX_QUEUED_INCOMING_HANDSHAKES: usize = 4096;
 /// Kernel `receive.c`, `wg_receive_handshake_packet`: under load from this queue length on…
 pub const UNDER_LOAD_QUEUE: usize = MAX_QUEUED_INCOMING_HANDSHAKES / 8;
+/// … or when in [`UNDER_LOAD_STICKY`] this many led to nothing, which take a fifth of a core to open. Who has to show the address first waits
+/// for five seconds, the initiator's retry: fewer are not worth that. The kernel has no such rule …
+pub const UNDER_LOAD_IN_VAIN: usize = MAX_QUEUED_INCOMING_HANDSHAKES;
 /// … and for this long after.
 pub const UNDER_LOAD_STICKY: Duration = Duration::from_secs(1);
 /// Kernel `queueing.h`, `MAX_STAGED_PACKETS`: packets of a peer that wait for a session.

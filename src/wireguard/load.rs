@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
-use super::constants::{UNDER_LOAD_QUEUE, UNDER_LOAD_STICKY};
+use super::constants::{UNDER_LOAD_IN_VAIN, UNDER_LOAD_QUEUE, UNDER_LOAD_STICKY};
 use super::cookie::Checker;
 use super::dropped::Dropped;
 use super::messages::COOKIE_REPLY_LEN;
@@ -43,11 +43,11 @@ impl Load {
         }
     }
 
-    /// Counts a message that was opened for nothing, or turned away by a cookie reply. As many in a second as would fill that part of the
-    /// queue are a flood as well: one that is worked off as it comes would never fill it, and take all of a core for that.
+    /// Counts a message that was opened for nothing, or turned away by a cookie reply. Many in a second are a flood as well: one that is
+    /// worked off as it comes never fills the queue, and takes all of a core for that.
     pub fn note_in_vain(&self, now: Instant) {
         let begins = now.since(Instant::from_nanos(self.since.load(Relaxed))) >= UNDER_LOAD_STICKY;
-        if begins || self.in_vain.fetch_add(1, Relaxed) + 1 >= UNDER_LOAD_QUEUE {
+        if begins || self.in_vain.fetch_add(1, Relaxed) + 1 >= UNDER_LOAD_IN_VAIN {
             self.in_vain.store(usize::from(begins), Relaxed);
             self.since.store(now.as_nanos(), Relaxed);
             if !begins {
@@ -115,17 +115,19 @@ mod tests {
     #[test]
     fn what_leads_to_nothing_is_a_load_by_its_rate_and_stays_one_as_long_as_it_comes() {
         let load = Load::default();
-        // 500 a second, for ten seconds.
-        for number in 0..5000 {
-            load.note_in_vain(ms(2 * number));
-            assert!(!load.is_heavy(0, ms(2 * number)), "{number}");
+        let at = |nanos: u64| Instant::from_nanos(1_000_000_000_000 + nanos);
+        // 4000 a second, for ten seconds.
+        for number in 0..40_000 {
+            load.note_in_vain(at(250_000 * number));
+            assert!(!load.is_heavy(0, at(250_000 * number)), "{number}");
         }
-        // 1000 a second, for as long, and a second more.
-        for number in 0..10_000 {
-            load.note_in_vain(ms(20_000 + number));
-            assert_eq!(load.is_heavy(0, ms(20_000 + number)), number >= 511, "{number}");
+        // 5000 a second, for as long.
+        for number in 0..50_000 {
+            let now = at(20_000_000_000 + 200_000 * number);
+            load.note_in_vain(now);
+            assert_eq!(load.is_heavy(0, now), number >= 4095, "{number}");
         }
-        assert!(load.is_heavy(0, ms(30_400)));
+        assert!(load.is_heavy(0, ms(30_100)));
         assert!(!load.is_heavy(0, ms(31_000)));
     }
 

@@ -5,7 +5,7 @@ use crate::config::{Edit, PeerEdit, PresharedKey, Refused};
 use crate::crypto::random::Random;
 use crate::crypto::x25519::{PrivateKey, PublicKey};
 use crate::sim::Seeded;
-use crate::wireguard::constants::UNDER_LOAD_QUEUE;
+use crate::wireguard::constants::{UNDER_LOAD_IN_VAIN, UNDER_LOAD_QUEUE};
 use crate::wireguard::dropped::Dropped;
 use crate::wireguard::time::Moment;
 
@@ -198,6 +198,32 @@ fn the_load_is_felt_for_a_second_after_it_has_gone() {
     sim.inject(B, from, &initiation);
     assert_eq!(sim.nodes[B].drops.get(Dropped::CookieSent), 3);
     assert_eq!(count(sim.log(), B, 2), 1);
+}
+
+#[test]
+fn what_leads_to_nothing_is_a_load_though_nothing_waits() {
+    let mut sim = Sim::pair(12);
+    sim.send(A, B, 50);
+    let (initiation, from) = (sim.log()[0].datagram.clone(), sim.nodes[A].addr);
+    sim.run_for(seconds(1));
+    let counts =
+        |sim: &Sim| [Dropped::StaleInitiation, Dropped::CookieSent].map(|why| sim.nodes[B].drops.get(why));
+    let many = u64::try_from(UNDER_LOAD_IN_VAIN).unwrap();
+    for _ in 0..many + 1 {
+        sim.inject(B, from, &initiation);
+    }
+    assert_eq!(counts(&sim), [many, 1]);
+    // It lasts as long as they come.
+    for round in 2..5 {
+        sim.run_for(Duration::from_millis(900));
+        for _ in 0..many {
+            sim.inject(B, from, &initiation);
+        }
+        assert_eq!(counts(&sim), [many, 1 + (round - 1) * many]);
+    }
+    sim.run_for(seconds(1));
+    sim.inject(B, from, &initiation);
+    assert_eq!(counts(&sim)[0], many + 1);
 }
 
 #[test]
