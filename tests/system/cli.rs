@@ -527,6 +527,35 @@ fn device_and_socket_are_taken_over_from_a_parent() {
 }
 
 #[test]
+fn a_device_from_another_namespace_is_followed_there_though_its_name_is_another_links_here() {
+    need!("ip", "wg", "ss");
+    let (here, there) = (Namespace::new(), Namespace::new());
+    let name = ifname();
+    let [other, tun] = [&here, &there].map(|namespace| {
+        let name = name.clone();
+        namespace.enter(move || Tun::create(&name, 1, &Wanted::default()).unwrap().into_queues().remove(0))
+    });
+    let tun = rustix::io::fcntl_dupfd_cloexec(tun, 0).unwrap();
+    let socket = UnixListener::bind(socket_path(&name)).unwrap();
+    let line = format!("exec {ADIT} -f --tun-fd 3 --uapi-fd 4 {name}");
+    let mut process = hand_over(&here, tun, OwnedFd::from(socket), &line);
+    wait_until("an interface", SOON, || {
+        assert!(process.ended().is_none(), "{}", process.output());
+        here.succeeds(&format!("wg set {name} listen-port 4001"))
+    });
+    let is_open = || !here.sh("ss -Hlun sport = :4001").is_empty();
+    here.ip(&format!("link set {name} up"));
+    // Whoever configures is answered only after the link was looked at.
+    here.run("wg", &["set", &name, "fwmark", "0"]);
+    assert!(!is_open());
+    there.ip(&format!("link set {name} up"));
+    wait_until("UDP sockets", SOON, is_open);
+    process.signal(Signal::TERM);
+    assert!(process.wait(SOON).success());
+    drop(other);
+}
+
+#[test]
 fn one_of_device_and_socket_can_be_taken_over_or_none() {
     need!("ip", "wg");
     let namespace = Namespace::new();
