@@ -493,6 +493,29 @@ fn a_session_that_is_not_confirmed_is_not_used() {
 }
 
 #[test]
+fn a_session_that_was_just_confirmed_stays_in_use_while_the_next_one_waits() {
+    // §5.4.5.
+    let mut sim = Sim::pair(61);
+    sim.send(A, B, 50);
+    sim.conditions.loss = 1000;
+    sim.run_for(Duration::from_millis(10));
+    let response = sim.log().iter().find(|record| (record.from, record.datagram[0]) == (B, 2)).unwrap();
+    let index = u32::from_le_bytes(response.datagram[4..8].try_into().unwrap());
+    let session = |sim: &Sim| sim.nodes[B].tunnel.interface().view().session(index);
+    // A worker opens the first data message; what is to follow from that has to wait for the control thread, which has the next
+    // initiation before it.
+    assert!(session(&sim).unwrap().keypair().unwrap().confirm());
+    sim.conditions.loss = 0;
+    assert!(sim.run_until(seconds(6), |sim| count(sim.log(), A, 1) == 2));
+    sim.conditions.loss = 1000;
+    sim.run_for(Duration::from_millis(10));
+    assert_eq!(count(sim.log(), B, 2), 2);
+    assert!(session(&sim).is_some(), "what A sends on it is received");
+    let ticket = peer(&sim, B, A).reserve(1, sim.now()).unwrap();
+    assert_eq!(ticket.keypair.local(), index);
+}
+
+#[test]
 fn handshake_messages_carry_af41_and_data_the_inner_ecn_bits_only() {
     // Kernel `messages.h`, HANDSHAKE_DSCP.
     let mut sim = Sim::pair(29);

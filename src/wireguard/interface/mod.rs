@@ -489,7 +489,7 @@ impl Interface {
         let peer = Arc::clone(&control.peer);
         // [W] §2.1: before the response is sent, so that it goes to where the initiation came from.
         peer.learn_endpoint(from);
-        self.respond(id, consumed, moment.now);
+        self.respond(id, consumed, moment);
         peer.count_received(INITIATION_LEN as u64);
         let _ = peer.authenticated_received(moment.now);
         self.reschedule(id);
@@ -497,7 +497,8 @@ impl Interface {
     }
 
     /// Sends the response and begins the session that waits for its confirmation ([W] §5.4.3, §5.4.5).
-    fn respond(&mut self, id: u32, consumed: noise::ConsumedInitiation, now: Instant) {
+    fn respond(&mut self, id: u32, consumed: noise::ConsumedInitiation, moment: Moment) {
+        let now = moment.now;
         let (ephemeral, first) = self.draw();
         let peer = Arc::clone(&self.peers[&id].peer);
         // Our own initiation, if one is under way, is not superseded by this one as in the kernel (`noise.c`: one handshake state per
@@ -510,6 +511,9 @@ impl Interface {
             return;
         };
         control.cookie.add_macs(&mut message, now);
+        // A worker may have seen the last session confirmed, and uses it, before this thread has looked: it must not make room for one that
+        // is not confirmed yet (kernel `noise.c`, `wg_noise_received_with_keypair`: there the first data message moves it at once).
+        self.promote(id, moment);
         self.begin_session(id, &keys, Role::Responder, index, remote, now);
         let _ = peer.authenticated_sent(now);
         // A response counts as well, so that both sides do not begin at once (kernel `send.c`, `wg_packet_send_handshake_response`).
