@@ -420,6 +420,21 @@ mod tests {
     }
 
     #[test]
+    fn a_new_key_of_ours_ends_the_sending_of_the_session_in_use_and_of_the_one_that_waits() {
+        let slots = Keypairs::default();
+        let [used, waiting] = [Role::Initiator, Role::Responder].map(|role| Arc::new(keypair(role, 0)));
+        slots.add(used);
+        slots.add(waiting.clone());
+        assert!(slots.current().unwrap().may_send(at(1)));
+        slots.expire();
+        assert!(!slots.current().unwrap().may_send(at(1)));
+        // Confirmed by what the other side sent before it knew.
+        assert!(waiting.confirm() && slots.promote().0);
+        assert!(!slots.current().unwrap().may_send(at(1)));
+        assert!(waiting.may_receive(0, at(1)));
+    }
+
+    #[test]
     fn a_session_beside_the_others_goes_once_it_is_dead() {
         let keys = TransportKeys { send: Secret::new([1; 32]), receive: Secret::new([1; 32]) };
         let session = |role, birth| Arc::new(Keypair::new(&keys, role, 1, 2, at(birth)));

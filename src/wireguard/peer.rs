@@ -439,8 +439,10 @@ mod tests {
         assert_eq!(peer.stage(staged(132), at(3)), (1, false), "though there is room");
         assert_eq!(peer.purge_staged(), 127);
         assert!(peer.reserve(1, at(3)).is_some());
-        // A session later.
+        // A session later, which a few wait for: there is room for the newest.
         assert_eq!(peer.stage(staged(0), at(300)).0, 0);
+        peer.keypairs().add(session(Role::Initiator, at(301)));
+        assert_eq!(peer.stage(staged(1), at(302)).0, 0);
     }
 
     #[test]

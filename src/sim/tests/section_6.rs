@@ -571,6 +571,22 @@ fn a_node_that_slept_begins_anew() {
 }
 
 #[test]
+fn what_answers_an_initiation_from_before_a_sleep_is_refused() {
+    // Kernel `device.c`, `wg_pm_notification`: handshakes are wiped as well.
+    let mut sim = Sim::pair(62);
+    sim.conditions.latency = seconds(1);
+    sim.send(A, B, 50);
+    sim.suspend(A, Duration::from_millis(1500));
+    sim.run_for(Duration::from_millis(2500));
+    assert_eq!(count(sim.log(), B, 2), 1);
+    assert_eq!(sim.nodes[A].drops.get(Dropped::BadResponse), 1);
+    assert_eq!(sim.nodes[B].received.len(), 0);
+    // What waits is sent when the next one is answered.
+    sim.run_for(seconds(7));
+    assert_eq!(sim.nodes[B].received.len(), 1);
+}
+
+#[test]
 fn a_long_sleep_costs_no_flood_of_timers() {
     let mut sim = connected(13);
     let mut edit = PeerEdit::new(sim.nodes[B].public_key);
