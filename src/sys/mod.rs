@@ -23,6 +23,6 @@ pub mod udp;
 pub mod watch;
 
 #[cfg(test)]
-pub(crate) use allocated::allocated;
+pub(crate) use allocated::{allocated, left_behind};
 #[cfg(test)]
 pub(crate) use fault::tests::with_faults;

@@ -175,3 +175,45 @@ impl Reader {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::left_behind;
+
+    #[test]
+    fn keys_are_left_nowhere_where_a_request_was_read() {
+        // A clamped private key, which is kept as it is.
+        let (secret, hex) = ([0x48; 32], "48".repeat(32));
+        let mut text = format!("set=1\nprivate_key={hex}\n");
+        for peer in 0..20 {
+            text += &format!("public_key={peer:064x}\npreshared_key={hex}\nallowed_ip=10.0.0.{peer}/32\n");
+        }
+        for (end, has_edits) in [("\n", true), ("mistake\n\n", false)] {
+            let text = text.clone() + end;
+            let ((), found) = left_behind(secret, || {
+                let mut reader = Box::new(Reader::new(|_| None));
+                let mut request = None;
+                for byte in text.as_bytes() {
+                    // Connections move from list to list while they are served.
+                    let moved = Box::new(*reader);
+                    reader = moved;
+                    request = request.or_else(|| reader.read(&[*byte]).1);
+                }
+                let edits = if let Some(Request::Set(edits)) = request { edits } else { Vec::new() };
+                let keys = edits.iter().map(|edit| match edit {
+                    Edit::PrivateKey(key) => key.as_ref().map(|key| *key.as_bytes()),
+                    Edit::Peer(peer) => {
+                        let key = peer.preshared_key.as_ref().filter(|_| peer.allowed_ips.len() == 1);
+                        key.map(|key| *key.as_bytes())
+                    }
+                    Edit::ListenPort(_) | Edit::Fwmark(_) | Edit::ClearPeers => None,
+                });
+                assert!(keys.eq(std::iter::repeat_n(Some(secret), if has_edits { 21 } else { 0 })));
+            });
+            assert_eq!(found, 0);
+        }
+        let (_, found) = left_behind(secret, || drop(Box::new(secret)));
+        assert_eq!(found, 1, "it would be found");
+    }
+}

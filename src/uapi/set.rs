@@ -4,6 +4,7 @@
 //! and neither are unknown keys: what stands before the `=` of a mistyped line may well be a secret.
 
 use std::fmt;
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 
@@ -63,8 +64,8 @@ pub struct Parser {
     scope_of: ScopeOf,
     line: usize,
     edits: Vec<Edit>,
-    /// The section that is being read; `None` before the first `public_key`.
-    peer: Option<PeerEdit>,
+    /// The section that is being read; `None` before the first `public_key`. Boxed: what holds this is moved while it is read.
+    peer: Option<Box<PeerEdit>>,
     /// The allowed IPs of the section from here on stand after its last `replace_allowed_ips`.
     kept_from: usize,
 }
@@ -119,25 +120,54 @@ impl Parser {
 
     /// Ends the last section and returns what is to be done, in the order of the lines.
     pub fn finish(mut self) -> Vec<Edit> {
-        self.edits.extend(self.peer.take().map(Edit::Peer));
+        self.end_section();
         self.edits
+    }
+
+    fn end_section(&mut self) {
+        if let Some(mut peer) = self.peer.take() {
+            self.push(Edit::Peer(taken(&mut peer)));
+        }
+    }
+
+    /// Appends an edit. A vector that grows of itself leaves keys behind in the memory that it had; of what is copied, and dropped, they are
+    /// wiped.
+    fn push(&mut self, edit: Edit) {
+        if self.edits.len() == self.edits.capacity() {
+            let mut larger = Vec::with_capacity(2 * self.edits.len().max(2));
+            larger.extend(self.edits.iter_mut().map(|edit| match edit {
+                Edit::Peer(peer) => Edit::Peer(taken(peer)),
+                Edit::PrivateKey(_) | Edit::ListenPort(_) | Edit::Fwmark(_) | Edit::ClearPeers => {
+                    edit.clone()
+                }
+            }));
+            self.edits = larger;
+        }
+        self.edits.push(edit);
     }
 
     fn key(&mut self, key: &'static str, value: &[u8]) -> Result<(), &'static str> {
         if key == "public_key" {
             let key = PublicKey::new(hex_key(value)?);
-            self.edits.extend(self.peer.replace(PeerEdit::new(key)).map(Edit::Peer));
+            self.end_section();
+            self.peer = Some(Box::new(PeerEdit::new(key)));
             self.kept_from = 0;
             return Ok(());
         }
         match &mut self.peer {
             None => {
-                self.edits.push(interface_edit(key, value)?);
+                self.push(interface_edit(key, value)?);
                 Ok(())
             }
             Some(peer) => edit_peer(peer, &mut self.kept_from, key, value, self.scope_of),
         }
     }
+}
+
+/// Copies an edit that is about to be dropped. Only its prefixes are moved: there may be many, and they are no secret.
+fn taken(edit: &mut PeerEdit) -> PeerEdit {
+    let allowed_ips = mem::take(&mut edit.allowed_ips);
+    PeerEdit { allowed_ips, ..edit.clone() }
 }
 
 fn interface_edit(key: &str, value: &[u8]) -> Result<Edit, &'static str> {
