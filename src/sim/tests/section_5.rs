@@ -516,6 +516,21 @@ fn a_session_that_was_just_confirmed_stays_in_use_while_the_next_one_waits() {
 }
 
 #[test]
+fn sessions_with_many_peers_are_all_received_on() {
+    // §5.4.2: more indices than a new interface has room for.
+    let mut sim = Sim::new(63);
+    let hub = sim.add_node();
+    let others: Vec<_> = (0..20).map(|_| sim.add_node()).collect();
+    others.iter().for_each(|&other| sim.introduce(hub, other));
+    others.iter().for_each(|&other| sim.send(hub, other, 50));
+    sim.run_for(seconds(1));
+    others.iter().for_each(|&other| sim.send(other, hub, 50));
+    sim.run_for(seconds(1));
+    assert_eq!(sim.nodes[hub].received.len(), 20);
+    assert_eq!(sim.nodes[hub].drops.get(Dropped::UnknownIndex), 0);
+}
+
+#[test]
 fn handshake_messages_carry_af41_and_data_the_inner_ecn_bits_only() {
     // Kernel `messages.h`, HANDSHAKE_DSCP.
     let mut sim = Sim::pair(29);
