@@ -3,12 +3,14 @@
 //! A user has few instances of inotify, and on a node of a cluster others like to use them up. Where none is left, nothing is told of, and
 //! the directory is to be looked at every second instead.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
 use rustix::io::Errno;
@@ -54,19 +56,30 @@ impl Watch {
 
 fn watch(directory: &Path, events: WatchFlags) -> io::Result<Notice> {
     let limit = match exact(directory, events) {
-        Ok(fd) => return Ok(Notice::Exact(fd)),
+        Ok(fd) => {
+            said().remove(directory);
+            return Ok(Notice::Exact(fd));
+        }
         Err(Errno::MFILE) => "fs.inotify.max_user_instances",
         Err(Errno::NOSPC) => "fs.inotify.max_user_watches",
         Err(errno) => return Err(errno.into()),
     };
     // Without an instance nobody has looked for it.
     std::fs::read_dir(directory)?;
-    let directory = directory.display();
-    tracing::warn!(%directory, limit, "cannot be watched, is looked at every second: the limit is reached");
+    if said().insert(directory.to_owned()) {
+        let directory = directory.display();
+        tracing::warn!(%directory, limit, "cannot be watched, is looked at every second: the limit is reached");
+    }
     let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
     let every = Itimerspec { it_interval: LOOK, it_value: LOOK };
     timerfd_settime(&fd, TimerfdTimerFlags::empty(), &every)?;
     Ok(Notice::Clock(fd))
+}
+
+/// Returns the directories of which that was said: each is watched anew with every look.
+fn said() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    SAID.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn exact(directory: &Path, events: WatchFlags) -> Result<OwnedFd, Errno> {
@@ -166,7 +179,6 @@ impl AsFd for Changes {
 mod tests {
     use std::fs::{self, File};
     use std::io::Write;
-    use std::path::PathBuf;
 
     use rustix::event::{PollFd, PollFlags, poll};
 

@@ -179,6 +179,9 @@ fn without_an_instance_of_inotify_changes_are_found_by_looking() {
     drop(mesh.nodes[0].data_plane.take());
     start(&mut mesh.nodes[0]);
     mesh.nodes[0].wait_until_peers_are(&peers);
+    // Each of objects and sockets is told of once.
+    let said = mesh.nodes[0].agent.as_ref().unwrap().output().matches("max_user_instances").count();
+    assert_eq!(said, 2);
     drop(mesh.nodes[0].agent.take());
     fs::remove_file(socket_path(&mesh.nodes[0].interface)).unwrap();
     mesh.nodes[0].data_plane.as_mut().unwrap().wait(SOON);
