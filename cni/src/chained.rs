@@ -100,14 +100,20 @@ pub fn check(request: &Request, config: &Config) -> Result<(), Error> {
     agent::check(config, attachment)
 }
 
-/// Forgets all attachments but those that are named, and returns what was forgotten. Without a list, as libcni's `cnitool` has none,
-/// nothing is: that would be every pod.
+/// Forgets all attachments but those that are named.
 ///
 /// # Errors
 /// Names the last thing that failed; all others have been tried.
-pub fn gc(config: &Config) -> Result<Vec<Kept>, Error> {
-    let Some(valid) = &config.valid else { return Ok(Vec::new()) };
+pub fn gc(config: &Config) -> Result<(), Error> {
     let state = State::of(&config.state_directory);
+    let (stale, outcome) = disown_all(config, &state);
+    stale.iter().fold(outcome, |outcome, kept| state.forget(&kept.attachment).and(outcome))
+}
+
+/// Tells the agent that all pods are gone but those that are named, or leaves word for it, and returns what was kept of them. Without a
+/// list, as libcni's `cnitool` has none, none is: that would be every pod.
+pub(crate) fn disown_all(config: &Config, state: &State) -> (Vec<Kept>, Result<(), Error>) {
+    let Some(valid) = &config.valid else { return (Vec::new(), Ok(())) };
     let mut stale = state.all(&config.network);
     stale.retain(|kept| !valid.contains(&kept.attachment));
     let mut outcome = Ok(());
@@ -117,10 +123,7 @@ pub fn gc(config: &Config) -> Result<Vec<Kept>, Error> {
             outcome = state.leave_word(&config.network, &kept.attachment).and(outcome);
         }
     }
-    for kept in &stale {
-        outcome = state.forget(&kept.attachment).and(outcome);
-    }
-    outcome.map(|()| stale)
+    (stale, outcome)
 }
 
 /// Tells whether pods can be added.

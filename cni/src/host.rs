@@ -243,10 +243,11 @@ pub fn check(request: &Request, config: &Config) -> Result<(), Error> {
 pub fn gc(request: &Request, config: &Config) -> Result<(), Error> {
     let delegate = Delegate::find(request, config)?;
     let state = State::of(&config.state_directory);
-    let mut outcome = Ok(());
-    for Kept { attachment, .. } in chained::gc(config)? {
-        let detached = detach(config, &state, &attachment);
-        outcome = detached.and_then(|()| delegate.del(Some(&attachment))).and(outcome);
+    let (stale, mut outcome) = chained::disown_all(config, &state);
+    for Kept { attachment, .. } in stale {
+        let released = unplug(&attachment).and_then(|()| delegate.del(Some(&attachment)));
+        // What is not released is kept, and the next call tries again.
+        outcome = released.and_then(|()| state.forget(&attachment)).and(outcome);
     }
     delegate.pass_on(Command::Gc).and(outcome)
 }

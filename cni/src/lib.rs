@@ -82,7 +82,7 @@ pub fn run(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Op
         (Command::Del, Mode::Main) => host::del(&request, &config).map(|()| None),
         (Command::Check, Mode::Chained) => chained::check(&request, &config).map(|()| None),
         (Command::Check, Mode::Main) => host::check(&request, &config).map(|()| None),
-        (Command::Gc, Mode::Chained) => chained::gc(&config).map(|_| None),
+        (Command::Gc, Mode::Chained) => chained::gc(&config).map(|()| None),
         (Command::Gc, Mode::Main) => host::gc(&request, &config).map(|()| None),
         (Command::Status, Mode::Chained) => chained::status(&config).map(|()| None),
         (Command::Status, Mode::Main) => host::status(&request, &config).map(|()| None),

@@ -130,6 +130,41 @@ fn addresses_are_released_when_nobody_has_them_any_more() {
 }
 
 #[test]
+fn gc_tries_again_to_release_what_could_not_be_released() {
+    need_plugins!();
+    let lab = Lab::started(1);
+    let host = &lab.node().namespace;
+    // One that fails once.
+    let once = lab.files.path().join("once-ipam");
+    let script = format!(
+        "#!/bin/sh\ncat >/dev/null\ncase $CNI_COMMAND in\n\
+        VERSION) echo '{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}}' ;;\n\
+        ADD) echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.244.1.77/24\"}}]}}' ;;\n\
+        DEL) rm {held} 2>/dev/null || exit 0; echo '{{\"code\":11,\"msg\":\"not at the moment\"}}'; exit 1 ;;\nesac\n",
+        held = lab.path("held")
+    );
+    fs::write(&once, script).unwrap();
+    fs::set_permissions(&once, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = lab.main(0);
+    config["ipam"] = json!({ "type": "once-ipam" });
+    config["name"] = "net".into();
+    config["cniVersion"] = "1.1.0".into();
+    config["cni.dev/valid-attachments"] = json!([]);
+    let pod = Pod::new();
+    let path = lab.files.path().to_str().unwrap().to_owned();
+    let call = |command: &str| Call::about(command, &pod).with("CNI_PATH", &path);
+    call("ADD").run(host, &config).unwrap();
+    fs::write(lab.path("held"), "").unwrap();
+    assert_eq!(call("GC").run(host, &config).unwrap_err().code, 11);
+    fs::write(lab.path("held"), "").unwrap();
+    assert_eq!(call("GC").run(host, &config).unwrap_err().code, 11, "it is asked once more");
+    call("GC").run(host, &config).unwrap();
+    fs::write(lab.path("held"), "").unwrap();
+    call("GC").run(host, &config).unwrap();
+    assert!(Path::new(&lab.path("held")).exists(), "and not again once it is done");
+}
+
+#[test]
 fn an_old_plugin_for_addresses_is_asked_in_its_own_words() {
     need_plugins!();
     let lab = Lab::started(1);
