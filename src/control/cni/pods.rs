@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::crypto::blake2s;
 
+/// How the name of a file ends that is being written.
+const UNFINISHED: &str = "new";
+
 /// An interface of a container, in a network of the runtime's: what everything is known by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -69,7 +72,13 @@ impl Pods {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let mut all = BTreeMap::new();
         for entry in fs::read_dir(directory)? {
-            let Ok(text) = fs::read(entry?.path()) else { continue };
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == UNFINISHED) {
+                // Whoever asked for it was not answered, and it would come back with every start.
+                let _ = fs::remove_file(path);
+                continue;
+            }
+            let Ok(text) = fs::read(path) else { continue };
             if let Ok(pod) = serde_json::from_slice::<Pod>(&text) {
                 all.insert(pod.attachment.clone(), pod);
             }
@@ -83,7 +92,7 @@ impl Pods {
     /// If the file cannot be written; it is not registered then.
     pub fn add(&mut self, pod: Pod) -> io::Result<()> {
         let path = self.directory.join(pod.attachment.file());
-        let unfinished = path.with_extension("new");
+        let unfinished = path.with_extension(UNFINISHED);
         fs::write(&unfinished, serde_json::to_vec(&pod)?)?;
         fs::rename(unfinished, path)?;
         self.all.insert(pod.attachment.clone(), pod);
@@ -161,6 +170,9 @@ mod tests {
             pods.add(pod.clone()).unwrap();
         }
         fs::write(directory.0.join("damaged"), "{").unwrap();
+        // One that was never finished: the plugin was not answered.
+        let unfinished = serde_json::to_vec(&pod("a", "three")).unwrap();
+        fs::write(directory.0.join(pod("a", "three").attachment.file() + ".new"), unfinished).unwrap();
         let mut pods = Pods::open(&directory.0).unwrap();
         assert_eq!((pods.count(), pods.find(&one.attachment)), (3, Some(&one)));
         assert_eq!(pods.retain("a", std::slice::from_ref(&two.attachment)).unwrap(), 1);
