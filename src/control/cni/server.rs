@@ -186,6 +186,8 @@ impl Shared {
 
     /// Registers a pod, and waits until it may have its network.
     async fn add(&self, pod: Pod, wait: Duration) -> Result<Answer, Refused> {
+        // What was left of the same container before is not said of this one.
+        self.take_word();
         let Pod { attachment, addresses, .. } = pod.clone();
         self.change(|pods| pods.add(pod))?;
         let mut facts = self.facts.clone();
@@ -437,6 +439,18 @@ mod tests {
             (lab.check("one")["code"].as_u64(), lab.check("three")["code"].as_u64()),
             (Some(101), None)
         );
+    }
+
+    #[test]
+    fn a_container_that_is_started_again_is_not_forgotten_for_what_was_left_before() {
+        let lab = Lab::new("again");
+        lab.tell(facts());
+        fs::create_dir(lab.directory.join("del")).unwrap();
+        let word = json!({ "network": "n", "containerID": "one", "ifname": "eth0" });
+        fs::write(lab.directory.join("del/one:eth0"), word.to_string()).unwrap();
+        assert_eq!(lab.ask(&Lab::add("one", "10.244.1.5", 0))["mtu"], 1420);
+        assert_eq!(lab.ask(&json!({ "command": "status", "network": "n" })), json!({}));
+        assert_eq!(lab.check("one"), json!({ "mtu": 1420 }));
     }
 
     #[test]
