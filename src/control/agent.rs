@@ -70,7 +70,7 @@ const WAYS_AFTER: Duration = Duration::from_millis(200);
 /// How long nobody has to be there, where anybody may be the data plane, until the kernel is asked to be it: whoever is started with the
 /// agent is there by then.
 const STAND_IN_AFTER: Duration = Duration::from_secs(10);
-/// The longest time between two attempts to serve metrics where they cannot be served.
+/// The time between two attempts to serve metrics where they cannot be served.
 const SERVE_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait after a failure.
 const RETRY_MOST: Duration = Duration::from_secs(15);
@@ -154,8 +154,9 @@ pub struct Agent {
     keep: Option<Duration>,
     /// What is told to whoever watches.
     progress: metrics::Shared,
-    /// Where metrics are to be served, and the server, if the place could be had.
+    /// Where metrics are to be served, and the server, if the place could be had; if not, when that is tried again.
     served: Option<(String, Option<Server>)>,
+    serve_due: Option<Duration>,
     /// Who wants to hear that the loop goes on.
     watchdog: Option<Watchdog>,
 }
@@ -220,6 +221,7 @@ impl Agent {
             keep: None,
             progress: Arc::new(Mutex::new(progress)),
             served: None,
+            serve_due: None,
             watchdog: Watchdog::of_environment(),
         };
         this.recall();
@@ -247,6 +249,9 @@ impl Agent {
             }
             if clock::boottime() >= self.next {
                 self.look();
+            }
+            if self.serve_due.is_some_and(|due| clock::boottime() >= due) {
+                self.serve_metrics();
             }
             if self.keep.is_some_and(|keep| clock::boottime() >= keep) {
                 self.keep_objects();
@@ -303,7 +308,7 @@ impl Agent {
         let told = self.watchdog.as_ref().map(Watchdog::next);
         let [leaving, read, telling] = [self.leaving.next(), self.read_due, self.telling.next()]
             .map(|due| due.filter(|_| self.retry == RETRY_FIRST));
-        let until = [self.keep, self.ways_due, told, leaving, read, telling].into_iter();
+        let until = [self.keep, self.ways_due, self.serve_due, told, leaving, read, telling].into_iter();
         let until = until.flatten().fold(self.next, Duration::min);
         let time = until.saturating_sub(clock::boottime());
         let timeout = Timespec {
@@ -583,8 +588,6 @@ impl Agent {
                 wait
             }
         };
-        let is_unserved = self.served.as_ref().is_some_and(|(_, server)| server.is_none());
-        let wait = if is_unserved { wait.min(SERVE_RETRY) } else { wait };
         self.next = clock::boottime() + wait;
     }
 
@@ -599,6 +602,7 @@ impl Agent {
             return;
         }
         let wanted = wanted.cloned();
+        self.serve_due = None;
         // A server that moves to another address of the same port is in its own way.
         let before = self.served.take().map(|(place, _)| place);
         let Some(place) = wanted else { return };
@@ -614,6 +618,7 @@ impl Agent {
             }
             Err(_) => {}
         }
+        self.serve_due = server.is_err().then(|| clock::boottime() + SERVE_RETRY);
         self.served = Some((place, server.ok()));
     }
 

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::nodes::{Mesh, Node};
-use crate::support::tunnel::Program;
-use crate::support::{Namespace, SOON, need, wait_for, wait_until};
+use crate::support::tunnel::{Program, socket_path};
+use crate::support::{Namespace, SOON, need, pause, wait_for, wait_until};
 
 const ADIT: &str = env!("CARGO_BIN_EXE_adit");
 
@@ -267,4 +269,27 @@ fn metrics_are_what_wg_says_and_nobody_is_kept_from_them() {
     });
     assert_eq!(first.ask("/healthz").unwrap().0, 200);
     wait_until("no data plane", SOON, || first.scrape()["adit_data_plane_up"] == 0.0);
+}
+
+#[test]
+fn a_port_that_is_taken_costs_nothing_but_the_metrics() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(2);
+    let holder = mesh.nodes[0].namespace.enter(|| TcpListener::bind("0.0.0.0:9586").unwrap());
+    let objects = mesh.objects.path().to_str().unwrap().to_owned();
+    for node in &mut mesh.nodes {
+        node.start_data_plane(Program::Adit);
+        // Whoever is there before it looks again and again.
+        wait_until("the data plane", SOON, || UnixStream::connect(socket_path(&node.interface)).is_ok());
+        node.start_agent_in(&[("ADIT_OBJECTS", &objects), ("ADIT_METRICS", "0.0.0.0:9586")]);
+    }
+    let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
+    first.wait_for_pod_of(second);
+    // Time for as many attempts.
+    pause(Duration::from_secs(8));
+    drop(holder);
+    wait_until("metrics", SOON, || first.ask("/metrics").is_some());
+    let looks = |node: &Node| node.scrape()["adit_reconcile_duration_seconds_count"];
+    let (held, free) = (looks(first), looks(second));
+    assert!(held <= free + 4.0, "{held} looks, and {free} where nobody holds the port");
 }
