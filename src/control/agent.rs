@@ -124,8 +124,9 @@ pub struct Agent {
     /// What the data plane has, and who that is, while nothing speaks against it; and when it is to be read again.
     believed: Option<(Listener, Snapshot)>,
     read_due: Option<Duration>,
-    /// Whether the data plane answered the last time.
+    /// Whether the data plane answered the last time; and where it did not, whether somebody was there.
     is_answered: Option<bool>,
+    is_there: bool,
     /// Since when there is none, if that counts: the kernel's comes back at once, and one behind a socket is waited for.
     missing: Option<Duration>,
     retry: Duration,
@@ -207,6 +208,7 @@ impl Agent {
             believed: None,
             read_due: None,
             is_answered: None,
+            is_there: false,
             missing: None,
             retry: RETRY_FIRST,
             next: Duration::ZERO,
@@ -790,10 +792,11 @@ impl Agent {
 
     /// Does what the objects say all the same, and closes what would lead into nothing.
     fn without_data_plane(&mut self, error: &Failed) -> String {
-        if self.is_answered == Some(false) {
+        let was_there = std::mem::replace(&mut self.is_there, error.is_of_somebody());
+        if self.is_answered == Some(false) && self.is_there == was_there {
             return error.to_string();
         }
-        let told = self.program_without(error, error.is_of_somebody());
+        let told = self.program_without(error, self.is_there);
         self.is_answered = told.is_ok().then_some(false);
         told.unwrap_or_else(identity)
     }

@@ -78,6 +78,27 @@ fn a_data_plane_that_does_not_answer_in_time_keeps_its_routes() {
 }
 
 #[test]
+fn nothing_is_led_to_a_data_plane_that_ends_without_having_answered() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(2);
+    mesh.write("config", &config("Permissive"));
+    // An interface that outlives whoever reads from it.
+    let Node { namespace, interface, .. } = &mesh.nodes[0];
+    namespace.ip(&format!("tuntap add {interface} mode tun multi_queue vnet_hdr"));
+    mesh.start(Program::Adit);
+    let [first, second] = &mut mesh.nodes[..] else { panic!("two nodes") };
+    first.wait_for_pod_of(second);
+    let through = format!("10.244.2.0/24 dev {}", first.interface);
+    first.data_plane.as_ref().unwrap().signal(Signal::STOP);
+    mesh.write("config", &config("Permissive").replace("Immediate", "WhenAllReady"));
+    let first = &mut mesh.nodes[0];
+    wait_until("silence", SOON, || first.agent.as_ref().unwrap().output().contains(FAILED));
+    assert!(first.own_routes().contains(&through), "it may go on with its work");
+    drop(first.data_plane.take());
+    wait_until("no route", SOON, || !first.own_routes().contains(&through));
+}
+
+#[test]
 fn strict_is_enforced_where_the_data_plane_cannot_have_its_port() {
     need!("ip", "wg", "ping", "setpriv", "nft");
     let mut mesh = Mesh::new(2);
