@@ -650,7 +650,7 @@ impl Agent {
         let known = known.filter(|known| known.objects.tunnels.contains_key(&self.own.name));
         let Some(known) = known else { return self.telling.forget() };
         let healer = self.parts.healer.report();
-        let is_programmed = healer.looks > 0 && healer.failure.is_none();
+        let is_programmed = healer.is_guarded && healer.is_routed;
         let outcome = Outcome { sessions: self.sessions, failure: failure.cloned(), is_programmed };
         let status = status::status(&known.topology, &outcome, clock::realtime());
         let findings = Findings {
@@ -705,6 +705,7 @@ impl Agent {
         let mut edited = 0;
         let mut is_followed = true;
         let mut ready = None;
+        let mut programmed = Ok(());
         for step in &plan.steps {
             match step {
                 Step::Configure(edits) => {
@@ -716,7 +717,11 @@ impl Agent {
                 }
                 // Made with the routes and before them, but what fails of it does not keep these from being made.
                 Step::Link(link) => ready = Some(link.clone()),
-                Step::Route(change) => self.program(&known.topology, ready.take(), change)?,
+                Step::Route(change) => match self.program(&known.topology, ready.take(), change) {
+                    // Whatever else is missing, and for however long: who is gone is listened to no more.
+                    Err(error) if self.parts.healer.report().is_routed => programmed = Err(error),
+                    done => done?,
+                },
                 Step::Greet(edits) => {
                     client.apply(edits).map_err(|error| error.to_string())?;
                     is_followed = false;
@@ -741,6 +746,7 @@ impl Agent {
             self.leaving = Leaving::default();
         }
         self.endpoints = plan.endpoints;
+        programmed?;
         self.believed = listener.filter(|_| is_followed).map(|who| (who, snapshot));
         self.forget_translated();
         Ok(())

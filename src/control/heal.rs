@@ -53,6 +53,10 @@ pub struct Report {
     pub heals: u64,
     /// What failed at the last look, and why.
     pub failure: Option<String>,
+    /// Whether the firewall was what it should be after it.
+    pub is_guarded: bool,
+    /// Whether routes and rules were.
+    pub is_routed: bool,
     /// Unicast routes that are left out until the interface is there and up.
     pub waiting: usize,
 }
@@ -245,12 +249,14 @@ impl Keeper {
             || matches!(linked, Ok(1..))
             || matches!(routed, Ok(Outcome { steps: 1.., .. }));
         let has_healed = is_healing && has_changed;
+        let (is_guarded, is_routed) = (guarded.is_ok(), routed.is_ok());
         let done = guarded.and(linked).and(routed);
 
         let failure = done.as_ref().err().map(Failed::to_string);
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.looks += 1;
         report.heals += u64::from(has_healed);
+        (report.is_guarded, report.is_routed) = (is_guarded, is_routed);
         report.waiting = done.as_ref().map_or(report.waiting, |outcome| outcome.waiting);
         let before = std::mem::replace(&mut report.failure, failure.clone());
         drop(report);
@@ -318,9 +324,11 @@ mod tests {
             assert_eq!(failure, "firewall: Protocol not supported (os error 93)");
             let report = healer.report();
             assert_eq!((report.heals, report.failure), (0, Some(failure)));
+            assert_eq!((report.is_guarded, report.is_routed), (false, true));
             // A blackhole and a rule are there.
             assert_eq!(healer.set(Desired { firewall: None, ..desired }).unwrap().steps, 0);
-            assert_eq!(healer.report().failure, None);
+            let report = healer.report();
+            assert_eq!((report.failure, report.is_guarded, report.is_routed), (None, true, true));
             assert_eq!(Netlink::open()?.rules()?.len(), 1);
             let (cleaned, _) = with_faults("Netfilter=93", || cleanup(&routes));
             cleaned.unwrap();

@@ -1,6 +1,7 @@
 //! What the objects say takes effect also where the data plane is away, refuses what it is told, or has an interface that cannot be what it
 //! should; and one that is only slow loses nothing by it.
 
+use std::fs;
 use std::net::UdpSocket;
 
 use rustix::process::Signal;
@@ -143,4 +144,9 @@ fn strict_is_enforced_where_the_interface_cannot_have_an_address() {
         routes.contains("blackhole 10.244.2.0/24") && routes.contains(&through)
     });
     assert!(first.protects("10.244.2.0/24"));
+    // Whoever is gone is listened to no longer for it.
+    first.wait_for_peers(1);
+    fs::remove_file(objects.path().join("node2.yaml")).unwrap();
+    first.wait_for_peers(0);
+    assert!(first.namespace.succeeds(&format!("wg show {}", first.interface)));
 }
