@@ -339,7 +339,8 @@ async fn follow_whole(
     follow(&resource, which, list, watch, tell).await;
 }
 
-/// Follows what kubeadm says of the pods' network. That an agent may not read it is no fault: it is known then that nothing is said.
+/// Follows what kubeadm says of the pods' network. That an agent may not read it is no fault: it is known then that nothing is said. But an
+/// API server that has just started refuses everything until it has read its roles, so that a refusal counts once all else was granted.
 async fn follow_pod_network(client: Client, shared: &Common) {
     let resource = ApiResource::erase::<v1::ConfigMap>(&());
     let (namespace, name) = read::KUBEADM;
@@ -347,7 +348,17 @@ async fn follow_pod_network(client: Client, shared: &Common) {
     // A role that names an object lets lists and watches through that select it by its name.
     let which = ListParams::default().fields(&format!("metadata.name={name}"));
     let list = async |params: &ListParams| api.list(params).await;
-    while !may_list(&resource, &which, list).await {
+    let mut pauses = Pauses::new();
+    loop {
+        let is_else_granted =
+            shared.lock().is_listed[..Kind::PodNetwork as usize].iter().all(|listed| *listed);
+        if may_list(&resource, &which, list).await {
+            break;
+        }
+        if !is_else_granted {
+            pauses.next().await;
+            continue;
+        }
         tracing::debug!(namespace, name, "kubeadm's configuration may not be read");
         shared.replace(Kind::PodNetwork, Vec::new());
         sleep(ASK_AGAIN).await;

@@ -151,3 +151,32 @@ fn what_nobody_has_claimed_of_kubeadms_network_is_dropped_by_all_that_may_read_o
     let text = fs::read_to_string(first.state.path().join("snapshot.json")).unwrap();
     assert!(text.contains("node2"));
 }
+
+/// An API server that has just started refuses everything until it has read its roles.
+#[test]
+fn kubeadms_network_is_known_as_soon_as_the_rest_may_be_read() {
+    need!("ip", "wg", "nft", "setpriv", "unshare", "mount");
+    let mut mesh = Mesh::new(2);
+    let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
+    let manifest = |name: &str| format!("{}/cni/manifests/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+    plane.install("{mode: Strict}");
+    for name in ["namespace", "rbac"] {
+        plane.kubectl(&["apply", "-f", &manifest(name)]);
+    }
+    mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
+    name_subnets(&plane, "10.244.0.0/16");
+    let token = token_of(&plane, 1);
+    plane.kubectl(&["delete", "clusterrolebinding", "adit-agent"]);
+    for namespace in ["default", "kube-system"] {
+        plane.kubectl(&["-n", namespace, "delete", "rolebinding", "adit-agent"]);
+    }
+    let is_refused = || !plane.try_kubectl_as(&token, &["get", "nodes"]).0;
+    wait_until("an API server that refuses", SOON, is_refused);
+    let first = &mut mesh.nodes[0];
+    first.start_data_plane(Program::Adit);
+    first.start_agent_with("KUBECONFIG", &token);
+    let refusals = || first.agent.as_ref().unwrap().output().matches("is forbidden").count();
+    wait_until("a refusal of each list", SOON, || refusals() >= 4);
+    plane.kubectl(&["apply", "-f", &manifest("rbac")]);
+    wait_until("a route to nowhere", SOON, || has_blackhole(first));
+}
