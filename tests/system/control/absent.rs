@@ -5,8 +5,11 @@ use std::fs;
 use std::net::UdpSocket;
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use super::nodes::{Mesh, Node};
+use super::unreliable::{Rig, node};
+use crate::support::api_double::Kind;
 use crate::support::tunnel::Program;
 use crate::support::{SOON, need, wait_until};
 
@@ -149,4 +152,25 @@ fn strict_is_enforced_where_the_interface_cannot_have_an_address() {
     fs::remove_file(objects.path().join("node2.yaml")).unwrap();
     first.wait_for_peers(0);
     assert!(first.namespace.succeeds(&format!("wg show {}", first.interface)));
+}
+
+#[test]
+fn strict_is_said_to_be_enforced_where_nothing_is_missing_but_an_address() {
+    need!("ip", "wg", "setpriv", "nft", "sysctl");
+    let mut rig = Rig::new(1);
+    let mut own = node(1);
+    own["spec"]["podCIDRs"] = json!(["10.244.1.0/24", "fd00:244:1::/64"]);
+    rig.double.put(Kind::Node, own);
+    let Node { namespace, interface, .. } = rig.node();
+    let off = format!("net.ipv6.conf.{interface}.disable_ipv6=1");
+    wait_until("an interface without IPv6", SOON, || namespace.try_run("sysctl", &["-q", "-w", &off]).0);
+    let _networks = rig.start_agent_of_all();
+    let holds = |kind: &str| {
+        let tunnel = rig.double.get(Kind::Tunnel, "node1").unwrap_or_default();
+        let conditions = tunnel["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().find(|it| it["type"] == kind).map(|it| it["status"] == "True")
+    };
+    wait_until("what is missing", SOON, || {
+        holds("PeersInSync") == Some(false) && holds("StrictEnforced") == Some(true)
+    });
 }
