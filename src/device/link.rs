@@ -53,9 +53,10 @@ pub(super) struct Follower {
 impl Follower {
     /// Starts to follow the link of `queue`, wherever it is.
     pub(super) fn new(queue: Arc<Queue>) -> io::Result<Self> {
-        // It may have been handed to us from another namespace, and its name may be another link's here. Where it is, the kernel does not
-        // say before Linux 5.3, nor to everyone: then it is here.
-        let found = if queue.netns().is_ok() { Self::find_elsewhere(&queue) } else { Self::find(&queue) };
+        // It may have been handed to us from another namespace, and its name may be another link's here. Where the kernel does not say where
+        // it is (before Linux 5.3, and not to everyone), it is here.
+        let home = queue.netns().and_then(netns::is_current);
+        let found = if home.unwrap_or(true) { Self::find(&queue) } else { Self::find_elsewhere(&queue) };
         let (monitor, netlink, index, state) = found?;
         Ok(Self { queue, monitor, netlink, index, state, was_down: false, look_at: None })
     }
