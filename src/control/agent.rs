@@ -132,7 +132,8 @@ pub struct Agent {
     retry: Duration,
     /// The moment of the next look, by [`clock::boottime`].
     next: Duration,
-    /// Whether nothing but time leads to it.
+    /// The moment of the next periodic look, whatever else leads to one before; and whether the last look was one.
+    periodic: Duration,
     is_periodic: bool,
     /// The ways to the peers, what they leave for a packet, and when they are to be looked at again.
     ways: Ways,
@@ -212,6 +213,7 @@ impl Agent {
             missing: None,
             retry: RETRY_FIRST,
             next: Duration::ZERO,
+            periodic: Duration::ZERO,
             is_periodic: false,
             sessions: None,
             tunnelled: BTreeSet::new(),
@@ -298,7 +300,6 @@ impl Agent {
     /// Has everything looked at now. What failed before has a new chance.
     fn hurry(&mut self) {
         self.next = Duration::ZERO;
-        self.is_periodic = false;
         self.retry = RETRY_FIRST;
     }
 
@@ -560,6 +561,7 @@ impl Agent {
 
     /// Looks at everything once and sets the moment of the next look.
     fn look(&mut self) {
+        self.is_periodic = clock::boottime() >= self.periodic;
         if self.is_periodic {
             self.believed = None;
             self.ways.look_anew();
@@ -576,7 +578,6 @@ impl Agent {
         let wait = match outcome {
             Ok(()) => {
                 self.retry = RETRY_FIRST;
-                self.is_periodic = true;
                 self.parts.resync
             }
             Err(error) => {
@@ -585,12 +586,15 @@ impl Agent {
                     tracing::error!(error, "the node is not yet what it should be");
                 }
                 let wait = self.retry;
-                self.is_periodic = false;
                 self.retry = (wait * 2).min(RETRY_MOST);
                 wait
             }
         };
-        self.next = clock::boottime() + wait;
+        let now = clock::boottime();
+        if self.is_periodic {
+            self.periodic = now + self.parts.resync;
+        }
+        self.next = self.periodic.min(now + wait);
     }
 
     /// Has metrics served where they are wanted. That they cannot be is no reason to leave anything else undone; it is tried again

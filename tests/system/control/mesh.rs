@@ -245,3 +245,23 @@ fn in_strict_mode_nothing_leaves_in_clear_whoever_dies_and_cleanup_leaves_nothin
     assert!(!left.contains("lookup 8365") && !left.contains("adit"), "{left}");
     assert_eq!(node.namespace.ip("route show table 8365"), "");
 }
+
+#[test]
+fn a_silent_peer_is_looked_for_elsewhere_however_much_else_happens() {
+    need!("ip", "wg", "setpriv");
+    let mut mesh = Mesh::new(2);
+    let text = fs::read_to_string(mesh.objects.path().join("node2.yaml")).unwrap();
+    let places = "endpoints: [{address: 10.9.0.99, port: 51820}, {address: 10.9.0.2, port: 51820}]";
+    mesh.write("node2", &text.replace("endpoints: [{address: 10.9.0.2, port: 51820}]", places));
+    let objects = mesh.objects.path().to_str().unwrap().to_owned();
+    mesh.nodes[0].start_data_plane(Program::Adit);
+    mesh.nodes[0].start_agent_in(&[("ADIT_OBJECTS", &objects), ("ADIT_RESYNC", "1")]);
+    let first = &mesh.nodes[0];
+    first.wait_for_peers(1);
+    let mut count = 0;
+    wait_until("the other place", SOON, || {
+        count += 1;
+        mesh.publish(first, &first.key, &[&format!("10.245.{}.0/24", count % 100)]);
+        first.namespace.run("wg", &["show", &first.interface, "endpoints"]).contains("10.9.0.2:51820")
+    });
+}
