@@ -124,15 +124,11 @@ fn a_super_packet_costs_one_read_one_datagram_and_one_write() {
     let receiver = calls(ns2, t2, &mut send);
     let [after_1, after_2] = [counted(ns1, t1), counted(ns2, t2)];
     let of = |calls: &BTreeMap<String, u64>, name: &str| calls.get(name).copied().unwrap_or(0);
-    // Keepalives and answers to what the test's kernel asks by itself are among them.
-    let few = 20..30;
-    assert!(few.contains(&of(&sender, "read")) && few.contains(&of(&sender, "sendmmsg")), "{sender:?}");
-    assert!(
-        few.contains(&of(&receiver, "writev")) && few.contains(&of(&receiver, "recvmmsg")),
-        "{receiver:?}"
-    );
-    assert!((40..60).contains(&(after_1.0 - before_1.0)), "{before_1:?}, {after_1:?}");
-    assert!((40..60).contains(&(after_2.1 - before_2.1)), "{before_2:?}, {after_2:?}");
+    // Keepalives, and what the kernel sends of itself, are among them; what strace leaves in the middle of is not.
+    let all = [of(&sender, "sendmmsg"), of(&receiver, "recvmmsg"), of(&receiver, "writev")];
+    assert!(all.iter().all(|calls| (10..50).contains(calls)), "{sender:?}, {receiver:?}");
+    let [read, written] = [after_1.0 - before_1.0, after_2.1 - before_2.1];
+    assert!((40..70).contains(&read) && (40..70).contains(&written), "{read} read, {written} written");
 }
 
 /// No thread waits for a time, however short: it waits for something to come, or looks whether there is more.
