@@ -666,19 +666,15 @@ impl Drop for Blast {
 fn steady_traffic_does_not_stall() {
     need!("ip", "wg");
     let pair = Pair::new("2");
-    // On a machine that is busy with other things a single burst must not decide about the rate.
-    let holds = (0..3).any(|_| {
-        let flow = pair.flow();
-        flow.goes_on("at first");
-        pause(Duration::from_secs(10));
-        let seen = flow.end();
-        let (sent, packets) = (seen.sent.load(Relaxed), seen.packets.load(Relaxed));
-        let silence = seen.silence.load(Relaxed);
-        eprintln!("{packets} of {sent} packets arrived, the longest silence was {silence} ms");
-        assert!(silence < 1000, "{silence} ms without a packet");
-        packets * 100 > sent * 95
-    });
-    assert!(holds, "less than 95 of 100 packets arrived");
+    let flow = pair.flow();
+    flow.goes_on("at first");
+    pause(Duration::from_secs(10));
+    let seen = flow.end();
+    let (sent, packets) = (seen.sent.load(Relaxed), seen.packets.load(Relaxed));
+    let silence = seen.silence.load(Relaxed);
+    eprintln!("{packets} of {sent} packets arrived, the longest silence was {silence} ms");
+    assert!(silence < 1000, "{silence} ms without a packet");
+    assert!(packets * 100 > sent * 95, "{packets} of {sent} arrived");
 }
 
 // T14.
