@@ -251,6 +251,10 @@ impl Agent {
                 self.believed = None;
                 self.hurry();
             }
+            if self.own.given_up.end(clock::boottime()) {
+                self.know_anew();
+                self.hurry();
+            }
             if clock::boottime() >= self.next {
                 self.look();
             }
@@ -311,8 +315,9 @@ impl Agent {
         let told = self.watchdog.as_ref().map(Watchdog::next);
         let [leaving, read, telling] = [self.leaving.next(), self.read_due, self.telling.next()]
             .map(|due| due.filter(|_| self.retry == RETRY_FIRST));
-        let until = [self.keep, self.ways_due, self.serve_due, told, leaving, read, telling].into_iter();
-        let until = until.flatten().fold(self.next, Duration::min);
+        let given_up = self.own.given_up.next();
+        let until = [self.keep, self.ways_due, self.serve_due, told, leaving, read, telling, given_up];
+        let until = until.into_iter().flatten().fold(self.next, Duration::min);
         let time = until.saturating_sub(clock::boottime());
         let timeout = Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
@@ -376,6 +381,10 @@ impl Agent {
         if is_same && self.known.as_ref().is_some_and(|known| known.is_complete) {
             return;
         }
+        // Before that, what is not claimed may only not have been read.
+        if let Some(known) = self.known.as_ref().filter(|known| known.is_complete) {
+            self.own.given_up.learn(&known.objects, &known.topology, &objects, clock::boottime());
+        }
         self.know(objects, true);
         if !std::mem::replace(&mut self.is_checked, true) {
             self.check();
@@ -418,16 +427,21 @@ impl Agent {
         let mut is_changed = links != self.own.links;
         if is_changed {
             self.own.links = links;
-            if let Some(Known { objects, is_complete, .. }) = &self.known {
-                let (objects, is_complete) = (objects.clone(), *is_complete);
-                self.know(objects, is_complete);
-            }
+            self.know_anew();
         }
         if self.look_at_ways(None) {
             self.publish();
             is_changed = true;
         }
         is_changed
+    }
+
+    /// Takes in the objects once more, for another node of ours or another moment.
+    fn know_anew(&mut self) {
+        if let Some(Known { objects, is_complete, .. }) = &self.known {
+            let (objects, is_complete) = (objects.clone(), *is_complete);
+            self.know(objects, is_complete);
+        }
     }
 
     /// Looks at the ways to the peers, to where the data plane has them and where they say they are, and tells whether what they leave for a

@@ -16,6 +16,7 @@
 //! - [`belief`]: what is while nobody has asked. Pure.
 //! - [`translated`]: connections that a new way breaks.
 //! - [`leaving`]: what waits until it is removed. Pure.
+//! - [`given_up`]: what other nodes have just given up, and somebody may take. Pure.
 //! - [`remembered`]: what other nodes' pods had, and nobody may claim any more. Pure.
 //! - [`plan`]: what the kernel is to be told about routes. Data.
 //! - [`extend`]: what the routes are until every list is read. Pure.
@@ -47,6 +48,7 @@ pub mod data_plane;
 pub mod extend;
 pub mod failed;
 pub mod firewall;
+pub mod given_up;
 pub mod happening;
 pub mod heal;
 #[cfg(test)]

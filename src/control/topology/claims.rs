@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use crate::config::Prefix;
 use crate::control::api::PodAddresses;
 use crate::control::blocks::Blocks;
+use crate::control::given_up::GivenUp;
 use crate::control::objects::{Fault, Node, Objects, Tunnel};
 use crate::control::settings::Settings;
 
@@ -34,8 +35,8 @@ impl Granted<'_> {
     }
 }
 
-/// The claims of all nodes, added from the oldest to the youngest: what they say of their pods first, then their single addresses, then
-/// those who say nothing.
+/// The claims of all nodes, added from the oldest to the youngest: what they say of their pods first, then their single addresses, then what
+/// they have just given up, then those who say nothing.
 pub(super) struct Claims<'a> {
     settings: &'a Settings,
     objects: &'a Objects,
@@ -125,6 +126,25 @@ impl<'a> Claims<'a> {
         }
         if let Some(own) = self.granted.get_mut(name) {
             [own.nodes, own.tunnels] = granted;
+        }
+    }
+
+    /// Leaves what a node has just given up with it, unless somebody has it, or may not leave it there.
+    pub(super) fn add_given_up(&mut self, given_up: &GivenUp) {
+        // All are judged before any is left: a loan does not return to a lender who has given up the block.
+        let stays = |(prefix, node): &(Prefix, &str)| {
+            let is_given = self.node(node).is_some_and(|node| !node.pod_prefixes.is_empty());
+            self.pods.around(prefix).is_none() && self.pod_refusal(node, prefix, is_given).is_none()
+        };
+        let left: Vec<_> = given_up.iter().filter(stays).collect();
+        for (prefix, node) in left {
+            // A node that is gone has nothing.
+            let Some((name, _)) = self.granted.get_key_value(node) else { continue };
+            self.pods.insert(prefix, name);
+            if let Some(granted) = self.granted.get_mut(node) {
+                granted.pods.push(prefix);
+                granted.unclaimed.retain(|block| *block != prefix);
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 //! 3. Addresses: each belongs to the oldest node that claims it; a claim that is refused has no effect but a fault. A block of pods inside
 //!    another node's block is a loan, and belongs to the borrower. Where the cluster's own `Node`s are known, none of that is needed: a
 //!    node has no pods but in the blocks that the cluster gave it, and no addresses but those and the ones that the cluster knows.
+//!    What a node has just given up and nobody has stays with it for a moment.
 //! 4. Peers: from a node, its pods' prefixes, its own addresses and those of its tunnel are accepted. That is more than is routed to it:
 //!    a pod on the host's network answers from the node's address.
 //! 5. Routes: into the tunnel, past it, or nowhere. In Strict nothing leaves for what is nobody's and was another node's pods'. What is refused has none of its own: a node that could have dropped what it claims could
@@ -35,6 +36,7 @@ use self::degraded::degraded;
 use self::gate::waits_for;
 use self::routing::Routing;
 use super::api::{HostTraffic, Mode};
+use super::given_up::GivenUp;
 use super::objects::{Fault, Objects, Tunnel};
 use super::plan::{Masquerade, Routes};
 use super::remembered::Remembered;
@@ -62,6 +64,8 @@ pub struct Own {
     pub mode: Option<Mode>,
     /// What other nodes' pods have had since Strict was on.
     pub remembered: Remembered,
+    /// What other nodes have just given up.
+    pub given_up: GivenUp,
 }
 
 impl Own {
@@ -74,6 +78,7 @@ impl Own {
             links: Vec::new(),
             mode: None,
             remembered: Remembered::default(),
+            given_up: GivenUp::default(),
         }
     }
 }
@@ -148,6 +153,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     for (name, tunnel) in &by_age {
         claims.add_addresses(name, tunnel);
     }
+    claims.add_given_up(&own.given_up);
     claims.add_silent();
     let orphans = orphans(&settings, own, &claims);
     faults.extend(claims.faults);
