@@ -91,6 +91,8 @@ pub(super) enum Call {
     Inotify,
     /// What the kernel tells of changes, unasked: it does not come, whatever the errno.
     Notices,
+    /// `poll`.
+    Poll,
 }
 
 /// Calls can be made to fail in this build.

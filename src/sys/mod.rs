@@ -13,6 +13,7 @@ pub mod netlink;
 pub mod netns;
 pub mod offload;
 pub mod packet;
+pub mod poll;
 pub mod process;
 pub mod service;
 pub mod signal;

@@ -12,14 +12,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with, sockopt};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::request::{Reader, Request};
 use super::{errno_of, get, stats};
 use crate::config::Configure;
+use crate::sys::poll::poll;
 use crate::sys::process;
 
 /// The most connections at a time.
@@ -27,6 +29,9 @@ pub const CONNECTIONS_MAX: usize = 32;
 
 /// The most bytes of text, unfinished requests and unsent replies, that all connections hold together while there is more than one.
 pub const HELD_MAX: usize = 128 << 20;
+
+/// The wait for memory or descriptors, where none is left.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Reads or writes of one connection before the others have their turn.
 const STEPS: usize = 64;
@@ -76,8 +81,25 @@ fn serve(listener: &UnixListener, stop: &OwnedFd, configure: &dyn Configure) {
     let mut connections: Vec<Connection> = Vec::new();
     // No descriptor is left: wait a little before the listener is asked again.
     let mut exhausted = false;
+    // What goes on failing is said once.
+    let mut failing = false;
     loop {
-        let Ok(ready) = wait(listener, stop, &connections, exhausted) else { return };
+        let ready = match wait(listener, stop, &connections, exhausted) {
+            Ok(ready) => ready,
+            // Neither to wait nor to tell of the end can be left to poll then.
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(%error, "the configuration socket cannot be polled, that is tried again");
+                }
+                failing = true;
+                std::thread::park_timeout(PAUSE);
+                if rustix::io::read(stop, &mut [0; 8]).is_ok() {
+                    return;
+                }
+                continue;
+            }
+        };
+        failing = false;
         if ready.stop {
             return;
         }
@@ -118,13 +140,13 @@ fn wait(
     let timeout = if connections.iter().any(Connection::has_input) {
         Some(Timespec { tv_sec: 0, tv_nsec: 0 })
     } else {
-        exhausted.then_some(Timespec { tv_sec: 0, tv_nsec: 100_000_000 })
+        exhausted.then_some(Timespec { tv_sec: 0, tv_nsec: i64::from(PAUSE.subsec_nanos()) })
     };
     loop {
         match poll(&mut fds, timeout.as_ref()) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(()) => break,
         }
     }
     let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
@@ -348,4 +370,79 @@ pub(super) fn answer(request: Request, configure: &dyn Configure) -> Option<Zero
         }
     };
     Some(Zeroizing::new(format!("errno={errno}\n\n")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
+    use super::*;
+    use crate::config::{Edit, Refused, Snapshot, Statistics};
+    use crate::sys::{clock, with_faults};
+
+    /// An interface that is going away.
+    struct Going;
+
+    impl Configure for Going {
+        fn apply(&self, _: Vec<Edit>) -> Result<(), Refused> {
+            Err(Refused::Gone)
+        }
+
+        fn snapshot(&self) -> Result<Snapshot, Refused> {
+            Err(Refused::Gone)
+        }
+
+        fn statistics(&self) -> Result<Statistics, Refused> {
+            Err(Refused::Gone)
+        }
+    }
+
+    fn listen(name: &str) -> (UnixListener, SocketAddr) {
+        let name = format!("adit-serve-{}-{name}", std::process::id());
+        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    fn stop() -> OwnedFd {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+    }
+
+    fn set(stop: &OwnedFd) {
+        rustix::io::write(stop, &1_u64.to_ne_bytes()).unwrap();
+    }
+
+    #[test]
+    fn a_poll_that_fails_is_tried_again_after_a_while() {
+        let (listener, address) = listen("again");
+        let stop = stop();
+        // Out of memory, and more descriptors than the process may have.
+        for errno in [12, 22] {
+            let start = clock::monotonic();
+            let faults = format!("Poll={errno}*3");
+            std::thread::scope(|scope| {
+                let server = scope.spawn(|| with_faults(&faults, || serve(&listener, &stop, &Going)));
+                let mut stream = UnixStream::connect_addr(&address).unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                stream.write_all(b"get=1\n\n").unwrap();
+                let mut reply = [0; 16];
+                let len = stream.read(&mut reply);
+                set(&stop);
+                assert_eq!(server.join().unwrap(), ((), false));
+                assert_eq!(&reply[..len.unwrap()], b"errno=19\n\n");
+            });
+            assert!(clock::monotonic() - start >= Duration::from_millis(300), "it spins");
+            rustix::io::read(&stop, &mut [0; 8]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_server_ends_also_while_poll_fails() {
+        let (listener, _) = listen("ends");
+        let stop = stop();
+        set(&stop);
+        with_faults("Poll=12", || serve(&listener, &stop, &Going));
+    }
 }
