@@ -1,14 +1,15 @@
 //! Has the container runtime call the plugin: the runtime's configuration, and the plugin's program.
 //!
 //! The runtime takes the first network of a directory, by the order of names (libcni, `ConfFiles`). In chained mode the plugin is put
-//! behind the last one of that network; one of a single plugin becomes a list for that. In main mode a network of our own is laid there,
-//! with `portmap` behind it if that is where the runtime looks for plugins.
+//! behind the last one of that network; one of a single plugin becomes a list for that, which takes its place in the order. In main mode
+//! a network of our own is laid there, with `portmap` behind it if that is where the runtime looks for plugins.
 //! Whoever else writes to the directory is followed. Files are written beside their place and renamed; what was there before is kept
-//! with the ending `BACKUP`.
+//! with the ending `BACKUP`. A file of somebody else's that is no network to be chained to is never written over.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,9 @@ pub const PLUGIN: &str = "adit-cni";
 const PORTMAP: &str = "portmap";
 /// The network of main mode.
 const OWN: &str = "10-adit.conflist";
+/// What a list's name has behind that of its network of a single plugin, if the plain name is another's. A hyphen goes before letters, digits
+/// and dots, so that the list is where the network was.
+const BESIDE: &str = "-adit.conflist";
 /// How the name of a file ends that was there before.
 const BACKUP: &str = "adit-backup";
 /// How the name of a file ends that is being written; no runtime reads it.
@@ -93,18 +97,19 @@ pub fn put_back(options: &Options, on_agent_unavailable: OnAgentUnavailable) -> 
 pub fn remove(directory: &Path) -> Result<(), Failed> {
     for path in files(directory)? {
         let Some(mut network) = read(&path)? else { continue };
+        let is_own = is_own(&path, &network);
         let Some(plugins) = network.get_mut("plugins").and_then(Value::as_array_mut) else { continue };
         let count = plugins.len();
         plugins.retain(|plugin| !is_ours(plugin));
         if plugins.len() == count {
             continue;
         }
-        if path.file_name() == Some(OsStr::new(OWN)) {
+        if is_own {
             fs::remove_file(&path).map_err(|error| (path, error))?;
             continue;
         }
         let is_same = |backup: &Path| matches!(read(backup), Ok(Some(before)) if as_list(&before).as_ref() == Some(&network));
-        let single = ["conf", "json"].map(|ending| path.with_extension(ending));
+        let single = singles(&path);
         // What was written since is not undone.
         match single.iter().find(|place| !place.exists() && is_same(&backup(place))) {
             Some(place) => {
@@ -155,15 +160,17 @@ pub fn remove_program(place: &Path, plugin_state: &Path) -> Result<bool, Failed>
 
 /// Puts the plugin behind the last one of the first network.
 fn chain(directory: &Path, entry: &Value) -> Result<bool, Failed> {
-    for path in files(directory)? {
+    let files = files(directory)?;
+    for path in files.iter().cloned() {
         let Some(found) = read(&path)? else { continue };
         let Some(mut network) = as_list(&found) else { continue };
-        if path.file_name() == Some(OsStr::new(OWN)) {
+        if is_own(&path, &network) {
             // Left from main mode.
             fs::remove_file(&path).map_err(|error| (path, error))?;
             continue;
         }
         let Some(plugins) = network.get_mut("plugins").and_then(Value::as_array_mut) else { continue };
+        let list = list_for(&path, &files)?;
         match plugins.iter_mut().find(|plugin| is_ours(plugin)) {
             Some(plugin) if plugin == entry => return Ok(true),
             Some(plugin) => plugin.clone_from(entry),
@@ -172,7 +179,6 @@ fn chain(directory: &Path, entry: &Value) -> Result<bool, Failed> {
                 keep(&path)?;
             }
         }
-        let list = path.with_extension("conflist");
         write(&list, &network)?;
         if list != path {
             fs::remove_file(&path).map_err(|error| (path.clone(), error))?;
@@ -182,6 +188,57 @@ fn chain(directory: &Path, entry: &Value) -> Result<bool, Failed> {
         return Ok(true);
     }
     Ok(false)
+}
+
+/// Returns where the list of a network is to be written, for one that is a list already where it is. The list of a single plugin must be
+/// where the runtime finds it in that one's stead, before any other of `files`, and must not be somebody else's.
+fn list_for(path: &Path, files: &[PathBuf]) -> Result<PathBuf, Failed> {
+    if path.extension() == Some(OsStr::new("conflist")) {
+        return Ok(path.to_owned());
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(BESIDE);
+    let lists = [path.with_extension("conflist"), beside.into()];
+    let is_free = |list: &&PathBuf| {
+        let is_next = !files.iter().any(|other| path < other && other < *list);
+        is_next && fs::symlink_metadata(list).is_err()
+    };
+    let list = lists.iter().find(|list| is_made(list)).or_else(|| lists.iter().find(is_free));
+    list.cloned().ok_or_else(|| {
+        let names = lists.each_ref().map(|list| list.file_name().unwrap_or_default().to_string_lossy());
+        let text = format!(
+            "a network of a single plugin cannot become a list: {} and {} are another's, or behind another network",
+            names[0], names[1]
+        );
+        (path.to_owned(), io::Error::new(io::ErrorKind::AlreadyExists, text))
+    })
+}
+
+/// Tells whether a list was made here of a network of a single plugin.
+fn is_made(list: &Path) -> bool {
+    let has_ours = || {
+        let network = read(list).ok().flatten();
+        network
+            .as_ref()
+            .and_then(|network| network["plugins"].as_array())
+            .is_some_and(|plugins| plugins.iter().any(is_ours))
+    };
+    // One that was there before the plugin was put into it has a copy of its own.
+    !backup(list).exists() && singles(list).iter().any(|single| backup(single).exists()) && has_ours()
+}
+
+/// Returns of which networks of a single plugin a list may have been made.
+fn singles(list: &Path) -> Vec<PathBuf> {
+    let mut singles = ["conf", "json"].map(|ending| list.with_extension(ending)).to_vec();
+    let stem = list.as_os_str().as_bytes().strip_suffix(BESIDE.as_bytes());
+    singles.extend(stem.map(|stem| PathBuf::from(OsStr::from_bytes(stem))));
+    singles
+}
+
+/// Tells whether a file is the network of main mode as it was laid here: others may like its name.
+fn is_own(path: &Path, network: &Value) -> bool {
+    let first = &network["plugins"][0];
+    path.file_name() == Some(OsStr::new(OWN)) && is_ours(first) && first["mode"] == "main"
 }
 
 /// Lays the network of main mode.
@@ -202,8 +259,15 @@ fn lay(directory: &Path, options: &Options, facts: &Facts) -> Result<bool, Faile
         network["cniVersions"] = json!(["1.0.0", "1.1.0"]);
     }
     let path = directory.join(OWN);
-    if path.exists() && read(&path)?.as_ref() == Some(&network) {
-        return Ok(true);
+    if fs::symlink_metadata(&path).is_ok() {
+        let found = read(&path)?;
+        if found.as_ref() == Some(&network) {
+            return Ok(true);
+        }
+        if !found.is_some_and(|found| is_own(&path, &found)) {
+            let error = io::Error::new(io::ErrorKind::AlreadyExists, "it is another's, and stays as it is");
+            return Err((path, error));
+        }
     }
     write(&path, &network)?;
     sync(directory)?;
@@ -469,6 +533,91 @@ mod tests {
         remove(&directory.0).unwrap();
         assert_eq!(directory.names(), ["10-bridge.conf"]);
         assert_eq!(directory.network("10-bridge.conf"), single);
+    }
+
+    #[test]
+    fn a_list_that_somebody_else_has_made_is_left_alone() {
+        let single = json!({ "cniVersion": "0.3.1", "name": "net", "type": "bridge" });
+        // Before `10-a.json` the list would be the first, were it not damaged.
+        for (name, foreign) in [("10-a.conf", list(&["ptp"]).to_string()), ("10-a.json", "{".to_owned())] {
+            let directory = Directory::new(&format!("foreign-{name}"));
+            let options = directory.options(Mode::Chained);
+            let list = &format!("{name}-adit.conflist");
+            directory.put(name, &single);
+            fs::write(directory.0.join("10-a.conflist"), &foreign).unwrap();
+            for _ in 0..2 {
+                assert!(install(&options, &facts()).unwrap());
+                assert_eq!(directory.types(list), ["bridge", "adit-cni"]);
+                assert_eq!(fs::read_to_string(directory.0.join("10-a.conflist")).unwrap(), foreign);
+                let first =
+                    files(&directory.0).unwrap().into_iter().find(|path| read(path).unwrap().is_some());
+                assert_eq!(first, Some(directory.0.join(list)), "the one that the runtime takes");
+                // Its owner starts.
+                directory.put(name, &single);
+                put_back(&options, OnAgentUnavailable::Fail).unwrap();
+                assert!(!directory.0.join(name).exists());
+            }
+            // Also once the plain name is free, the list stays where it is.
+            fs::remove_file(directory.0.join("10-a.conflist")).unwrap();
+            directory.put(name, &single);
+            assert!(install(&options, &facts()).unwrap());
+            assert_eq!(directory.names(), [list.to_owned(), format!("{name}.adit-backup")]);
+            remove(&directory.0).unwrap();
+            assert_eq!(directory.names(), [name]);
+            assert_eq!(directory.network(name), single);
+        }
+    }
+
+    #[test]
+    fn where_no_list_can_take_a_networks_place_that_is_said_and_nothing_changed() {
+        let directory = Directory::new("no-place");
+        let options = directory.options(Mode::Chained);
+        let single = json!({ "cniVersion": "0.3.1", "name": "net", "type": "bridge" });
+        directory.put("10-a.conf", &single);
+        directory.put("10-a.conflist", &list(&["ptp", "adit-cni"]));
+        // One that would be before the list, and one in its place.
+        for name in ["10-a.conf+.conf", "10-a.conf-adit.conflist"] {
+            directory.put(name, &list(&["ptp"]));
+            let before = directory.names();
+            let (path, error) = install(&options, &facts()).unwrap_err();
+            assert_eq!(path, directory.0.join("10-a.conf"));
+            assert!(error.to_string().contains("10-a.conf-adit.conflist"), "{error}");
+            assert_eq!((directory.names(), directory.network("10-a.conf")), (before, single.clone()));
+            fs::remove_file(directory.0.join(name)).unwrap();
+        }
+        // A link that leads nowhere is somebody's, too; and a list that the plugin was put into is not made here.
+        fs::remove_file(directory.0.join("10-a.conflist")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", directory.0.join("10-a.conflist")).unwrap();
+        assert!(install(&options, &facts()).unwrap());
+        assert!(fs::symlink_metadata(directory.0.join("10-a.conflist")).unwrap().is_symlink());
+        remove(&directory.0).unwrap();
+        fs::remove_file(directory.0.join("10-a.conflist")).unwrap();
+        fs::remove_file(directory.0.join("10-a.conf")).unwrap();
+        directory.put("10-a.conflist", &list(&["ptp"]));
+        assert!(install(&options, &facts()).unwrap());
+        directory.put("10-a.conf", &single);
+        assert!(install(&options, &facts()).unwrap());
+        assert_eq!(directory.types("10-a.conf-adit.conflist"), ["bridge", "adit-cni"]);
+        assert_eq!(directory.types("10-a.conflist"), ["ptp", "adit-cni"]);
+        remove(&directory.0).unwrap();
+        assert_eq!(directory.names(), ["10-a.conf", "10-a.conflist"]);
+        assert_eq!(directory.network("10-a.conflist"), list(&["ptp"]));
+    }
+
+    #[test]
+    fn a_network_of_somebody_elses_by_the_name_of_ours_is_one_like_any_other() {
+        let directory = Directory::new("namesake");
+        directory.put("10-adit.conflist", &list(&["flannel"]));
+        let (path, error) = install(&directory.options(Mode::Main), &facts()).unwrap_err();
+        assert_eq!(
+            (path, error.kind()),
+            (directory.0.join("10-adit.conflist"), io::ErrorKind::AlreadyExists)
+        );
+        assert_eq!(directory.network("10-adit.conflist"), list(&["flannel"]));
+        assert!(install(&directory.options(Mode::Chained), &facts()).unwrap());
+        assert_eq!(directory.types("10-adit.conflist"), ["flannel", "adit-cni"]);
+        remove(&directory.0).unwrap();
+        assert_eq!(directory.network("10-adit.conflist"), list(&["flannel"]));
     }
 
     #[test]
