@@ -19,8 +19,13 @@ use super::warn;
 
 /// The longest answer, in bytes.
 const ANSWER_MAX: u64 = 64 << 10;
-/// How long any question but that of ADD waits.
+/// How long the answer to any question but that of ADD is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long STATUS waits at most until pods can be added. containerd and CRI-O set it no limit of their own (go-cni, `Status`; ocicni,
+/// `Status`), but the kubelet asks them for it every 5 s, and takes a runtime that has not answered for 30 s for one that is down (kubelet.go,
+/// `updateRuntimeUp`, `maxWaitForContainerRuntime`).
+const STATUS_MAX: Duration = Duration::from_secs(15);
+const _: () = assert!(5 + STATUS_MAX.as_secs() + PATIENCE.as_secs() < 30);
 /// How much longer than the agent is asked to wait its answer is waited for.
 const SPARE: Duration = Duration::from_secs(1);
 /// The time between two attempts to reach it.
@@ -130,16 +135,23 @@ pub fn gc<'a>(config: &Config, valid: impl Iterator<Item = &'a Attachment>) -> R
     ask(&config.agent_socket, &question, PATIENCE).map(drop)
 }
 
-/// Asks whether pods can be added.
+/// Asks whether pods can be added, or will be before ADD gives up: an error makes the whole node one that is not ready (kubelet,
+/// `NetworkReady`), and its pods are taken out of every Service. An agent or a data plane that is started anew is back by then.
 ///
 /// # Errors
 /// [`Code::Unavailable`] and [`Code::UnavailableAndLimited`]; the first as well if nobody answers, unless the configuration allows that.
 pub fn status(config: &Config) -> Result<(), Error> {
-    let answer = ask(&config.agent_socket, &question("status", &config.network), PATIENCE);
-    let result = tolerate(config, answer);
-    result.map_err(|error| {
-        if error.code == Code::TryAgain { Error { code: Code::Unavailable, ..error } } else { error }
-    })
+    let deadline = boottime() + config.ready_timeout.min(STATUS_MAX);
+    let question = question("status", &config.network);
+    loop {
+        match tolerate(config, ask(&config.agent_socket, &question, PATIENCE)) {
+            Err(_) if boottime() + PAUSE < deadline => pause(PAUSE),
+            Err(error) if error.code == Code::TryAgain => {
+                return Err(Error { code: Code::Unavailable, ..error });
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn tolerate(config: &Config, answer: Result<Value, Failed>) -> Result<(), Error> {
@@ -188,4 +200,69 @@ fn exchange(socket: &Path, question: &Value, patience: Duration) -> io::Result<V
     BufReader::new(stream.take(ANSWER_MAX)).read_until(b'\n', &mut line)?;
     let answer: Value = serde_json::from_slice(&line)?;
     if answer.is_object() { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    /// Asks for the status of an agent that gives these answers one after the other, none where one is empty, and the last again and again.
+    /// Returns also how often it was asked.
+    fn status_of(name: &str, answers: &[&str], timeout: &str, policy: &str) -> (Result<(), Error>, usize) {
+        let path = std::env::temp_dir().join(format!("adit-cni-agent-{}-{name}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let config = json!({
+            "cniVersion": "1.1.0",
+            "name": "net",
+            "agentSocket": path,
+            "readyTimeout": timeout,
+            "onAgentUnavailable": policy,
+        });
+        let config = Config::read(config.to_string().as_bytes()).unwrap();
+        let outcome = thread::scope(|scope| {
+            let agent = scope.spawn(|| {
+                let mut asked = 0;
+                loop {
+                    let (stream, _) = listener.accept().unwrap();
+                    let mut line = String::new();
+                    BufReader::new(&stream).read_line(&mut line).unwrap();
+                    if line.is_empty() {
+                        return asked;
+                    }
+                    let answer = answers[asked.min(answers.len() - 1)];
+                    asked += 1;
+                    (&stream).write_all(answer.as_bytes()).unwrap();
+                }
+            });
+            let status = status(&config);
+            drop(UnixStream::connect(&path).unwrap());
+            (status, agent.join().unwrap())
+        });
+        std::fs::remove_file(&path).unwrap();
+        outcome
+    }
+
+    const NOT_LOOKED: &str = "{\"code\":50,\"msg\":\"not looked\"}\n";
+    const NO_DATA_PLANE: &str = "{\"code\":51,\"msg\":\"no data plane\"}\n";
+
+    #[test]
+    fn an_agent_that_is_started_anew_leaves_the_node_ready() {
+        let answers = ["", "", NOT_LOOKED, NO_DATA_PLANE, "{}\n"];
+        assert_eq!(status_of("anew", &answers, "20s", "fail"), (Ok(()), 5));
+        assert_eq!(status_of("anew", &answers, "20s", "allow"), (Ok(()), 1), "which does not matter");
+    }
+
+    #[test]
+    fn an_agent_that_stays_away_and_a_node_that_stays_unready_are_told_of() {
+        for (answer, code) in [("", 50), (NOT_LOOKED, 50), (NO_DATA_PLANE, 51)] {
+            let start = boottime();
+            let (status, asked) = status_of("away", &[answer], "300ms", "fail");
+            assert_eq!(status.unwrap_err().code.number(), code);
+            assert!(asked > 1 && boottime() - start >= Duration::from_millis(200), "{asked}");
+        }
+        assert_eq!(status_of("once", &[NO_DATA_PLANE], "0s", "allow").1, 1);
+    }
 }

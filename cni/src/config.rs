@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `mode` | `chained`, `main` | `chained` | behind another plugin, or the one that makes the pod's network |
 //! | `agentSocket` | path | `/run/adit/cni.sock` | where the agent listens |
-//! | `readyTimeout` | `10s`, `500ms`, seconds; at most 110 s | `10s` | how long ADD waits until the pod is protected |
+//! | `readyTimeout` | `10s`, `500ms`, seconds; at most 110 s | `10s` | how long ADD waits until the pod is protected, and STATUS, 15 s at most, until one could be |
 //! | `mtu` | `auto`, 576 to 65535 bytes | `auto` | the pod's MTU; `auto` is what the agent says, or less if the interface has less |
 //! | `onAgentUnavailable` | `fail`, `allow` | `fail` | whether a pod is held while no agent answers |
 //! | `stateDir` | path | `/var/lib/adit/cni` | where attachments are kept |
@@ -24,7 +24,7 @@ use super::version::Version;
 pub const AGENT_SOCKET: &str = "/run/adit/cni.sock";
 /// Where attachments are kept, likewise.
 pub const STATE_DIRECTORY: &str = "/var/lib/adit/cni";
-/// How long ADD waits for the agent, likewise.
+/// How long ADD and STATUS wait for the agent, likewise.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it waits at most: kubelet's own patience is two minutes.
 const READY_TIMEOUT_MAX: Duration = Duration::from_secs(110);
@@ -60,7 +60,7 @@ pub struct Config {
     pub mode: Mode,
     /// Where the agent listens.
     pub agent_socket: PathBuf,
-    /// How long ADD waits for the agent.
+    /// How long ADD and STATUS wait for the agent.
     pub ready_timeout: Duration,
     /// The pod's MTU in bytes; `None` for what the agent says.
     pub mtu: Option<u32>,

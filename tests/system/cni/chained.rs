@@ -207,6 +207,8 @@ fn without_an_agent_a_pod_waits_or_is_let_through_as_was_chosen() {
     assert!(fs::read_dir(&word).unwrap().count() >= 1);
     assert_eq!(lab.registered(0), 1);
     lab.start_agent(0, &[]);
+    // Nor is the node one that is not ready while the agent is on its way.
+    Runtime::of("1.1.0", &[lab.chained()]).status(&lab.node().namespace).unwrap();
     wait_until("the word to be taken", SOON, || {
         lab.registered(0) == 0 && fs::read_dir(&word).unwrap().count() == 0
     });
@@ -230,13 +232,13 @@ fn without_a_data_plane_no_pod_is_added_in_strict_mode() {
     need_plugins!();
     let mut lab = Lab::started(1);
     drop(lab.mesh.nodes[0].data_plane.take());
-    let status = Runtime::of("1.1.0", &[lab.chained()]);
+    let mut config = lab.chained();
+    config["readyTimeout"] = "300ms".into();
+    let status = Runtime::of("1.1.0", &[config.clone()]);
     wait_until("the agent to notice", SOON, || {
         status.status(&lab.node().namespace).is_err_and(|refused| refused.code == 51)
     });
     let pod = Pod::new();
-    let mut config = lab.chained();
-    config["readyTimeout"] = "300ms".into();
     let mut runtime = Runtime::of("1.0.0", &[lab.ptp(), config]);
     let refused = runtime.add(&lab.node().namespace, &pod).unwrap_err();
     assert!(refused.code == 11 && refused.text.contains("data plane"), "{refused}");

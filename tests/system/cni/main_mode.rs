@@ -253,7 +253,9 @@ fn the_agent_lays_the_network_once_it_is_ready_and_cleanup_takes_it_away() {
         plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
     };
     start(&mut lab, "main");
-    let status = Runtime::of("1.1.0", &[lab.main(0)]);
+    let mut config = lab.main(0);
+    config["readyTimeout"] = "300ms".into();
+    let status = Runtime::of("1.1.0", &[config]);
     wait_until("the agent to look in vain", SOON, || {
         status.status(&lab.node().namespace).is_err_and(|refused| refused.code == 51)
     });
