@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
@@ -26,12 +26,14 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use self::replies::Replies;
 use super::fault;
 
 pub mod conntrack;
 mod monitor;
 pub mod nftables;
 mod raw;
+mod replies;
 mod route;
 mod rule;
 pub mod wireguard;
@@ -445,52 +447,16 @@ impl Netlink {
 
     /// Receives the replies to the last request; `None` if they are a list that changed meanwhile, so that something may lack in it.
     fn replies(&self, is_question: bool) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
-        let mut replies = Some(Vec::new());
+        let mut replies = Replies::to(self.sequence, is_question);
         let mut buffer = Vec::with_capacity(RECEIVE_LEN);
         loop {
             buffer.clear();
             self.socket.recv(&mut buffer, 0)?;
-            for message in messages(&buffer) {
-                let message = message?;
-                if message.header.sequence_number != self.sequence {
-                    continue;
-                }
-                if message.header.flags & NLM_F_DUMP_INTR != 0 {
-                    replies = None;
-                }
-                match message.payload {
-                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(replies),
-                    NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(-done.code)),
-                    NetlinkPayload::Error(error) => {
-                        return match error.code {
-                            None => Ok(replies),
-                            Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
-                        };
-                    }
-                    NetlinkPayload::InnerMessage(reply) => {
-                        if let Some(replies) = &mut replies {
-                            replies.push(reply);
-                        }
-                        if is_question {
-                            return Ok(replies);
-                        }
-                    }
-                    _ => {}
-                }
+            if replies.take(&buffer)? {
+                return Ok(replies.found());
             }
         }
     }
-}
-
-/// Splits what one call received into its messages.
-fn messages(buffer: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> {
-    let mut rest = buffer;
-    std::iter::from_fn(move || {
-        let length = usize::try_from(u32::from_ne_bytes(*rest.first_chunk()?)).ok()?;
-        let bytes = rest.get(..length).filter(|bytes| bytes.len() >= 16)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(NetlinkMessage::deserialize(bytes).map_err(|error| io::Error::other(error.to_string())))
-    })
 }
 
 fn id_of(attribute: &NsidAttribute) -> Option<i32> {

@@ -4,13 +4,14 @@ use std::io;
 use std::ops::BitOr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use super::replies::messages;
 use super::route::table_of;
-use super::{Link, Netlink, RECEIVE_LEN, interface_of, link_of, messages};
+use super::{Link, Netlink, RECEIVE_LEN, interface_of, link_of};
 use crate::sys::{cmsg, fault};
 
 /// What a [`Monitor`] tells of, as bits of rtnetlink(7)'s multicast groups.
@@ -115,9 +116,9 @@ impl Monitor {
             match self.receive() {
                 Ok(_) if fault::check(fault::Call::Notices).is_err() => {}
                 Ok((len, namespace)) if namespace == self.namespace => {
-                    let told = messages(&self.buffer[..len]).filter_map(Result::ok);
-                    let told = told.filter(|told| Some(told.header.port_number) != self.ignored);
-                    events.extend(told.filter_map(|message| event_of(&message)));
+                    let told = messages(&self.buffer[..len])
+                        .filter(|(header, _)| Some(header.port_number) != self.ignored);
+                    events.extend(told.filter_map(|(_, payload)| event_of(&payload.ok()?)));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return events,
@@ -166,8 +167,8 @@ impl AsRawFd for Monitor {
     }
 }
 
-fn event_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
-    let NetlinkPayload::InnerMessage(inner) = &message.payload else { return None };
+fn event_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
+    let NetlinkPayload::InnerMessage(inner) = payload else { return None };
     match inner {
         RouteNetlinkMessage::NewLink(_) => link_of(inner).map(Event::Link),
         RouteNetlinkMessage::DelLink(link) => Some(Event::LinkGone(link.header.index)),
