@@ -18,10 +18,14 @@ use super::outcome::{Prefix, Route, host_len};
 /// Enough for any datagram of a list: the kernel makes none longer than 32 KiB.
 const RECEIVE_LEN: usize = 64 << 10;
 
+/// How often a list is asked for that changes while it is read.
+const ATTEMPTS: u32 = 16;
+
 // linux/netlink.h
 const HEADER_LEN: usize = 16;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
@@ -161,7 +165,7 @@ impl Kernel {
     /// # Errors
     /// `ENODEV` if there is none of this name.
     pub fn link(&mut self, name: &str) -> io::Result<Link> {
-        self.find_link(Message::new(RTM_GETLINK, 0).with(&link_header(0, 0)).named(name))
+        self.find_link(&Message::new(RTM_GETLINK, 0).with(&link_header(0, 0)).named(name))
     }
 
     /// Finds a link by its index.
@@ -169,10 +173,10 @@ impl Kernel {
     /// # Errors
     /// `ENODEV` if there is none.
     pub fn link_at(&mut self, index: u32) -> io::Result<Link> {
-        self.find_link(Message::new(RTM_GETLINK, 0).with(&link_header(index, 0)))
+        self.find_link(&Message::new(RTM_GETLINK, 0).with(&link_header(index, 0)))
     }
 
-    fn find_link(&mut self, message: Message) -> io::Result<Link> {
+    fn find_link(&mut self, message: &Message) -> io::Result<Link> {
         let replies = self.ask(message, NLM_F_ACK)?;
         let body = replies.iter().find_map(|(kind, body)| (*kind == RTM_NEWLINK).then_some(body));
         let link = link_of(body.ok_or(Errno::NODEV)?);
@@ -249,7 +253,7 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses.
     pub fn addresses(&mut self, index: u32) -> io::Result<Vec<Prefix>> {
-        let replies = self.ask(Message::new(RTM_GETADDR, NLM_F_DUMP).with(&[0; 8]), 0)?;
+        let replies = self.ask(&Message::new(RTM_GETADDR, NLM_F_DUMP).with(&[0; 8]), 0)?;
         let address = |body: &[u8]| {
             let (header, attributes) = split::<8>(body)?;
             // Beside a peer's address, as IPv4 may have one, the own one goes first.
@@ -282,19 +286,30 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses.
     pub fn routes(&mut self, index: u32) -> io::Result<Vec<Route>> {
-        let replies = self.ask(Message::new(RTM_GETROUTE, NLM_F_DUMP).with(&[0; 12]), 0)?;
+        let replies = self.ask(&Message::new(RTM_GETROUTE, NLM_F_DUMP).with(&[0; 12]), 0)?;
         Ok(replies.iter().filter_map(|(_, body)| route_by(body, index)).collect())
     }
 
     fn change(&mut self, message: Message) -> io::Result<()> {
-        self.ask(message, NLM_F_ACK).map(drop)
+        self.ask(&message, NLM_F_ACK).map(drop)
     }
 
-    /// Asks, and returns the kinds and bodies of all messages before the end of the list, or before the acknowledgement.
-    fn ask(&mut self, message: Message, flags: u16) -> io::Result<Vec<(u16, Vec<u8>)>> {
-        self.sequence += 1;
-        send(&self.socket, &message.finish(flags, self.sequence), SendFlags::empty())?;
-        let mut found = Vec::new();
+    /// Asks, and returns the kinds and bodies of all messages before the end of the list, or before the acknowledgement. A list that
+    /// changes while it is read may lack something, and is asked for anew.
+    fn ask(&mut self, message: &Message, flags: u16) -> io::Result<Vec<Reply>> {
+        for _ in 0..ATTEMPTS {
+            self.sequence += 1;
+            send(&self.socket, &message.finish(flags, self.sequence), SendFlags::empty())?;
+            if let Some(found) = self.replies()? {
+                return Ok(found);
+            }
+        }
+        Err(io::Error::other("what was listed kept changing"))
+    }
+
+    /// Receives the replies to the last request; `None` if they are a list that changed meanwhile.
+    fn replies(&self) -> io::Result<Option<Vec<Reply>>> {
+        let mut found = Some(Vec::new());
         let mut buffer = vec![0; RECEIVE_LEN];
         loop {
             let (len, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
@@ -306,18 +321,24 @@ impl Kernel {
                 if number(&header[8..12]) != Some(self.sequence) {
                     continue;
                 }
+                if u16::from_ne_bytes([header[6], header[7]]) & NLM_F_DUMP_INTR != 0 {
+                    found = None;
+                }
                 match u16::from_ne_bytes([header[4], header[5]]) {
                     NLMSG_DONE => return Ok(found),
                     NLMSG_ERROR => {
                         let code = number(body).ok_or(Errno::BADMSG)?.cast_signed();
                         return if code == 0 { Ok(found) } else { Err(io::Error::from_raw_os_error(-code)) };
                     }
-                    kind => found.push((kind, body.to_vec())),
+                    kind => found.iter_mut().for_each(|found| found.push((kind, body.to_vec()))),
                 }
             }
         }
     }
 }
+
+/// The kind and the body of a message from the kernel.
+type Reply = (u16, Vec<u8>);
 
 /// A message that is being written.
 #[derive(Debug)]
@@ -365,13 +386,14 @@ impl Message {
         written
     }
 
-    fn finish(mut self, flags: u16, sequence: u32) -> Vec<u8> {
+    fn finish(&self, flags: u16, sequence: u32) -> Vec<u8> {
         let flags = u16::from_ne_bytes([self.0[6], self.0[7]]) | flags | NLM_F_REQUEST;
         let len = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
-        self.0[..4].copy_from_slice(&len.to_ne_bytes());
-        self.0[6..8].copy_from_slice(&flags.to_ne_bytes());
-        self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
-        self.0
+        let mut bytes = self.0.clone();
+        bytes[..4].copy_from_slice(&len.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        bytes
     }
 }
 
@@ -470,7 +492,52 @@ fn family(addr: IpAddr) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::socketpair;
+
     use super::*;
+
+    /// Asks for all addresses of link 3 of a kernel whose list changes so often while it is read. Returns also how often it was asked.
+    fn addresses_after(changes: u32) -> (io::Result<Vec<Prefix>>, u32) {
+        let (socket, kernel) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let mut asking = Kernel { socket, sequence: 0 };
+        std::thread::scope(|scope| {
+            let kernel = scope.spawn(move || {
+                let mut asked = 0;
+                let mut request = [0; 64];
+                while recv(&kernel, &mut request[..], RecvFlags::empty()).unwrap().0 > 0 {
+                    let sequence = number(&request[8..12]).unwrap();
+                    let address = |last: u8| {
+                        let addr = IpAddr::from([10, 0, 0, last]);
+                        Message::new(RTM_NEWADDR, 0).with(&[2, 24, 0, 0, 3, 0, 0, 0]).address(IFA_LOCAL, addr)
+                    };
+                    // As `nl_dump_check_consistent` has it: from the moment of the change on.
+                    let interrupted = if asked < changes { NLM_F_DUMP_INTR } else { 0 };
+                    let done = Message::new(NLMSG_DONE, 0).with(&[0; 4]);
+                    let list = [(address(1), 0), (address(2), interrupted), (done, interrupted)];
+                    let list = list.map(|(message, flags)| message.finish(flags, sequence));
+                    send(&kernel, &list.concat(), SendFlags::empty()).unwrap();
+                    asked += 1;
+                }
+                asked
+            });
+            let addresses = asking.addresses(3);
+            drop(asking);
+            (addresses, kernel.join().unwrap())
+        })
+    }
+
+    #[test]
+    fn a_list_that_changes_while_it_is_read_is_asked_for_again() {
+        let addresses = [1, 2].map(|last| (IpAddr::from([10, 0, 0, last]), 24));
+        for changes in [0, 1, 15] {
+            let (listed, asked) = addresses_after(changes);
+            assert_eq!((listed.unwrap(), asked), (addresses.to_vec(), changes + 1));
+        }
+        let (listed, asked) = addresses_after(u32::MAX);
+        assert!(listed.unwrap_err().to_string().contains("changing"));
+        assert_eq!(asked, 16);
+    }
 
     #[test]
     fn attributes_are_read_as_they_are_written() {
