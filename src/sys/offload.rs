@@ -10,14 +10,14 @@
 //! | 4 | VXLAN and Geneve lose UDP super-packets, up to 6.8.4 | by version; `coalesce-udp` |
 //! | 5 | Runs of datagrams of which the last is as long as the others arrive corrupt, 7.0 to 7.1.4 | by version; `gso` |
 //! | 6 | `UDP_GRO` fills 64 KiB whatever was asked for; before 5.12 it is not trusted | buffers of that size, `MSG_TRUNC` and `MSG_CTRUNC` counted (`device/receive.rs`); by version; `gro` |
-//! | 7 | The length that comes with a received run is an `int`; only the last datagram is shorter | read as such (`sys/udp.rs`) |
+//! | 7 | The length that comes with a received run is an `int`; only the last datagram is shorter | read as such (`sys/udp/receive.rs`) |
 //! | 8 | The header length in a virtio header is a hint | computed from the packet (`packet/segment.rs`) |
 //! | 9 | A TUN queue holds 500 packets | longer for a device that we make (`sys/tun.rs`) |
 //! | 10 | A flow's TUN queue follows the one that its answers were written to | packets of a session are written to the queue of its worker, which stays the same; `multiqueue`, `steering` |
 //! | 11 | `sendmmsg` reports an error only if it is the first datagram's | that one is looked after, those behind it go on (`device/sockets.rs`) |
 //! | 12 | Errors of others, ICMP's among them, show on a receiving socket | sockets are never connected; no error ends a loop (`device/receive.rs`) |
 //! | 13 | A local address that is gone is refused | sent from any, and forgotten (`device/sockets.rs`) |
-//! | 14 | `SO_RCVBUF` and `SO_SNDBUF` are capped | `SO_RCVBUFFORCE`, `SO_SNDBUFFORCE` where permitted (`sys/udp.rs`) |
+//! | 14 | `SO_RCVBUF` and `SO_SNDBUF` are capped | `SO_RCVBUFFORCE`, `SO_SNDBUFFORCE` where permitted (`sys/udp/mod.rs`) |
 //! | 15 | Systems that resemble Linux lack this and that | each feature and each socket option is tried on its own, `SO_REUSEPORT` too; a switch for each |
 //! | 16 | Clocks step back | not of these interfaces: timestamps never do (`wireguard/tai64n.rs`) |
 //! | 17 | Each segment of a super-packet has an IPv4 id of its own | counted up (`packet/segment.rs`); merged only if they were (`packet/coalesce.rs`) |
