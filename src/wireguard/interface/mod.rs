@@ -10,100 +10,45 @@
 //! UDP → TUN   view.session(receiver) → keypair.open() (parallel) → accept counter, peer.opened(), view.admit() (in order) → write
 //!             a handshake message: Interface::handle_handshake()
 //! ```
+//!
+//! - `edits`: what an operator changes.
+//! - `handshake`: handshakes, sessions and their indices.
+//! - `staged`: what the control thread sends of data.
+//! - `view`: what the data path sees.
 
 mod edits;
+mod handshake;
+mod staged;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use zeroize::Zeroize;
-
+use self::handshake::Attempt;
+use self::view::Route;
 use crate::config::{Edit, PeerSnapshot, Prefix, PresharedKey, Refused, Snapshot};
 use crate::crypto::random::Random;
 use crate::crypto::secret::Secret;
-use crate::crypto::x25519::{PrivateKey, PublicKey};
-use crate::packet::{ecn, ip};
+use crate::crypto::x25519::PublicKey;
 use crate::wireguard::allowed_ips::AllowedIps;
-use crate::wireguard::constants::{INITIATION_INTERVAL, MAX_PEERS, MAX_TIMER_HANDSHAKES};
+use crate::wireguard::constants::{MAX_PEERS, MAX_TIMER_HANDSHAKES};
+use crate::wireguard::cookie;
 use crate::wireguard::dropped::{Dropped, Drops};
 use crate::wireguard::endpoint::Endpoint;
 use crate::wireguard::handshake_times::HandshakeTimes;
-use crate::wireguard::index::{Entry, Table};
+use crate::wireguard::index::Table;
 use crate::wireguard::keyed::Keyed;
-use crate::wireguard::keypair::{Keypair, Role};
-use crate::wireguard::load::{Load, RATE_LIMITER_ENTRIES, Screened, screen};
-use crate::wireguard::messages::{COOKIE_REPLY_LEN, INITIATION_LEN, Message, RESPONSE_LEN};
-use crate::wireguard::noise::{self, CreatedInitiation, Static, TransportKeys};
-use crate::wireguard::peer::{Ask, Peer, Staged, StagedBytes};
+use crate::wireguard::load::{Load, RATE_LIMITER_ENTRIES};
+use crate::wireguard::messages::Message;
+use crate::wireguard::noise::{CreatedInitiation, Static};
+use crate::wireguard::peer::{Ask, Peer, StagedBytes};
 use crate::wireguard::ratelimiter::RateLimiter;
 use crate::wireguard::tai64n::Timestamp;
 use crate::wireguard::time::{Instant, Moment};
 use crate::wireguard::timers::Timer;
-use crate::wireguard::{constants, cookie};
 
-/// A peer as the value of a prefix; two are equal if they are the same peer.
-#[derive(Clone, Debug)]
-struct Route(Arc<Peer>);
-
-impl PartialEq for Route {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-/// What the data path needs to know of the interface: a consistent picture that never changes.
-#[derive(Clone)]
-pub struct View {
-    routes: AllowedIps<Route>,
-    table: Arc<Table>,
-    checker: Option<Arc<cookie::Checker>>,
-    load: Arc<Load>,
-}
-
-impl View {
-    /// Returns the peer that inner packets to `destination` go to ([W] §2).
-    pub fn route(&self, destination: IpAddr) -> Option<&Arc<Peer>> {
-        self.routes.lookup(destination).map(|Route(peer)| peer)
-    }
-
-    /// Returns the session that receives under `index`, with its peer.
-    pub fn session(&self, index: u32) -> Option<Arc<Entry>> {
-        self.table.lookup(index).filter(|entry| entry.keypair().is_some())
-    }
-
-    /// Tells whether `index` is one that we gave to a peer: a response or a cookie reply to any other answers nothing.
-    pub fn knows(&self, index: u32) -> bool {
-        self.table.lookup(index).is_some()
-    }
-
-    /// Returns what checks the macs of handshake messages; none before a private key is set.
-    pub fn checker(&self) -> Option<&cookie::Checker> {
-        self.checker.as_deref()
-    }
-
-    /// Returns what tells whether handshake messages are too many.
-    pub fn load(&self) -> &Load {
-        &self.load
-    }
-
-    /// Checks an opened packet from `peer`, padding included, and returns its length without the padding.
-    ///
-    /// # Errors
-    /// Says why it must not reach the TUN device.
-    pub fn admit(&self, peer: &Arc<Peer>, packet: &mut [u8], outer_ecn: u8) -> Result<usize, Dropped> {
-        // Kernel `receive.c`, `wg_packet_consume_data_done`: version, then lengths, then ECN, then the source.
-        let inner = ip::inner(packet).map_err(|_| Dropped::InnerMalformed)?;
-        // RFC 6040 §4.2.
-        ecn::decapsulate(&mut packet[..inner.len], outer_ecn);
-        // [W] §2: "the source IP … must correspond" to the peer, in the table of the whole interface.
-        match self.routes.lookup(inner.source) {
-            Some(Route(owner)) if Arc::ptr_eq(owner, peer) => Ok(inner.len),
-            Some(_) | None => Err(Dropped::NotAllowedSource),
-        }
-    }
-}
+pub use self::view::View;
 
 /// Peers whose timers one call handles: a few milliseconds of handshakes.
 const PEERS_PER_TIMEOUT: usize = 64;
@@ -430,325 +375,6 @@ impl Interface {
         self.by_key.get(key).map(|id| &self.peers[id].peer)
     }
 
-    // ---- handshake messages in
-
-    /// mac1, and under load mac2 and the rate limit ([W] §5.3, §5.4.4).
-    fn admit_handshake(
-        &mut self,
-        message: &[u8],
-        from: Endpoint,
-        under_load: bool,
-        now: Instant,
-    ) -> Result<(), Dropped> {
-        let own = self.own.as_ref().ok_or(Dropped::NoPrivateKey)?;
-        if !under_load {
-            return if own.checker.check_mac1(message) { Ok(()) } else { Err(Dropped::BadMac1) };
-        }
-        match screen(&own.checker, &mut self.limiter, message, from.addr, now, self.random.as_mut()) {
-            Screened::Admitted => Ok(()),
-            Screened::Dropped(reason) => Err(reason),
-            Screened::Answered(reply) => {
-                self.outputs.push_back(Output::Transmit(Transmit {
-                    peer: None,
-                    to: from,
-                    ds: constants::HANDSHAKE_DS,
-                    datagram: reply.to_vec(),
-                }));
-                self.load.note_in_vain(now);
-                Err(Dropped::CookieSent)
-            }
-        }
-    }
-
-    fn consume_initiation(
-        &mut self,
-        message: &[u8; INITIATION_LEN],
-        from: Endpoint,
-        moment: Moment,
-    ) -> Result<(), Dropped> {
-        let own = self.own.as_ref().ok_or(Dropped::NoPrivateKey)?;
-        let opened = noise::open_initiation(&own.keys, message).ok_or(Dropped::BadInitiation)?;
-        let id = *self.by_key.get(opened.peer()).ok_or(Dropped::BadInitiation)?;
-        let control = self.peers.get_mut(&id).ok_or(Dropped::BadInitiation)?;
-        let static_static = control.static_static(&own.keys).ok_or(Dropped::BadInitiation)?;
-        let consumed = opened.authenticate(static_static).ok_or(Dropped::BadInitiation)?;
-        // [W] §5.1: "the responder keeps track of the greatest timestamp received per peer and discards" the others.
-        if control.latest_timestamp.is_some_and(|latest| consumed.timestamp() <= latest) {
-            return Err(Dropped::StaleInitiation);
-        }
-        // Kernel `noise.c`, `wg_noise_handshake_consume_initiation`: at most INITIATIONS_PER_SECOND.
-        let flood = control
-            .last_initiation_consumed
-            .is_some_and(|last| moment.now.since(last) < INITIATION_INTERVAL && moment.now >= last);
-        if flood {
-            return Err(Dropped::InitiationFlood);
-        }
-        // Success:
-        control.latest_timestamp = Some(consumed.timestamp());
-        control.last_initiation_consumed = Some(moment.now);
-        let peer = Arc::clone(&control.peer);
-        // [W] §2.1: before the response is sent, so that it goes to where the initiation came from.
-        peer.learn_endpoint(from);
-        self.respond(id, consumed, moment);
-        peer.count_received(INITIATION_LEN as u64);
-        let _ = peer.authenticated_received(moment.now);
-        self.reschedule(id);
-        Ok(())
-    }
-
-    /// Sends the response and begins the session that waits for its confirmation ([W] §5.4.3, §5.4.5).
-    fn respond(&mut self, id: u32, consumed: noise::ConsumedInitiation, moment: Moment) {
-        let now = moment.now;
-        let (ephemeral, first) = self.draw();
-        let peer = Arc::clone(&self.peers[&id].peer);
-        // Our own initiation, if one is under way, is not superseded by this one as in the kernel (`noise.c`: one handshake state per
-        // peer): two sides that begin at once would each refuse the other's response, and wait.
-        let index = self.new_index(&peer, first);
-        let remote = consumed.sender();
-        let Some(control) = self.peers.get_mut(&id) else { return };
-        let Some((keys, mut message)) = consumed.create_response(&control.psk, &ephemeral, index) else {
-            self.remove_index(index);
-            return;
-        };
-        control.cookie.add_macs(&mut message, now);
-        // A worker may have seen the last session confirmed, and uses it, before this thread has looked: it must not make room for one that
-        // is not confirmed yet (kernel `noise.c`, `wg_noise_received_with_keypair`: there the first data message moves it at once).
-        self.promote(id, moment);
-        self.begin_session(id, &keys, Role::Responder, index, remote, now);
-        let _ = peer.authenticated_sent(now);
-        // A response counts as well, so that both sides do not begin at once (kernel `send.c`, `wg_packet_send_handshake_response`).
-        peer.handshake_sent(now);
-        self.send_handshake(&peer, &message);
-    }
-
-    fn consume_response(
-        &mut self,
-        message: &[u8; RESPONSE_LEN],
-        from: Endpoint,
-        moment: Moment,
-    ) -> Result<(), Dropped> {
-        let own = self.own.as_ref().ok_or(Dropped::NoPrivateKey)?;
-        let receiver = u32::from_le_bytes([message[8], message[9], message[10], message[11]]);
-        let entry = self.table.lookup(receiver).ok_or(Dropped::BadResponse)?;
-        let id = entry.peer().id();
-        let control = self.peers.get_mut(&id).ok_or(Dropped::BadResponse)?;
-        // One thread owns this state, so nothing can change it between the key agreement and the commit (kernel `noise.c` re-checks).
-        let Handshake::Initiated { index, created } = &control.handshake else {
-            return Err(Dropped::BadResponse);
-        };
-        if *index != receiver {
-            return Err(Dropped::BadResponse);
-        }
-        let (keys, remote) =
-            created.consume_response(&own.keys, &control.psk, message).ok_or(Dropped::BadResponse)?;
-        // Success:
-        control.handshake = Handshake::Idle;
-        let peer = Arc::clone(&control.peer);
-        peer.learn_endpoint(from);
-        peer.count_received(RESPONSE_LEN as u64);
-        let _ = peer.authenticated_received(moment.now);
-        self.begin_session(id, &keys, Role::Initiator, receiver, remote, moment.now);
-        self.handshake_complete(id, moment);
-        // [W] §5.4.5: the responder may send only once it has heard from us: staged packets, or else an empty one.
-        self.send_keepalive(id, moment);
-        self.reschedule(id);
-        Ok(())
-    }
-
-    fn consume_cookie_reply(
-        &mut self,
-        message: &[u8; COOKIE_REPLY_LEN],
-        now: Instant,
-    ) -> Result<(), Dropped> {
-        let receiver = u32::from_le_bytes([message[4], message[5], message[6], message[7]]);
-        let entry = self.table.lookup(receiver).ok_or(Dropped::BadCookieReply)?;
-        let control = self.peers.get_mut(&entry.peer().id()).ok_or(Dropped::BadCookieReply)?;
-        // [W] §6.6: the cookie is kept for the next message; nothing is sent at once, and neither endpoint nor timers move.
-        match control.cookie.consume_reply(message, now) {
-            true => Ok(()),
-            false => Err(Dropped::BadCookieReply),
-        }
-    }
-
-    // ---- handshakes and sessions out
-
-    /// Sends an initiation if one may be sent ([W] §6.4; kernel `send.c`, `wg_packet_send_handshake_initiation`).
-    fn initiate(&mut self, id: u32, attempt: Attempt, moment: Moment) {
-        let Some(control) = self.peers.get_mut(&id) else { return };
-        let peer = Arc::clone(&control.peer);
-        if attempt == Attempt::First {
-            peer.timers().reset_attempts();
-        }
-        if !self.up {
-            return;
-        }
-        if !peer.may_initiate(moment.now) {
-            // The kernel would forget the attempt here, and two sides that began at once could both wait for ever.
-            if attempt == Attempt::Retry || peer.is_staged() {
-                peer.timers().handshake_deferred(moment.now);
-            }
-            return;
-        }
-        peer.handshake_sent(moment.now);
-        let Some(own) = self.own.as_ref() else { return };
-        let Some(static_static) = control.static_static(&own.keys).cloned() else { return };
-        let timestamp = Timestamp::next_after(moment.unix, control.last_timestamp_sent);
-        let (ephemeral, first) = self.draw();
-        self.forget_handshake(id);
-        let index = self.new_index(&peer, first);
-        let (Some(control), Some(own)) = (self.peers.get_mut(&id), self.own.as_ref()) else { return };
-        let public_key = *peer.public_key();
-        let created =
-            noise::create_initiation(&own.keys, &public_key, &static_static, ephemeral, timestamp, index);
-        let Some((created, mut message)) = created else {
-            // A key of low order: nothing is ever sent to it.
-            self.remove_index(index);
-            return;
-        };
-        control.handshake = Handshake::Initiated { index, created: Box::new(created) };
-        control.last_timestamp_sent = Some(timestamp);
-        if peer.endpoint().is_some() {
-            control.waits_since.get_or_insert(moment.now);
-        }
-        control.cookie.add_macs(&mut message, moment.now);
-        let _ = peer.authenticated_sent(moment.now);
-        self.send_handshake(&peer, &message);
-        peer.timers().handshake_initiated(moment.now);
-    }
-
-    fn begin_session(
-        &mut self,
-        id: u32,
-        keys: &TransportKeys,
-        role: Role,
-        local: u32,
-        remote: u32,
-        now: Instant,
-    ) {
-        let peer = Arc::clone(&self.peers[&id].peer);
-        let keypair = Keypair::new(keys, role, local, remote, now);
-        // Both sides began at once. Only one is to begin when these sessions are old: the indices of the initiators, which both know, tell.
-        let is_late = role == Role::Initiator
-            && peer.keypairs().next().is_some_and(|of_other_side| local > of_other_side.remote());
-        let keypair = Arc::new(if is_late { keypair.renewed_late() } else { keypair });
-        // The session takes over the handshake's index (kernel `peerlookup.c`, `wg_index_hashtable_replace`).
-        self.table.set_keypair(&peer, &keypair);
-        let displaced = peer.keypairs().add(keypair);
-        displaced.into_iter().flatten().for_each(|old| self.remove_index(old.local()));
-        peer.timers().session_derived(now);
-    }
-
-    /// The first data message of the waiting session has come.
-    fn promote(&mut self, id: u32, moment: Moment) {
-        let (promoted, displaced) = self.peers[&id].peer.keypairs().promote();
-        displaced.into_iter().flatten().for_each(|old| self.remove_index(old.local()));
-        if promoted {
-            // Whatever we began meanwhile is not needed.
-            self.forget_handshake(id);
-            self.handshake_complete(id, moment);
-            self.flush_staged(id, moment);
-        }
-    }
-
-    fn handshake_complete(&mut self, id: u32, moment: Moment) {
-        if let Some(control) = self.peers.get_mut(&id) {
-            control.peer.timers().handshake_complete();
-            control.last_handshake = Some(moment.unix);
-            if let Some(since) = control.waits_since.take() {
-                self.handshake_times.count(moment.now.since(since));
-            }
-        }
-    }
-
-    // ---- data from the control thread
-
-    /// Sends what is staged, or begins a handshake for it (kernel `send.c`, `wg_packet_send_staged_packets`).
-    fn flush(&mut self, id: u32, moment: Moment) {
-        let peer = Arc::clone(&self.peers[&id].peer);
-        if !self.up {
-            self.drops.add(Dropped::Down, peer.purge_staged());
-            return;
-        }
-        let is_stale = match self.flush_now(&peer, moment.now) {
-            Flushed::NoSession => true,
-            // Kernel `send.c`, `keep_key_fresh`: a keepalive renews an old session as any other packet does ([W] §6.2).
-            Flushed::All { sent } => {
-                sent && peer
-                    .keypairs()
-                    .current()
-                    .is_some_and(|keypair| keypair.is_stale_for_sending(moment.now))
-            }
-        };
-        if is_stale {
-            self.initiate(id, Attempt::First, moment);
-        }
-    }
-
-    fn flush_staged(&mut self, id: u32, moment: Moment) {
-        if self.peers[&id].peer.is_staged() {
-            self.flush(id, moment);
-        }
-    }
-
-    /// Sends the empty packet, unless something is staged that serves as well (kernel `send.c`, `wg_packet_send_keepalive`).
-    fn send_keepalive(&mut self, id: u32, moment: Moment) {
-        let peer = &self.peers[&id].peer;
-        if !peer.is_staged() {
-            peer.stage_quietly(Staged { packet: Box::default(), mtu: 0, ds: 0 });
-        }
-        self.flush(id, moment);
-    }
-
-    /// Hands out what is staged, in order, as far as there is a session for it.
-    fn flush_now(&mut self, peer: &Arc<Peer>, now: Instant) -> Flushed {
-        let Some(keypair) = peer.keypairs().current() else { return Flushed::NoSession };
-        let mut data = false;
-        let mut sent = false;
-        let mut ended = false;
-        let mut handed_out = 0;
-        // Those that are there now: a worker may stage others as fast as these go, and has asked to look again after each.
-        for _ in 0..peer.staged_len() {
-            // [W] §6.2: a session past its limits sends nothing; what is staged stays staged.
-            let Some(counter) = keypair.reserve(1, now) else {
-                ended = true;
-                break;
-            };
-            let Some(staged) = peer.pop_staged() else { break };
-            handed_out += 1;
-            let Some(endpoint) = peer.endpoint() else {
-                self.drops.count(Dropped::NoEndpoint);
-                continue;
-            };
-            let datagram = keypair.seal_to_vec(counter, &staged.packet, staged.mtu);
-            peer.count_sent(datagram.len() as u64);
-            data |= !staged.packet.is_empty();
-            sent = true;
-            let transmit = Transmit { peer: Some(Arc::clone(peer)), to: endpoint, ds: staged.ds, datagram };
-            self.outputs.push_back(Output::Transmit(transmit));
-        }
-        if sent {
-            // Every caller schedules the peer's timers.
-            let _ = peer.note_sent(data, now);
-        }
-        self.outputs.push_back(Output::Release(Arc::clone(peer), handed_out));
-        if ended { Flushed::NoSession } else { Flushed::All { sent } }
-    }
-
-    fn send_handshake(&mut self, peer: &Arc<Peer>, message: &[u8]) {
-        let Some(endpoint) = peer.endpoint() else {
-            self.drops.count(Dropped::NoEndpoint);
-            return;
-        };
-        peer.count_sent(message.len() as u64);
-        self.outputs.push_back(Output::Transmit(Transmit {
-            peer: Some(Arc::clone(peer)),
-            to: endpoint,
-            // Kernel `send.c`: HANDSHAKE_DSCP.
-            ds: constants::HANDSHAKE_DS,
-            datagram: message.to_vec(),
-        }));
-    }
-
     // ---- timers
 
     fn expired(&mut self, id: u32, timer: Timer, moment: Moment) {
@@ -800,85 +426,11 @@ impl Interface {
         }
     }
 
-    // ---- indices
-
-    /// Draws an ephemeral key and the index to try first, in one call: each may be one of the system.
-    fn draw(&mut self) -> (PrivateKey, [u8; 4]) {
-        let mut bytes = [0; 36];
-        self.random.fill(&mut bytes);
-        let mut key = [0; 32];
-        key.copy_from_slice(&bytes[..32]);
-        let first = [bytes[32], bytes[33], bytes[34], bytes[35]];
-        let ephemeral = PrivateKey::new(key);
-        [&mut bytes[..], &mut key[..]].into_iter().for_each(Zeroize::zeroize);
-        (ephemeral, first)
-    }
-
-    fn new_index(&mut self, peer: &Arc<Peer>, first: [u8; 4]) -> u32 {
-        if self.indices >= self.table.capacity() {
-            let larger = Arc::new(self.table.grown(2 * self.indices));
-            let old = std::mem::replace(&mut self.table, larger);
-            // A thread that still sees the old table must not keep a key alive that is removed from the new one.
-            self.retired.retain(|table| table.strong_count() > 0);
-            self.retired.push(Arc::downgrade(&old));
-            self.changed = true;
-        }
-        self.indices += 1;
-        self.table.insert(peer, self.workers, first, self.random.as_mut())
-    }
-
-    fn remove_index(&mut self, index: u32) {
-        if self.table.remove(index) {
-            self.indices -= 1;
-        }
-        for table in self.retired.iter().filter_map(Weak::upgrade) {
-            table.remove(index);
-        }
-    }
-
-    fn forget_handshake(&mut self, id: u32) {
-        let Some(control) = self.peers.get_mut(&id) else { return };
-        if let Handshake::Initiated { index, .. } = std::mem::replace(&mut control.handshake, Handshake::Idle)
-        {
-            self.remove_index(index);
-        }
-    }
-
-    /// Times the handshake to come anew.
-    fn stop_waiting(&mut self, id: u32) {
-        if let Some(control) = self.peers.get_mut(&id) {
-            control.waits_since = None;
-        }
-    }
-
-    /// Wipes handshake and sessions (kernel `noise.c`, `wg_noise_handshake_clear` and `wg_noise_keypairs_clear`).
-    fn forget_sessions(&mut self, id: u32) {
-        self.forget_handshake(id);
-        self.stop_waiting(id);
-        let cleared = self.peers[&id].peer.keypairs().clear();
-        cleared.into_iter().flatten().for_each(|keypair| self.remove_index(keypair.local()));
-    }
-
     // ---- peers
 
     fn ids(&self) -> Vec<u32> {
         self.peers.keys().copied().collect()
     }
-}
-
-/// What became of the staged packets.
-enum Flushed {
-    /// All were handed out, `sent` if there was one.
-    All { sent: bool },
-    /// There is no session, or it came to its end.
-    NoSession,
-}
-
-/// Whether an initiation begins a new attempt or repeats one ([W] §6.4).
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Attempt {
-    First,
-    Retry,
 }
 
 impl Control {
