@@ -116,6 +116,8 @@ pub struct Tunnel {
     pub created: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// The UIDs of the `Node`s that it goes with.
+    pub owners: Vec<String>,
     /// The key that peers are to use.
     pub active: Option<PublicKey>,
     /// All keys, whatever they are for: nobody else may use one of them.

@@ -91,14 +91,17 @@ fn tunnel(node: &Node, own: &Own, settings: &Settings, mtu: Option<u32>, pod_pre
     serde_json::to_value(&object).unwrap_or_default()
 }
 
+/// Tells whether what is there says what it should, and goes with the node that is there: one that was left behind when its node was
+/// deleted would outlive the next, and one that names a node that is gone is collected as garbage.
 fn says_the_same(actual: &Tunnel, wanted: &Tunnel) -> bool {
     let said = |tunnel: &Tunnel| Tunnel {
         created: String::new(),
         labels: [].into(),
+        owners: Vec::new(),
         is_ready: None,
         ..tunnel.clone()
     };
-    said(actual) == said(wanted)
+    said(actual) == said(wanted) && wanted.owners.iter().all(|owner| actual.owners.contains(owner))
 }
 
 #[cfg(test)]
@@ -158,6 +161,32 @@ mod tests {
         objects.nodes.clear();
         assert_eq!(published(&objects, &own(), &Settings::default(), &BTreeSet::new(), None), None);
     }
+
+    #[test]
+    fn an_object_that_would_not_go_with_the_node_is_written_anew() {
+        let mut objects = objects();
+        let said =
+            |objects: &Objects| published(objects, &own(), &Settings::default(), &BTreeSet::new(), None);
+        let value = said(&objects).unwrap();
+        let with = |owners: Value| {
+            let mut other = value.clone();
+            other["metadata"]["ownerReferences"] = owners;
+            let mut objects = objects.clone();
+            objects.insert(read::object(&other).unwrap());
+            said(&objects)
+        };
+        let node = |uid: &str| json!({ "apiVersion": "v1", "kind": "Node", "name": "a", "uid": uid });
+        let other = json!({ "apiVersion": "apps/v1", "kind": "Node", "name": "a", "uid": "u" });
+        for owners in [json!(null), json!([]), json!([node("before")]), json!([other]), json!(["u"])] {
+            assert_eq!(with(owners.clone()).as_ref(), Some(&value), "{owners}");
+        }
+        // Another owner beside it is somebody else's to say.
+        assert_eq!(with(json!([node("before"), node("u")])), None);
+        objects.insert(read::object(&value).unwrap());
+        objects.nodes.get_mut("a").unwrap().uid = "anew".to_owned();
+        assert_eq!(said(&objects).unwrap()["metadata"]["ownerReferences"], json!([node("anew")]));
+    }
+
     #[test]
     fn addresses_of_its_pods_outside_its_blocks_are_said_if_that_is_wanted_and_they_are_known() {
         let mut objects = objects();

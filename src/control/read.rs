@@ -160,11 +160,17 @@ fn tunnel_value(name: &str, tunnel: &Tunnel) -> Value {
             ["DataplaneReady", "PeersInSync"].map(|kind| json!({ "type": kind, "status": status }));
         json!({ "conditions": conditions })
     });
+    let owner = |uid: &String| json!({ "apiVersion": "v1", "kind": "Node", "name": name, "uid": uid });
     json!({
         "apiVersion": VERSION,
         "kind": "NodeTunnel",
         "status": status,
-        "metadata": { "name": name, "creationTimestamp": tunnel.created, "labels": tunnel.labels },
+        "metadata": {
+            "name": name,
+            "creationTimestamp": tunnel.created,
+            "labels": tunnel.labels,
+            "ownerReferences": tunnel.owners.iter().map(owner).collect::<Vec<_>>(),
+        },
         "spec": {
             "keys": tunnel.keys.iter().map(key).collect::<Vec<_>>(),
             "endpoints": endpoints.collect::<Vec<_>>(),
@@ -204,6 +210,7 @@ fn tunnel(value: &Value) -> Tunnel {
     Tunnel {
         created: created.to_owned(),
         labels: labels(value),
+        owners: owners(value),
         active: actives.first().map(|(key, _)| *key),
         keys: keys.iter().map(|(key, _)| *key).collect(),
         zone: places.iter().find_map(|(_, zone)| zone.clone()),
@@ -215,6 +222,13 @@ fn tunnel(value: &Value) -> Tunnel {
         is_ready: is_ready(value),
         faults: reader.faults,
     }
+}
+
+/// Returns the UIDs of the `Node`s that an object goes with.
+fn owners(value: &Value) -> Vec<String> {
+    let owners = value.pointer("/metadata/ownerReferences").and_then(Value::as_array).into_iter().flatten();
+    let nodes = owners.take(LIST_MAX).filter(|owner| owner["apiVersion"] == "v1" && owner["kind"] == "Node");
+    nodes.filter_map(|owner| owner["uid"].as_str().map(str::to_owned)).collect()
 }
 
 /// Tells from its status whether a node does what it should.
@@ -589,7 +603,10 @@ mod tests {
     fn what_was_read_comes_back_from_its_values() {
         let text = json!({
             "apiVersion": "adit.dev/v1alpha1", "kind": "NodeTunnel",
-            "metadata": { "name": "a", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": { "zone": "z" } },
+            "metadata": {
+                "name": "a", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": { "zone": "z" },
+                "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": "a", "uid": "u" }],
+            },
             "spec": {
                 "keys": [{ "publicKey": key(1), "state": "Next" }, { "publicKey": key(2), "state": "Active" }],
                 "endpoints": [{ "address": "192.0.2.1", "port": 1 }, { "address": "2001:db8::1", "port": 2, "zone": "z" }],
@@ -624,7 +641,10 @@ mod tests {
         let mut again = Objects::default();
         values(&objects).for_each(|value| again.insert(object(&value).unwrap()));
         assert_eq!(again, objects);
-        assert_eq!(again.tunnels["a"].endpoints.len(), 2);
+        assert_eq!(
+            (again.tunnels["a"].endpoints.len(), &again.tunnels["a"].owners[..]),
+            (2, &["u".to_owned()][..])
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod mesh;
 mod monitoring;
 mod mtu;
 pub(crate) mod nodes;
+mod owner;
 pub(crate) mod plans;
 mod pod_network;
 mod reboot;
