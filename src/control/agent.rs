@@ -54,6 +54,7 @@ use super::watch::Source;
 use crate::config::{Prefix, Snapshot};
 use crate::crypto::x25519::PrivateKey;
 use crate::sys::clock;
+use crate::sys::family;
 use crate::sys::netlink::Netlink;
 use crate::sys::service::Watchdog;
 use crate::sys::signal::Signals;
@@ -183,6 +184,7 @@ impl Agent {
             links: ways.addresses()?,
             mode: parts.store.mode().as_deref().and_then(Mode::named),
             remembered: parts.store.remembered(),
+            lacks_ipv6: !family::has_ipv6(),
             ..Own::new(&parts.node, parts.private_key.public())
         };
         let progress = Progress { events_lost: parts.source.events_lost(), ..Progress::default() };
@@ -556,6 +558,9 @@ impl Agent {
         let lacks_catch_all = topology.settings.lacks_catch_all();
         if lacks_catch_all && before.is_none_or(|before| !before.settings.lacks_catch_all()) {
             tracing::warn!("{NO_CATCH_ALL}");
+        }
+        if topology.lacks_ipv6 && before.is_none_or(|before| !before.lacks_ipv6) {
+            tracing::warn!("{}", status::NO_IPV6);
         }
         if before.is_none_or(|before| before.orphans != topology.orphans) && !topology.orphans.is_empty() {
             let prefixes = topology.orphans.len();

@@ -25,6 +25,18 @@ impl Routes {
         self.table.wrapping_add(1)
     }
 
+    /// Takes out what is of IPv6, and tells whether there was anything.
+    pub fn leave_out_ipv6(&mut self) -> bool {
+        let tables = [&mut self.entries, &mut self.from_pods.entries];
+        let counts = tables.map(|entries| {
+            let before = entries.len();
+            entries.retain(|entry| entry.prefix.addr().is_ipv4());
+            before - entries.len()
+        });
+        self.from_pods.sources.retain(|source| source.addr().is_ipv4());
+        counts != [0, 0]
+    }
+
     /// Takes out every route into the tunnel.
     pub fn close(&mut self) {
         for entries in [&mut self.entries, &mut self.from_pods.entries] {

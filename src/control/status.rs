@@ -20,6 +20,9 @@ const NOT_ENCRYPTED_MAX: usize = 16;
 /// The most nodes that are named in a message.
 const NAMED_MAX: usize = 8;
 
+/// What is said of a node whose kernel has no IPv6, where the cluster has.
+pub const NO_IPV6: &str = "not encrypted: IPv6, of which this node's kernel has none; nothing is sent by it";
+
 /// How the last look at everything went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -44,7 +47,6 @@ pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunn
         last_transition_time: Time(now),
         observed_generation: None,
     };
-    let failure = outcome.failure.clone().unwrap_or_default();
     let (is_published, publication) = match topology.degraded {
         Some(Degraded::NotPublished) => (false, "NotPublished"),
         Some(Degraded::OtherKeyPublished) => (false, "OtherKeyPublished"),
@@ -58,8 +60,11 @@ pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunn
         Some(_) => (true, "Answers"),
         None => (false, "NotAnswering"),
     };
-    let is_in_sync = outcome.failure.is_none();
-    let sync = if is_in_sync { "InSync" } else { "Failed" };
+    let (is_in_sync, sync, out_of_sync) = match &outcome.failure {
+        Some(failure) => (false, "Failed", failure.clone()),
+        None if topology.lacks_ipv6 => (true, "WithoutIPv6", NO_IPV6.to_owned()),
+        None => (true, "InSync", String::new()),
+    };
     let (is_strict, strict, why_not_strict) = strict(topology, outcome.is_programmed);
     let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
     let total = number(topology.peers.len());
@@ -72,10 +77,10 @@ pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunn
                 "DataplaneReady",
                 answers,
                 answer,
-                if answers { String::new() } else { failure.clone() },
+                if answers { String::new() } else { outcome.failure.clone().unwrap_or_default() },
             ),
             condition("KeyPublished", is_published, publication, String::new()),
-            condition("PeersInSync", is_in_sync, sync, failure),
+            condition("PeersInSync", is_in_sync, sync, out_of_sync),
             condition("StrictEnforced", is_strict, strict, why_not_strict),
             condition("Degraded", topology.degraded.is_some(), degradation, why),
         ],
@@ -160,7 +165,7 @@ pub fn carry_over(before: &NodeTunnelStatus, status: &mut NodeTunnelStatus) {
 mod tests {
     use super::*;
     use crate::control::api::TunnelConfigSpec;
-    use crate::control::objects::{Config, Node, Objects, PodNetwork};
+    use crate::control::objects::{Config, Node, Objects, PodNetwork, Tunnel};
     use crate::control::topology::{Own, topology};
     use crate::crypto::x25519::PublicKey;
 
@@ -221,6 +226,30 @@ mod tests {
             ("1970-01-01T00:00:00Z", "1970-01-01T00:01:00Z")
         );
     }
+
+    #[test]
+    fn what_a_kernel_without_ipv6_leaves_out_is_said_and_no_failure() {
+        let own = |lacks_ipv6| Own { lacks_ipv6, ..Own::new("a", PublicKey::new([1; 32])) };
+        let mut objects = Objects::default();
+        let mut told = |prefix: &str, own: &Own, failure: Option<&str>| {
+            let pod_prefixes = vec![prefix.parse().unwrap()];
+            let tunnel = Tunnel { pod_prefixes, active: Some(PublicKey::new([2; 32])), ..Tunnel::default() };
+            objects.tunnels.insert("b".to_owned(), tunnel.into());
+            let spec = TunnelConfigSpec { mode: Some(Mode::Permissive), ..TunnelConfigSpec::default() };
+            objects.configs.insert("default".to_owned(), Config { spec, faults: Vec::new() });
+            let failure = failure.map(str::to_owned);
+            let outcome = Outcome { sessions: Some([0; 3]), failure, is_programmed: true };
+            let status = status(&topology(&objects, own), &outcome, Duration::ZERO);
+            let found = status.conditions.into_iter().find(|it| it.type_ == "PeersInSync").unwrap();
+            format!("{} {} {}", found.status, found.reason, found.message)
+        };
+        let without = "True WithoutIPv6 not encrypted: IPv6, of which this node's kernel has none; nothing is sent by it";
+        assert_eq!(told("fd00:2::/64", &own(true), None), without);
+        assert_eq!(told("10.244.2.0/24", &own(true), None), "True InSync ");
+        assert_eq!(told("fd00:2::/64", &own(false), None), "True InSync ");
+        assert_eq!(told("fd00:2::/64", &own(true), Some("why")), "False Failed why");
+    }
+
     #[test]
     fn strict_is_enforced_once_nobody_is_waited_for_and_everything_is_programmed() {
         let mut objects = Objects::default();

@@ -85,6 +85,8 @@ pub(super) enum Call {
     TcpMss,
     /// `RTM_NEWLINK` of the kernel's WireGuard.
     Wireguard,
+    /// `RTM_NEWROUTE`, `RTM_NEWRULE`, `RTM_NEWADDR` for IPv6.
+    NetlinkV6,
     /// `RTM_GETLINK` of one link.
     Link,
     /// `inotify_init1`, or `inotify_add_watch`.

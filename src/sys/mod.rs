@@ -8,6 +8,7 @@ mod calls;
 pub mod clock;
 mod cmsg;
 pub mod echo;
+pub mod family;
 mod fault;
 pub mod netlink;
 pub mod netns;

@@ -79,7 +79,7 @@ impl Host {
         let report: Value =
             serde_json::from_str(&text[..=end]).unwrap_or_else(|error| panic!("{error}: {text}"));
         let checks = report["checks"].as_array().unwrap();
-        assert_eq!(checks.len(), 22, "{text}");
+        assert_eq!(checks.len(), 23, "{text}");
         let word = |check: &Value, field: &str| {
             let word = check[field].as_str().filter(|word| !word.is_empty());
             word.unwrap_or_else(|| panic!("{field} of {check}")).to_owned()
@@ -171,6 +171,15 @@ const CASES: &[Case] = &[
         host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict, clusterCIDRs: [10.244.0.0/16]}\n");
         host.namespace.sysctl("net/ipv6/conf/all/ignore_routes_with_linkdown", "1");
     }),
+    Case {
+        id: "ipv6",
+        result: "warn",
+        harm: |host| {
+            host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {clusterCIDRs: [10.244.0.0/16, \"fd00:244::/48\"]}\n");
+            None
+        },
+        wrapper: &["env", "ADIT_FAULT=SocketV6=97"],
+    },
     after!("catch-all", "warn", |host| {
         host.write("config", "kind: TunnelConfig\nmetadata: {name: default}\nspec: {mode: Strict}\n");
     }),
@@ -261,7 +270,7 @@ fn a_healthy_node_passes_every_check() {
     let args = host.args();
     let args: Vec<_> = ["preflight"].into_iter().chain(args.iter().map(String::as_str)).collect();
     let table = host.namespace.run(env!("CARGO_BIN_EXE_adit"), &args);
-    assert_eq!(table.lines().filter(|line| line.starts_with("pass  ")).count(), 20, "{table}");
+    assert_eq!(table.lines().filter(|line| line.starts_with("pass  ")).count(), 21, "{table}");
 }
 
 #[test]

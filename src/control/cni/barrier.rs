@@ -58,8 +58,11 @@ impl Facts {
         let settings = &topology.settings;
         let throws = topology.routes.entries.iter().filter(|entry| entry.kind == Kind::Throw);
         let own: Vec<_> = throws.map(|entry| entry.prefix).collect();
-        let is_own =
-            |prefix: &&Prefix| settings.mode == Mode::Off || own.iter().any(|own| own.covers(prefix));
+        // A pod cannot have what the kernel has not.
+        let can_be = |prefix: &Prefix| !topology.lacks_ipv6 || prefix.addr().is_ipv4();
+        let is_own = |prefix: &&Prefix| {
+            can_be(prefix) && (settings.mode == Mode::Off || own.iter().any(|own| own.covers(prefix)))
+        };
         let degraded = topology.degraded.as_ref().map(ToString::to_string);
         Self {
             mode: settings.mode,

@@ -29,6 +29,7 @@ use super::topology::{Own, Topology, topology};
 use super::uapi_client::Failed;
 use crate::config::Snapshot;
 use crate::sys::clock;
+use crate::sys::family;
 
 /// Where to look.
 #[derive(Debug, Clone)]
@@ -111,7 +112,8 @@ fn node_of(interface: &str, snapshot: &Snapshot, known: Known<'_>) -> Option<Nod
     let public_key = snapshot.private_key.as_ref()?.public();
     let (name, _) = objects.tunnels.iter().find(|(_, tunnel)| tunnel.active == Some(public_key))?;
     let links = Ways::open().and_then(|mut ways| ways.addresses()).unwrap_or_default();
-    let own = Own { links, mode, remembered: remembered.clone(), ..Own::new(name, public_key) };
+    let lacks_ipv6 = !family::has_ipv6();
+    let own = Own { links, mode, remembered: remembered.clone(), lacks_ipv6, ..Own::new(name, public_key) };
     let mut topology = topology(objects, &own);
     interface.clone_into(&mut topology.routes.interface);
     let kernel = kernel(&topology).map_err(|error| error.to_string());

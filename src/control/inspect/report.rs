@@ -139,6 +139,9 @@ pub struct NodeReport {
     /// What Strict does not drop, if nobody has said what all pods have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_catch_all: Option<&'static str>,
+    /// What is not encrypted where the kernel has no IPv6, and the cluster has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_ipv6: Option<&'static str>,
     /// What all pods have, and who says so, if that was found in the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub found_catch_all: Option<String>,
@@ -290,6 +293,7 @@ impl NodeReport {
             degraded: topology.degraded.as_ref().map(ToString::to_string),
             strict_waits_for: (!topology.waits_for.is_empty()).then(|| status::named(&topology.waits_for)),
             no_catch_all: topology.settings.lacks_catch_all().then_some(NO_CATCH_ALL),
+            no_ipv6: topology.lacks_ipv6.then_some(status::NO_IPV6),
             found_catch_all: topology.settings.found_catch_all(),
             orphans: topology.orphans.iter().map(ToString::to_string).collect(),
             not_encrypted: not_encrypted.collect(),

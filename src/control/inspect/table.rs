@@ -67,6 +67,9 @@ fn write_node(text: &mut String, node: &NodeReport) -> fmt::Result {
     if let Some(why) = node.no_catch_all {
         line(text, "Strict", why)?;
     }
+    if let Some(why) = node.no_ipv6 {
+        line(text, "IPv6", why)?;
+    }
     if let Some(found) = &node.found_catch_all {
         line(text, "catch-all", found)?;
     }

@@ -165,6 +165,12 @@ pub(super) const CHECKS: &[Check] = &[
         judge: forwarding,
     },
     Check {
+        id: "ipv6",
+        why: "a node whose kernel has no IPv6 sends and encrypts nothing by it, and does what is of IPv4 all the same",
+        fix: "boot without ipv6.disable=1, and start the agent anew, or give the cluster's pods IPv4 alone",
+        judge: ipv6,
+    },
+    Check {
         id: "conntrack",
         why: "a full table of connections makes the kernel drop packets of new ones, the tunnel's datagrams too",
         fix: "raise net.netfilter.nf_conntrack_max, or find out who opens so many connections",
@@ -486,10 +492,20 @@ fn fips(_: &Wanted, facts: &Facts) -> (Verdict, String) {
     }
 }
 
+fn ipv6(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
+    let mut of_pods = wanted.cluster_prefixes.iter().filter(|prefix| prefix.addr().is_ipv6());
+    match of_pods.next() {
+        _ if facts.has_ipv6 => (Pass, "the kernel has IPv6".to_owned()),
+        None => (Pass, "the kernel has no IPv6, and no pods have".to_owned()),
+        Some(prefix) => (Warn, format!("the kernel has no IPv6, and pods have {prefix}")),
+    }
+}
+
 fn forwarding(wanted: &Wanted, facts: &Facts) -> (Verdict, String) {
     let has_v6 = wanted.cluster_prefixes.iter().any(|prefix| prefix.addr().is_ipv6());
     let has_v4 = !has_v6 || wanted.cluster_prefixes.iter().any(|prefix| prefix.addr().is_ipv4());
-    let needed = [("net/ipv4/ip_forward", has_v4), ("net/ipv6/conf/all/forwarding", has_v6)];
+    let needed =
+        [("net/ipv4/ip_forward", has_v4), ("net/ipv6/conf/all/forwarding", has_v6 && facts.has_ipv6)];
     let needed = needed.into_iter().filter(|(_, is_needed)| *is_needed);
     let off = needed.filter(|(name, _)| number(facts, name) != Some(1)).map(|(name, _)| name.to_owned());
     verdict(Fail, off, "not 1: ", "the node forwards")
@@ -656,6 +672,7 @@ mod tests {
         ];
         let facts = Facts {
             is_capable: true,
+            has_ipv6: true,
             data_plane: None,
             tun: Some(Ok(true)),
             kernel_wireguard: None,
@@ -732,6 +749,16 @@ mod tests {
         assert_eq!(with(vec![good(), probed("c", Ok(true), narrow)]), [("path-mtu", Warn)]);
         assert_eq!(with(vec![good(), probed("c", Ok(true), Way::Silent)]), [("path-mtu", Warn)]);
         assert_eq!(with(vec![probed("c", Ok(true), Way::Unasked("EPERM".to_owned()))]), []);
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_is_missed_where_pods_have_it_and_forwards_none() {
+        let without = |wanted: &mut Wanted, facts: &mut Facts| {
+            facts.has_ipv6 = false;
+            wanted.cluster_prefixes.insert("fd00:244::/48".parse().unwrap());
+        };
+        assert_eq!(found(without), [("ipv6", Warn)]);
+        assert_eq!(found(|_, facts| facts.has_ipv6 = false), []);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::control::firewall::Guard;
 use crate::control::uapi_client::Client;
 use crate::control::watch::access::{self, With};
 use crate::sys::clock;
+use crate::sys::family;
 use crate::sys::netlink::nftables::Chain;
 use crate::sys::netlink::{Link, Netlink, PolicyRule, RouteFilter, TableRoute};
 use crate::sys::offload::{Feature, Wanted as Offload};
@@ -47,6 +48,8 @@ const INTERFACE_VARIABLES: [(&str, &str); 4] = [
 pub struct Facts {
     /// Whether this process may change the network.
     pub is_capable: bool,
+    /// Whether the kernel has IPv6.
+    pub has_ipv6: bool,
     /// The data plane, if one answers.
     pub data_plane: Option<DataPlane>,
     /// Whether a TUN device can be made, and whether it has more than one queue; `None` if a data plane shows it, or nobody wants one.
@@ -108,6 +111,7 @@ pub fn look(wanted: &Wanted) -> Facts {
     let mode = |path: &Path| fs::metadata(path).ok().map(|data| data.permissions().mode() & 0o777);
     Facts {
         is_capable: capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN)),
+        has_ipv6: family::has_ipv6(),
         tun: (snapshot.is_none() && settings.backend != Backend::Kernel).then(try_tun),
         data_plane: snapshot.map(|snapshot| DataPlane { listen_port: snapshot.listen_port }),
         kernel_wireguard: kernel_wireguard(),

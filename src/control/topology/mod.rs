@@ -66,6 +66,8 @@ pub struct Own {
     pub remembered: Remembered,
     /// What other nodes have just given up.
     pub given_up: GivenUp,
+    /// Whether its kernel has no IPv6.
+    pub lacks_ipv6: bool,
 }
 
 impl Own {
@@ -79,6 +81,7 @@ impl Own {
             mode: None,
             remembered: Remembered::default(),
             given_up: GivenUp::default(),
+            lacks_ipv6: false,
         }
     }
 }
@@ -112,6 +115,19 @@ pub struct Topology {
     pub faults: BTreeSet<(String, Fault)>,
     /// Why this node is not what it should be, if it is not.
     pub degraded: Option<Degraded>,
+    /// Whether IPv6 would be among this, and is not, as the kernel has none.
+    pub lacks_ipv6: bool,
+}
+
+impl Topology {
+    /// Leaves out what a kernel without IPv6 cannot do. What is accepted from peers stays: the data plane asks no kernel for that.
+    fn leave_out_ipv6(&mut self) {
+        self.lacks_ipv6 = self.routes.leave_out_ipv6() || self.addresses.iter().any(IpAddr::is_ipv6);
+        self.addresses.retain(IpAddr::is_ipv4);
+        for peer in self.peers.values_mut() {
+            peer.endpoints.retain(SocketAddr::is_ipv4);
+        }
+    }
 }
 
 /// A peer.
@@ -194,7 +210,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     routing.let_out(claimed.values().flat_map(|granted| &granted.nodes), &own.remembered);
     let is_open = settings.host_traffic == HostTraffic::Plain || routing.is_exempt;
     let own_addresses = own_tunnel.filter(|_| is_open).map(|tunnel| tunnel.node_addresses.clone());
-    Topology {
+    let mut topology = Topology {
         peers,
         waits_for,
         open_addresses: own_addresses.unwrap_or_default(),
@@ -207,8 +223,13 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         not_encrypted,
         faults,
         degraded: degraded(own, own_tunnel, &keys),
+        lacks_ipv6: false,
         settings,
+    };
+    if own.lacks_ipv6 {
+        topology.leave_out_ipv6();
     }
+    topology
 }
 
 /// Returns what was remembered and nobody has any more. Where the prefixes of all pods are named, they say what else is to be dropped;

@@ -786,3 +786,42 @@ proptest! {
         prop_assert_eq!(&kept.faults, &plain.faults);
     }
 }
+
+#[test]
+fn a_kernel_without_ipv6_is_asked_for_none_and_ipv4_is_as_it_would_be() {
+    let mut objects = objects(Mode::Strict);
+    set(&mut objects, |spec| {
+        spec.cluster_cidrs = Some(["10.244.0.0/16", "fd00::/16"].map(str::to_owned).into());
+        spec.host_traffic = Some(HostTraffic::PodToNode);
+    });
+    change(&mut objects, "a", |tunnel| tunnel.tunnel_addresses.push("fd00:1::".parse().unwrap()));
+    change(&mut objects, "b", |tunnel| {
+        tunnel.node_addresses.push("2001:db8::2".parse().unwrap());
+        tunnel.endpoints.insert(0, "[2001:db8::2]:51820".parse().unwrap());
+    });
+    let whole = of(&objects);
+    let own = Own { lacks_ipv6: true, ..Own::new("a", key(1)) };
+    let without = topology(&objects, &own);
+    let of_ipv4 = |entries: &[Entry]| {
+        let of_ipv4 = entries.iter().filter(|entry| entry.prefix.addr().is_ipv4());
+        texts(&of_ipv4.copied().collect::<Vec<_>>())
+    };
+    assert_eq!(entries(&without), of_ipv4(&whole.routes.entries));
+    assert_eq!(texts(&without.routes.from_pods.entries), of_ipv4(&whole.routes.from_pods.entries));
+    assert!(!without.routes.from_pods.entries.is_empty());
+    assert_eq!(without.routes.from_pods.sources, [prefix("10.244.1.0/24")]);
+    assert_eq!(without.addresses, [IpAddr::from([10, 244, 1, 0])]);
+    assert_eq!(without.peers[&key(2)].endpoints, [SocketAddr::from(([192, 0, 2, 2], 51820))]);
+    assert_eq!(without.peers[&key(2)].allowed_ips, whole.peers[&key(2)].allowed_ips);
+    assert_eq!((whole.lacks_ipv6, without.lacks_ipv6), (false, true));
+    // Where nobody has any, none is missed.
+    for name in ["a", "b", "c"] {
+        change(&mut objects, name, |tunnel| {
+            tunnel.pod_prefixes.pop();
+            tunnel.tunnel_addresses.truncate(1);
+            tunnel.node_addresses.truncate(1);
+        });
+    }
+    set(&mut objects, |spec| spec.cluster_cidrs = Some(vec!["10.244.0.0/16".to_owned()]));
+    assert!(!topology(&objects, &own).lacks_ipv6);
+}

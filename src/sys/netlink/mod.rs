@@ -423,6 +423,9 @@ impl Netlink {
     }
 
     fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        if makes_ipv6(&message) {
+            fault::check(fault::Call::NetlinkV6)?;
+        }
         self.request(message, flags | NLM_F_ACK).map(drop)
     }
 
@@ -457,6 +460,17 @@ impl Netlink {
             }
         }
     }
+}
+
+/// Tells whether this makes something that a kernel without IPv6 does not have.
+fn makes_ipv6(message: &RouteNetlinkMessage) -> bool {
+    let family = match message {
+        RouteNetlinkMessage::NewRoute(route) => route.header.address_family,
+        RouteNetlinkMessage::NewRule(rule) => rule.header.family,
+        RouteNetlinkMessage::NewAddress(address) => address.header.family,
+        _ => return false,
+    };
+    family == AddressFamily::Inet6
 }
 
 fn id_of(attribute: &NsidAttribute) -> Option<i32> {

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::nodes::{Mesh, Node};
 use super::unreliable::{Rig, node};
 use crate::support::api_double::Kind;
-use crate::support::tunnel::Program;
+use crate::support::tunnel::{Key, Program};
 use crate::support::{SOON, need, wait_until};
 
 /// What an agent says when something has failed for the first time.
@@ -173,4 +173,47 @@ fn strict_is_said_to_be_enforced_where_nothing_is_missing_but_an_address() {
     wait_until("what is missing", SOON, || {
         holds("PeersInSync") == Some(false) && holds("StrictEnforced") == Some(true)
     });
+}
+
+#[test]
+fn a_node_without_ipv6_does_what_is_of_ipv4_and_says_so() {
+    need!("ip", "wg", "ping", "setpriv", "nft");
+    let mut rig = Rig::new(1);
+    let mut own = node(1);
+    own["spec"]["podCIDRs"] = json!(["10.244.1.0/24", "fd00:244:1::/64"]);
+    rig.double.put(Kind::Node, own);
+    let [stays, goes] = [2, 3].map(|n| (n, Key::generate().public()));
+    let tunnel = |(n, key): &(u8, String)| {
+        json!({
+            "metadata": { "name": format!("node{n}") },
+            "spec": {
+                "keys": [{ "publicKey": key, "state": "Active" }],
+                "endpoints": [{ "address": format!("10.9.0.{n}"), "port": 51820 }],
+                "podPrefixes": [format!("10.244.{n}.0/24"), format!("fd00:244:{n}::/64")],
+                "nodeAddresses": [format!("10.9.0.{n}"), format!("fd00:9::{n}")],
+            },
+        })
+    };
+    [&stays, &goes].into_iter().for_each(|node| rig.double.put(Kind::Tunnel, tunnel(node)));
+    // As with `ipv6.disable=1`: there are no such sockets, and nobody takes requests about routes, rules and addresses (`rtnetlink.c`,
+    // `rtnetlink_rcv_msg`; `fib_rules.c`).
+    let _networks = rig.start_agent_of_all_with(&[("ADIT_FAULT", "SocketV6=97,NetlinkV6=95")]);
+    let said = || {
+        let tunnel = rig.double.get(Kind::Tunnel, "node1").unwrap_or_default();
+        let conditions = tunnel["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let all = conditions.iter().filter(|it| it["status"] == "True");
+        all.map(|it| it["reason"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    wait_until("what is left out", SOON, || {
+        said() == ["Answers", "Published", "WithoutIPv6", "WithoutCatchAll"]
+    });
+    let node = rig.node();
+    assert_eq!(node.peers().len(), 2);
+    assert!(node.own_routes().contains(&format!("10.244.2.0/24 dev {}", node.interface)));
+    assert!(node.protects("10.244.2.0"));
+    rig.double.delete(Kind::Tunnel, "node3");
+    node.wait_for_peers(1);
+    let output = node.agent.as_ref().unwrap().output();
+    assert!(!output.contains(FAILED), "{output}");
+    assert!(output.contains("not encrypted: IPv6"), "{output}");
 }

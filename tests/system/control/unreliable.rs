@@ -75,17 +75,23 @@ impl Rig {
 
     /// Starts an agent that makes the first `TunnelConfig`, in Strict, and takes a taint off its node, since it holds pods; returns where.
     pub(super) fn start_agent_of_all(&mut self) -> Directory {
+        self.start_agent_of_all_with(&[])
+    }
+
+    /// The same with further variables.
+    pub(super) fn start_agent_of_all_with(&mut self, variables: &[(&str, &str)]) -> Directory {
         let networks = Directory::new();
         let path = |name: &str| networks.path().join(name).to_str().unwrap().to_owned();
         std::fs::write(path("10-pods.conflist"), NETWORK).unwrap();
-        self.mesh.nodes[0].start_agent_in(&[
+        let own = [
             ("KUBECONFIG", self.kubeconfig.to_str().unwrap()),
             ("ADIT_DEFAULT_MODE", "Strict"),
             ("ADIT_CNI_CONF_DIR", &path("")),
             ("ADIT_CNI_SOCKET", &path("socket")),
             ("ADIT_CNI_STATE", &path("")),
             ("ADIT_STARTUP_TAINT", TAINT),
-        ]);
+        ];
+        self.mesh.nodes[0].start_agent_in(&[&own, variables].concat());
         networks
     }
 

@@ -52,6 +52,12 @@ const STATE: &str = "--state /tmp/state --run /tmp/run --sockets /tmp/sockets";
 /// Boots a guest that has our program, as 10.9.0.2 beside a namespace's 10.9.0.1; `None` if there is no kernel to boot.
 #[track_caller]
 fn boot() -> Option<(Namespace, Guest)> {
+    boot_with("")
+}
+
+/// The same, with words for the guest's kernel.
+#[track_caller]
+fn boot_with(words: &str) -> Option<(Namespace, Guest)> {
     let kernel = env::var("ADIT_KERNEL").unwrap_or_default();
     if !Path::new(&kernel).join("boot").is_dir() {
         skip("an unpacked kernel in ADIT_KERNEL");
@@ -65,7 +71,7 @@ fn boot() -> Option<(Namespace, Guest)> {
     let files = Directory::new();
     let program = files.path().join("adit");
     outside.run("strip", &["-o", program.to_str().unwrap(), env!("CARGO_BIN_EXE_adit")]);
-    let mut guest = Guest::boot_with(&outside, &kernel, "tap", &[program.to_str().unwrap()]);
+    let mut guest = Guest::boot_with(&outside, &kernel, "tap", &[program.to_str().unwrap(), words]);
     fs::remove_file(&program).unwrap();
     guest.run("ip link set lo up && ip addr add 10.9.0.2/24 dev eth0 && ip link set eth0 up");
     guest.run("mkdir -p /tmp/objects /var/run");
@@ -285,6 +291,71 @@ fn where_nobody_is_the_data_plane_the_kernel_is_and_strict_holds_over_it() {
     assert!(!guest.try_run("ip link show mesh7").0);
     guest.try_run(&format!("{ping} 10.244.1.1"));
     wait_until("what goes in clear after the cleanup", SOON, || in_clear() > before);
+}
+
+#[test]
+fn a_real_kernel_without_ipv6_does_all_that_is_of_ipv4() {
+    need!("ip", "wg", "ping", "strip");
+    need!("qemu-system-x86_64", "busybox", "cpio", "modprobe");
+    let Some((outside, mut guest)) = boot_with("ipv6.disable=1") else { return };
+    assert!(!guest.try_run("ls /proc/sys/net/ipv6").0);
+    guest.run("load-nftables && echo 1 >/proc/sys/net/ipv4/ip_forward");
+    let ours = Tunnel::start(Program::Adit, &outside);
+    let key = guest.run(&format!("adit agent --public-key {STATE}")).trim().to_owned();
+    ours.set(&outside, &format!("listen-port {OUR_PORT} peer {key} allowed-ips 10.244.2.0/24"));
+    outside.ip(&format!("addr add 10.244.1.1/32 dev {}", ours.name));
+    outside.ip(&format!("link set {} up", ours.name));
+    outside.ip(&format!("route add 10.244.2.0/24 dev {}", ours.name));
+    let spec =
+        "mode: Strict, strictGate: Immediate, backend: Kernel, interfaceName: mesh7, hostTraffic: PodToNode";
+    guest.write(
+        "/tmp/objects/config.yaml",
+        &[
+            "apiVersion: adit.dev/v1alpha1",
+            "kind: TunnelConfig",
+            "metadata: {name: default}",
+            &format!(
+                "spec: {{{spec}, listenPort: {GUEST_PORT}, clusterCIDRs: [10.244.0.0/16, \"fd00:244::/48\"]}}"
+            ),
+        ],
+    );
+    let own = "10.244.2.0/24, \"fd00:244:0:2::/64\"], tunnelAddresses: [10.244.2.0, \"fd00:244:0:2::\"";
+    guest.publish("guest", &key, "{address: 10.9.0.2, port: 51822}", own);
+    let (first, second) = (ours.key.public(), Key::generate().public());
+    let at = format!("{{address: \"fd09::1\", port: 1}}, {{address: 10.9.0.1, port: {OUR_PORT}}}");
+    guest.publish("first", &first, &at, "10.244.1.0/24, \"fd00:244:0:1::/64\"");
+    guest.publish(
+        "second",
+        &second,
+        "{address: 10.9.0.77, port: 1}",
+        "10.244.3.0/24, \"fd00:244:0:3::/64\"], nodeAddresses: [10.9.0.77, \"fd09::77\"",
+    );
+    guest.run(&format!(
+        "adit agent --node-name guest --objects /tmp/objects {STATE} >>/tmp/log 2>&1 & echo $! >/tmp/pid"
+    ));
+    guest.wait_for("the peers", ALLOWED, |text| text.contains(&first) && text.contains(&second));
+    // Its state is on disk a second after it was learned.
+    let status = "adit status mesh7 --state /tmp/state --sockets /tmp/sockets";
+    guest.wait_for("all in place", status, |text| {
+        text.contains("interface up, routes and rules in place, firewall in place")
+            && text.contains("IPv6           not encrypted: IPv6")
+    });
+    guest.run("ip addr add 10.244.2.1/32 dev lo");
+    guest.run("ping -c 1 -W 10 -I 10.244.2.1 10.244.1.1");
+    guest.run("rm /tmp/objects/second.yaml");
+    guest.wait_for("one peer", ALLOWED, |text| text.contains(&first) && !text.contains(&second));
+    let log = guest.run("cat /tmp/log");
+    assert!(!log.contains("not yet what it should be"), "{log}");
+    let places = "--objects /tmp/objects --state /tmp/state --sockets /tmp/sockets";
+    let checks = guest.try_run(&format!("adit preflight --node-name guest {places}")).1;
+    let [ipv6, forwarding] = ["ipv6", "forwarding"].map(|check| {
+        checks.lines().find(|line| line.split_whitespace().nth(1) == Some(check)).unwrap_or_default()
+    });
+    assert!(ipv6.starts_with("warn") && forwarding.starts_with("pass"), "{checks}");
+    guest.run("kill $(cat /tmp/pid)");
+    guest.wait_for("the agent's end", "cat /tmp/log", |text| text.contains("what is programmed stays"));
+    guest.run(&format!("adit agent --cleanup {STATE}"));
+    assert!(!guest.run("ip rule").contains("8365"));
 }
 
 /// Peers of the kernel, of which the last is changed.

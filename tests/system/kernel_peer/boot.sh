@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# boot.sh KERNEL TAP SECONDS [PROGRAM]: becomes a virtual machine with a real kernel's WireGuard in it, without KVM.
+# boot.sh KERNEL TAP SECONDS [PROGRAM [WORDS]]: becomes a virtual machine with a real kernel's WireGuard in it, without KVM.
 #
 # KERNEL is an unpacked linux-image package with modules.dep made (tests/kernel.sh), TAP the device that the guest's eth0 is plugged into. The guest reads
 # commands from our standard input, one a line, and what they print comes out of our standard output. Its tools are busybox, wg, PROGRAM and
-# load-nftables: without that its kernel has no nftables.
+# load-nftables: without that its kernel has no nftables. WORDS are added to its command line.
 # It ends after SECONDS, or with this process. Nothing is left behind: the initial RAM disk has no name by the time qemu reads it.
 # Needs: qemu-system-x86 busybox-static cpio kmod wireguard-tools.
 set -euo pipefail
@@ -66,5 +66,5 @@ exec 9<"$root.cpio"
 rm -rf "$root" "$root".*
 
 exec qemu-system-x86_64 -accel tcg -cpu max -m 512 -smp 1 -display none -monitor none -serial stdio -no-reboot \
-  -kernel "$kernel/boot/vmlinuz-$version" -initrd /proc/self/fd/9 -append "console=ttyS0 panic=-1 quiet" \
+  -kernel "$kernel/boot/vmlinuz-$version" -initrd /proc/self/fd/9 -append "console=ttyS0 panic=-1 quiet ${5-}" \
   -netdev "tap,id=net,ifname=$tap,script=no,downscript=no" -device virtio-net-pci,netdev=net

@@ -39,10 +39,10 @@ impl Guest {
         Self::boot_with(namespace, kernel, tap, &[])
     }
 
-    /// The same, with a program for the guest or without.
+    /// The same, with a program for the guest and words for its kernel's command line, or without.
     #[track_caller]
-    fn boot_with(namespace: &Namespace, kernel: &str, tap: &str, program: &[&str]) -> Self {
-        let args = [&[SCRIPT, kernel, tap, GUEST_LIFETIME], program].concat();
+    fn boot_with(namespace: &Namespace, kernel: &str, tap: &str, more: &[&str]) -> Self {
+        let args = [&[SCRIPT, kernel, tap, GUEST_LIFETIME], more].concat();
         let machine = namespace.spawn("bash", &args);
         let mut this = Self { machine, read: 0 };
         this.read_until("is up");
