@@ -27,11 +27,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::failed::Failed;
 use super::plan::{Entry, FromPods, Kind, Masquerade, Routes};
 use super::ranges;
 use crate::config::Prefix;
+use crate::sys::clock::boottime;
 use crate::sys::netlink::nftables::{
     Batch, Chain, Count, Expression, Hook, Marked, Nftables, Range, Refused, Side,
 };
@@ -61,6 +63,10 @@ const WIREGUARD: &str = "wireguard";
 const INGRESS: &str = "cleartext_ingress";
 const EGRESS: &str = "cleartext_egress";
 const OPENED: &str = "tcp_opened";
+
+/// How long after the kernel has refused to clamp or to translate it is asked again: the first time, and at most.
+const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN_MAX: Duration = Duration::from_secs(640);
 
 /// How the comment of a rule in another's chain begins; the port follows.
 const OPENING: &str = "adit: the tunnel's port ";
@@ -174,11 +180,34 @@ struct Frame {
     masquerades: bool,
 }
 
-/// What a kernel may not be able to do.
-#[derive(Clone, Copy)]
+/// What a kernel may not be able to do, or not for the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Able {
     clamps: bool,
     translates: bool,
+}
+
+impl Able {
+    /// Returns what is tried, the most that is wanted first: a kernel that cannot clamp or translate can drop.
+    fn choices(frame: &Frame) -> impl Iterator<Item = Self> + use<> {
+        let wants = frame.masquerades;
+        let choices = [(true, wants), (false, wants), (true, false), (false, false)].into_iter();
+        // Without anything to translate the last two are the first two.
+        choices.take(if wants { 4 } else { 2 }).map(|(clamps, translates)| Self { clamps, translates })
+    }
+}
+
+/// When what was left out is tried again.
+#[derive(Clone, Copy)]
+struct Again {
+    due: Duration,
+    pause: Duration,
+}
+
+impl Again {
+    fn after(pause: Duration) -> Self {
+        Self { due: boottime() + pause, pause }
+    }
 }
 
 impl Frame {
@@ -256,6 +285,8 @@ pub struct Counters {
 struct Made {
     frame: Frame,
     fingerprint: Vec<Vec<u8>>,
+    able: Able,
+    again: Again,
 }
 
 /// Programs the table in the network namespace that it was opened in.
@@ -284,7 +315,8 @@ impl Guard {
 
     /// Looks at what the kernel has and makes it what it should be; returns whether it was something else. Addresses are added and removed one
     /// by one; anything else, and a table that somebody has changed or that an earlier process has left, is replaced in one moment. The counters
-    /// go on. Others' chains come last; one that cannot be opened is told of in the log, and nothing else waits for it.
+    /// go on. What clamps or translates is left out where the kernel refuses it, and tried again after a while. Others' chains come last; one
+    /// that cannot be opened is told of in the log, and nothing else waits for it.
     ///
     /// # Errors
     /// Names what the kernel refuses. Nothing has changed then.
@@ -294,10 +326,7 @@ impl Guard {
     }
 
     fn sync_table(&mut self, desired: &Firewall) -> Result<bool, Failed> {
-        let found = self
-            .nftables
-            .fingerprint(TABLE)
-            .map_err(|error| Failed::new("reading table inet adit", error))?;
+        let found = self.nftables.fingerprint(TABLE).map_err(reading)?;
         let frame = desired.frame();
         let is_intact = self
             .made
@@ -307,6 +336,7 @@ impl Guard {
             self.replace(desired, frame)?;
             return Ok(true);
         }
+        self.complete(desired, frame)?;
         let mut batch = Batch::new(TABLE);
         for (set, _, wanted) in desired.sets() {
             let found = self.nftables.ranges(TABLE, set);
@@ -323,9 +353,50 @@ impl Guard {
 
     fn replace(&mut self, desired: &Firewall, frame: Frame) -> Result<(), Failed> {
         self.made = None;
-        let reading = |error| Failed::new("reading table inet adit", error);
+        let (able, mut refusals) = self.make(desired, &frame, Able::choices(&frame))?;
+        let Some(able) = able else {
+            return Err(refusals.pop().expect("what was not made was refused").into());
+        };
+        if !able.clamps {
+            let refused = refusals.first().map(tracing::field::display);
+            tracing::warn!(refused, "pods' TCP is not told of the tunnel's MTU");
+        }
+        if frame.masquerades && !able.translates {
+            let refused = refusals.get(1).map(tracing::field::display);
+            tracing::error!(refused, "pods do not reach what is outside of the cluster");
+        }
+        self.note(frame, able, AGAIN)
+    }
+
+    /// Puts the table in the place of the one that is left without some of what belongs to it, if the kernel takes more by now.
+    fn complete(&mut self, desired: &Firewall, frame: Frame) -> Result<(), Failed> {
+        let Some(Made { able, again, .. }) = &mut self.made else { return Ok(()) };
+        if Able::choices(&frame).next() == Some(*able) || boottime() < again.due {
+            return Ok(());
+        }
+        *again = Again::after((again.pause * 2).min(AGAIN_MAX));
+        let (before, pause) = (*able, again.pause);
+        let better = Able::choices(&frame).take_while(|able| *able != before);
+        let (Some(able), _) = self.make(desired, &frame, better)? else { return Ok(()) };
+        if able.clamps && !before.clamps {
+            tracing::info!("pods' TCP is told of the tunnel's MTU");
+        }
+        if able.translates && !before.translates {
+            tracing::info!("pods reach what is outside of the cluster");
+        }
+        self.note(frame, able, pause)
+    }
+
+    /// Replaces the table by one with the most that the kernel takes of these; returns which that is, and what was refused of those before.
+    fn make(
+        &mut self,
+        desired: &Firewall,
+        frame: &Frame,
+        choices: impl Iterator<Item = Able>,
+    ) -> Result<(Option<Able>, Vec<Refused>), Failed> {
         let counts = self.nftables.counters(TABLE).map_err(reading)?;
-        let table = |able: Able| {
+        let mut refusals = Vec::new();
+        for able in choices {
             let mut batch = Batch::new(TABLE);
             // What is not there cannot be removed, so it is made first.
             batch.add_table();
@@ -339,27 +410,20 @@ impl Guard {
                 batch.add_ranges(set, &ranges);
             }
             frame.add_to(&mut batch, able);
-            batch
-        };
-        // A kernel that cannot clamp or translate can drop.
-        let mut able = Able { clamps: true, translates: frame.masquerades };
-        let mut refusals = Vec::new();
-        while let Err(refused) = self.nftables.commit(&table(able)) {
-            able = match able {
-                Able { clamps: true, translates } => Able { clamps: false, translates },
-                Able { translates: true, .. } => Able { clamps: true, translates: false },
-                Able { .. } => return Err(refused.into()),
-            };
-            refusals.push(refused.to_string());
+            match self.nftables.commit(&batch) {
+                Ok(()) => return Ok((Some(able), refusals)),
+                Err(refused) => refusals.push(refused),
+            }
         }
-        if !able.clamps {
-            tracing::warn!(refused = refusals.first(), "pods' TCP is not told of the tunnel's MTU");
-        }
-        if frame.masquerades && !able.translates {
-            tracing::error!(refused = refusals.get(1), "pods do not reach what is outside of the cluster");
-        }
+        Ok((None, refusals))
+    }
+
+    /// Notes what was made, as the kernel tells of it.
+    fn note(&mut self, frame: Frame, able: Able, pause: Duration) -> Result<(), Failed> {
+        self.made = None;
         let fingerprint = self.nftables.fingerprint(TABLE).map_err(reading)?;
-        self.made = fingerprint.map(|fingerprint| Made { frame, fingerprint });
+        let again = Again::after(pause);
+        self.made = fingerprint.map(|fingerprint| Made { frame, fingerprint, able, again });
         Ok(())
     }
 
@@ -448,7 +512,7 @@ impl Guard {
             Ok(found) => Ok(found.is_some()),
             // Without nftables there is no table.
             Err(error) if is_missing(&error) => Ok(false),
-            Err(error) => Err(Failed::new("reading table inet adit", error)),
+            Err(error) => Err(reading(error)),
         }
     }
 
@@ -487,6 +551,10 @@ impl Guard {
         });
         failure.map(|()| chains)
     }
+}
+
+fn reading(error: io::Error) -> Failed {
+    Failed::new("reading table inet adit", error)
 }
 
 /// Tells whether the kernel has no nftables.
@@ -537,10 +605,23 @@ mod tests {
             assert!(synced);
             let made = guard.nftables.fingerprint(TABLE)?.unwrap();
             assert_eq!(made.len(), dropping);
-            assert!(!guard.sync(&desired).unwrap(), "it is not tried again each time");
-            guard.made = None;
-            assert!(guard.sync(&desired).unwrap());
-            assert_eq!(guard.nftables.fingerprint(TABLE)?.unwrap().len(), dropping + 2);
+            assert!(!guard.sync(&desired).unwrap());
+            assert_eq!(guard.nftables.fingerprint(TABLE)?, Some(made.clone()), "it is not tried each time");
+            let due = |guard: &mut Guard| guard.made.as_mut().unwrap().again.due = Duration::ZERO;
+            due(guard);
+            let (synced, _) = with_faults("TcpMss=95", || guard.sync(&desired).unwrap());
+            assert!(!synced);
+            assert_eq!(guard.nftables.fingerprint(TABLE)?, Some(made), "what is there stays");
+            let Again { due: next, pause } = guard.made.as_ref().unwrap().again;
+            assert!(pause == 2 * AGAIN && next > boottime() + AGAIN);
+            // The kernel has what it takes again, and nobody has changed anything.
+            due(guard);
+            assert!(!guard.sync(&desired).unwrap());
+            let whole = guard.nftables.fingerprint(TABLE)?.unwrap();
+            assert_eq!(whole.len(), dropping + 2);
+            due(guard);
+            assert!(!guard.sync(&desired).unwrap());
+            assert_eq!(guard.nftables.fingerprint(TABLE)?, Some(whole), "nothing is left to be tried");
             guard.cleanup().unwrap();
             guard.cleanup().unwrap();
             assert_eq!(guard.nftables.fingerprint(TABLE)?, None);
