@@ -155,6 +155,8 @@ pub struct Agent {
     telling: Telling,
     /// The moment at which the objects are to be kept on disk.
     keep: Option<Duration>,
+    /// The mode that is there.
+    mode_kept: Option<Mode>,
     /// What is told to whoever watches.
     progress: metrics::Shared,
     /// Where metrics are to be served, and the server, if the place could be had; if not, when that is tried again.
@@ -179,10 +181,11 @@ impl Agent {
     /// If the directory of the sockets cannot be watched, or no descriptor is left.
     pub fn new(parts: Parts) -> io::Result<Self> {
         let mut ways = Ways::open()?;
+        let mode_kept = parts.store.mode().as_deref().and_then(Mode::named);
         let own = Own {
             api_servers: parts.source.api_servers().to_vec(),
             links: ways.addresses()?,
-            mode: parts.store.mode().as_deref().and_then(Mode::named),
+            mode: mode_kept,
             remembered: parts.store.remembered(),
             lacks_ipv6: !family::has_ipv6(),
             ..Own::new(&parts.node, parts.private_key.public())
@@ -225,6 +228,7 @@ impl Agent {
             lost: BTreeSet::new(),
             telling,
             keep: None,
+            mode_kept,
             progress: Arc::new(Mutex::new(progress)),
             served: None,
             serve_due: None,
@@ -514,7 +518,9 @@ impl Agent {
         self.tell(&topology);
         let settings = &topology.settings;
         let client = DataPlane::of(&self.parts.sockets, &settings.interface, settings.backend);
-        self.remember_mode(topology.settings.mode, is_complete);
+        if is_complete {
+            self.own.mode = Some(topology.settings.mode);
+        }
         self.own.remembered.learn(&topology, is_complete);
         let wants_pods = topology.settings.pod_addresses == PodAddresses::Pods;
         self.parts.source.want_pods(&self.own.name, wants_pods);
@@ -524,15 +530,13 @@ impl Agent {
         self.is_answered.take_if(|is_answered| !*is_answered);
     }
 
-    /// Keeps the mode that this node is in from here on: it decides whether Strict has to wait.
-    fn remember_mode(&mut self, mode: Mode, is_complete: bool) {
-        if !is_complete || self.own.mode == Some(mode) {
-            return;
-        }
-        self.own.mode = Some(mode);
-        if let Err(error) = self.parts.store.keep_mode(mode.name()) {
-            tracing::error!(%error, "the mode cannot be kept");
-        }
+    /// Keeps the mode that this node is in on disk, if that is another one: for the next agent it decides whether Strict has to wait.
+    fn keep_mode(&mut self) -> Result<(), String> {
+        let Some(mode) = self.own.mode.filter(|mode| self.mode_kept != Some(*mode)) else { return Ok(()) };
+        let kept = self.parts.store.keep_mode(mode.name());
+        kept.map_err(|error| format!("the mode cannot be kept: {error}"))?;
+        self.mode_kept = Some(mode);
+        Ok(())
     }
 
     /// Logs what is otherwise than it was.
@@ -590,9 +594,12 @@ impl Agent {
         }
         self.serve_metrics();
         metrics::lock(&self.progress).begin(clock::boottime());
-        let outcome = self.step();
+        let kept = self.keep_mode();
+        let done = self.step();
+        // No pod need wait for the disk.
+        self.tell_cni(done.as_ref().err());
+        let outcome = done.and(kept);
         metrics::lock(&self.progress).end(clock::boottime(), outcome.as_ref().err());
-        self.tell_cni(outcome.as_ref().err());
         self.report(outcome.as_ref().err());
         let wait = match outcome {
             Ok(()) => {

@@ -3,7 +3,9 @@
 use std::fs;
 
 use super::nodes::{Mesh, Node, answered};
+use super::unreliable::Rig;
 use super::wire::{Seen, Wire, canary_pattern};
+use crate::support::api_double::Kind;
 use crate::support::tunnel::Program;
 use crate::support::{SOON, need, wait_until};
 
@@ -117,4 +119,34 @@ fn strict_that_the_kernel_had_refused_takes_effect_before_the_api_server_is_back
     wait_until("the stranger's end", SOON, || !first.routes().contains("10.244.9.0/24"));
     first.wait_for_strict();
     first.wait_for_pod_of(second);
+}
+
+#[test]
+fn a_mode_that_cannot_be_kept_is_said_and_kept_as_soon_as_it_can_be() {
+    need!("ip", "wg", "setpriv");
+    let mut rig = Rig::new(1);
+    let state = rig.node().state.path().to_owned();
+    // In the way of what is written beside it; a full disk is as good.
+    fs::create_dir(state.join("mode.new")).unwrap();
+    let _networks = rig.start_agent_of_all();
+    let sync = || {
+        let tunnel = rig.double.get(Kind::Tunnel, "node1").unwrap_or_default();
+        let conditions = tunnel["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let found = conditions.into_iter().find(|it| it["type"] == "PeersInSync").unwrap_or_default();
+        let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+        (text("status"), text("message"))
+    };
+    wait_until("a word of it", SOON, || {
+        let (status, message) = sync();
+        status == "False" && message.contains("the mode cannot be kept: ")
+    });
+    assert!(
+        rig.node().namespace.succeeds("nft list set inet adit protected4"),
+        "Strict is there all the same"
+    );
+    let kept = || fs::read_to_string(state.join("mode")).unwrap_or_default();
+    assert_eq!(kept(), "");
+    fs::remove_dir(state.join("mode.new")).unwrap();
+    wait_until("the mode on disk", SOON, || kept() == "Strict\n");
+    wait_until("that all is well", SOON, || sync().0 == "True");
 }
