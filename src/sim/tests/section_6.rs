@@ -85,6 +85,34 @@ fn handshakes_are_repeated_every_five_seconds_and_given_up_after_ninety() {
 }
 
 #[test]
+fn a_repetition_that_is_due_soon_after_a_response_is_put_off_and_not_forgotten() {
+    // §6.4; kernel `send.c`, `wg_packet_send_handshake_initiation`: not within REKEY-TIMEOUT of the last handshake message, and
+    // `wg_packet_send_handshake_response` is one.
+    let mut sim = connected(43);
+    sim.conditions.loss = 1000;
+    // Either has a session, so that nothing waits for the handshake that it begins 15 s after it was not answered.
+    sim.send(A, B, 50);
+    sim.run_for(seconds(4));
+    sim.send(B, A, 50);
+    let begun = sim.run_until(seconds(20), |sim| count(sim.log(), B, 1) == 1);
+    assert!(begun);
+    let first = times(sim.log(), A, 1)[0];
+    // Of all that is lost B's initiation alone arrives, a second before A is to repeat its own.
+    let of_b = sim.log().iter().find(|record| record.from == B && record.datagram[0] == 1).unwrap();
+    let (of_b, from, responded) = (of_b.datagram.clone(), sim.nodes[B].addr, sim.now());
+    sim.inject(A, from, &of_b);
+    sim.run_for(seconds(1));
+    assert_eq!((times(sim.log(), A, 2), times(sim.log(), A, 1)), (vec![responded], vec![first]));
+    sim.run_for(seconds(30));
+    let repeated = times(sim.log(), A, 1);
+    // By as long as there is between two, once; from then on it goes on as ever.
+    let gaps: Vec<_> = repeated.windows(2).map(|pair| pair[1].since(pair[0])).collect();
+    assert!(gaps.len() > 3, "{gaps:?}");
+    assert!(gaps[0] >= seconds(10) && gaps[0] < Duration::from_millis(2 * 5333), "{gaps:?}");
+    assert!(gaps[1..].iter().all(|gap| *gap >= seconds(5) && *gap < Duration::from_millis(5333)), "{gaps:?}");
+}
+
+#[test]
 fn a_handshake_is_timed_from_its_first_initiation_to_the_confirmed_session() {
     let mut sim = Sim::new(41);
     let (a, b) = (sim.add_node(), sim.add_node());
