@@ -68,6 +68,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         run: args.run.clone(),
         resync,
         store: Arc::new(store),
+        makes_config: args.default_mode.is_some(),
         source,
         metrics: args.metrics.clone(),
         healer: Healer::start(resync).map_err(|error| format!("netlink: {error}"))?,

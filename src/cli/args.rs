@@ -361,7 +361,11 @@ pub(super) struct PreflightArgs {
     #[arg(long)]
     pub(super) no_probe: bool,
 
-    /// The key of the taint that an agent is to remove from the node, if it is: whether it may is among what the cluster is asked.
+    /// The mode of the TunnelConfig that an agent is to make where the cluster has none, if it is: whether it may is among what the cluster is asked.
+    #[arg(long, env = "ADIT_DEFAULT_MODE", value_name = "MODE", value_parser = mode)]
+    pub(super) default_mode: Option<Mode>,
+
+    /// The key of the taint that an agent is to remove from the node, if it is: likewise.
     #[arg(long, env = "ADIT_STARTUP_TAINT", value_name = "KEY")]
     pub(super) startup_taint: Option<String>,
 }

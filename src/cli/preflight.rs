@@ -10,6 +10,7 @@ use super::args::{Output, PreflightArgs};
 use crate::control::objects::Objects;
 use crate::control::preflight::{Finding, Verdict, Wanted, judge, look};
 use crate::control::read;
+use crate::control::settings::FOR_ALL;
 use crate::control::store::Store;
 use crate::control::watch::Source;
 use crate::control::watch::access::Reach;
@@ -33,7 +34,8 @@ pub(super) fn run(args: &PreflightArgs) -> Result<(), String> {
 }
 
 fn wanted(args: &PreflightArgs) -> Result<Wanted, String> {
-    let mut wanted = Wanted::of(&objects(args)?, args.node_name.as_deref());
+    let objects = objects(args)?;
+    let mut wanted = Wanted::of(&objects, args.node_name.as_deref());
     let settings = &mut wanted.settings;
     settings.interface = args.places.interface.clone().unwrap_or_else(|| settings.interface.clone());
     settings.listen_port = args.listen_port.unwrap_or(settings.listen_port);
@@ -62,6 +64,7 @@ fn wanted(args: &PreflightArgs) -> Result<Wanted, String> {
         (None, Some(path)) => Some(Reach::Kubeconfig(path.clone())),
         (None, None) => is_pod(),
     };
+    wanted.makes_config = args.default_mode.is_some() && !objects.configs.contains_key(FOR_ALL);
     wanted.removes_taint = args.startup_taint.as_ref().is_some_and(|key| !key.is_empty());
     Ok(wanted)
 }

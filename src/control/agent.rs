@@ -43,7 +43,7 @@ use super::read;
 use super::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
 use super::route::Router;
 use super::session::{self, Session};
-use super::settings::NO_CATCH_ALL;
+use super::settings::{FOR_ALL, NO_CATCH_ALL};
 use super::status::{self, Outcome};
 use super::store::Store;
 use super::telling::Telling;
@@ -92,6 +92,8 @@ pub struct Parts {
     pub resync: Duration,
     /// What outlives the process.
     pub store: Arc<Store>,
+    /// Whether the `TunnelConfig` for all nodes is made there if there is none.
+    pub makes_config: bool,
     /// Where objects come from.
     pub source: Box<dyn Source>,
     /// Where metrics are served, in place of what the objects say; see [`places`].
@@ -494,6 +496,8 @@ impl Agent {
         wanted.state = self.parts.store.directory().to_owned();
         wanted.sockets.clone_from(&self.parts.sockets);
         wanted.cluster = self.parts.source.reach();
+        let config = self.known.as_ref().map(|known| known.objects.configs.contains_key(FOR_ALL));
+        wanted.makes_config = self.parts.makes_config && config == Some(false);
         wanted.removes_taint = self.parts.startup_taint.is_some();
         // Who is asked may take his time, and nothing waits for it.
         let checking = std::thread::Builder::new().name("preflight".to_owned());

@@ -8,6 +8,7 @@ use super::{Facts, Probed, Wanted, Way};
 use crate::config::Prefix;
 use crate::control::api::{Backend, HostTraffic, Mode};
 use crate::control::route::PROTOCOL;
+use crate::control::watch::access::Deed;
 use crate::sys::netlink::{Link, PolicyRule, TableRoute};
 
 /// 1 January 2020 in seconds since the Unix epoch: before the first stable WireGuard in Linux, and so before any of our packets.
@@ -202,7 +203,10 @@ fn rbac(_: &Wanted, facts: &Facts) -> (Verdict, String) {
         None => (Skip, "no cluster is named".to_owned()),
         Some(Err(error)) => (Warn, format!("the API server cannot be asked: {error}")),
         Some(Ok(refused)) if refused.is_empty() => (Pass, "all that an agent does is allowed".to_owned()),
-        Some(Ok(refused)) => (Fail, format!("not allowed: {}", refused.join(", "))),
+        Some(Ok(refused)) => {
+            let worst = if refused.iter().any(Deed::is_needed) { Fail } else { Warn };
+            verdict(worst, refused.iter().map(ToString::to_string), "not allowed: ", "")
+        }
     }
 }
 

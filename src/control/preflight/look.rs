@@ -17,7 +17,7 @@ use crate::control::api::{Backend, PodAddresses};
 use crate::control::data_plane;
 use crate::control::firewall::Guard;
 use crate::control::uapi_client::Client;
-use crate::control::watch::access::{self, With};
+use crate::control::watch::access::{self, Deed, With};
 use crate::sys::clock;
 use crate::sys::family;
 use crate::sys::netlink::nftables::Chain;
@@ -87,7 +87,7 @@ pub struct Facts {
     /// What other nodes answered; `None` if they were not asked.
     pub probed: Option<Vec<Probed>>,
     /// What an agent does in the cluster and may not do, in words; `None` where there is no cluster to ask.
-    pub refused: Option<Result<Vec<String>, String>>,
+    pub refused: Option<Result<Vec<Deed>, String>>,
 }
 
 /// A data plane that answers.
@@ -135,11 +135,13 @@ pub fn look(wanted: &Wanted) -> Facts {
             .collect(),
         probed: wanted.probes.then(|| probe(wanted, tunnel_mtu(wanted, links.iter().flatten()))),
         refused: wanted.cluster.as_ref().map(|reach| {
-            let with_pods = settings.pod_addresses == PodAddresses::Pods;
-            let refused = access::refused(reach, With { pods: with_pods, taint: wanted.removes_taint });
-            refused
-                .map(|deeds| deeds.iter().map(ToString::to_string).collect())
-                .map_err(|error| error.to_string())
+            let with = With {
+                pods: settings.pod_addresses == PodAddresses::Pods,
+                taint: wanted.removes_taint,
+                config: wanted.makes_config,
+                kubeadm: settings.cluster_prefixes.is_none(),
+            };
+            access::refused(reach, with).map_err(|error| error.to_string())
         }),
         links,
     }

@@ -58,6 +58,8 @@ pub struct Wanted {
     pub cluster: Option<Reach>,
     /// Whether the agent removes a taint from the node.
     pub removes_taint: bool,
+    /// Whether the agent makes the `TunnelConfig` for all nodes: there is none.
+    pub makes_config: bool,
 }
 
 impl Wanted {

@@ -13,6 +13,7 @@ use kube::{Api, Client};
 
 use super::cluster::configuration;
 use super::follow::answer;
+use crate::control::read::KUBEADM;
 
 /// How the cluster is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,20 +31,29 @@ pub struct Deed {
     group: &'static str,
     resource: &'static str,
     subresource: &'static str,
+    /// Empty for all objects.
+    name: &'static str,
     /// Empty for objects without a namespace, and for those of all namespaces.
     namespace: &'static str,
 }
 
 impl fmt::Display for Deed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { verb, group, resource, subresource, namespace } = self;
+        let Self { verb, group, resource, subresource, name, namespace } = self;
         write!(f, "{verb} {resource}")?;
-        for (before, word) in [("/", subresource), (".", group), (" in ", namespace)] {
+        for (before, word) in [("/", subresource), (".", group), ("/", name), (" in ", namespace)] {
             if !word.is_empty() {
                 write!(f, "{before}{word}")?;
             }
         }
         Ok(())
+    }
+}
+
+impl Deed {
+    /// Tells whether the agent does not do its work without it: what kubeadm says is as good where it is said in the TunnelConfig.
+    pub fn is_needed(&self) -> bool {
+        (self.namespace, self.name) != KUBEADM
     }
 }
 
@@ -54,28 +64,34 @@ pub struct With {
     pub pods: bool,
     /// It removes a taint from its node.
     pub taint: bool,
+    /// It makes the `TunnelConfig` for all nodes where there is none.
+    pub config: bool,
+    /// It reads kubeadm's configuration for want of the prefixes of all pods.
+    pub kubeadm: bool,
 }
 
-/// Group, resource, subresource, namespace and verbs.
-type Deeds = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str]);
+/// Group, resource, subresource, name, namespace and verbs.
+type Deeds = (&'static str, &'static str, &'static str, &'static str, &'static str, &'static [&'static str]);
 
 /// Returns all that an agent does.
 pub fn deeds(with: With) -> impl Iterator<Item = Deed> {
     const ADIT: &str = "adit.dev";
     const ALL: [Deeds; 6] = [
-        (ADIT, "nodetunnels", "", "", &["get", "list", "watch", "create", "patch"]),
-        (ADIT, "nodetunnels", "status", "", &["patch"]),
-        (ADIT, "tunnelconfigs", "", "", &["list", "watch"]),
-        ("", "nodes", "", "", &["get", "list", "watch"]),
-        ("discovery.k8s.io", "endpointslices", "", "default", &["list", "watch"]),
-        ("events.k8s.io", "events", "", "default", &["create", "patch"]),
+        (ADIT, "nodetunnels", "", "", "", &["get", "list", "watch", "create", "patch"]),
+        (ADIT, "nodetunnels", "status", "", "", &["patch"]),
+        (ADIT, "tunnelconfigs", "", "", "", &["list", "watch"]),
+        ("", "nodes", "", "", "", &["get", "list", "watch"]),
+        ("discovery.k8s.io", "endpointslices", "", "", "default", &["list", "watch"]),
+        ("events.k8s.io", "events", "", "", "default", &["create", "patch"]),
     ];
-    const PODS: Deeds = ("", "pods", "", "", &["list", "watch"]);
-    const TAINT: Deeds = ("", "nodes", "", "", &["patch"]);
-    let more = [(with.pods, PODS), (with.taint, TAINT)].into_iter();
-    let more = more.filter_map(|(is_done, deeds)| is_done.then_some(deeds));
-    ALL.into_iter().chain(more).flat_map(|(group, resource, subresource, namespace, verbs)| {
-        verbs.iter().map(move |verb| Deed { verb, group, resource, subresource, namespace })
+    const PODS: Deeds = ("", "pods", "", "", "", &["list", "watch"]);
+    const TAINT: Deeds = ("", "nodes", "", "", "", &["patch"]);
+    const CONFIG: Deeds = (ADIT, "tunnelconfigs", "", "", "", &["get", "create"]);
+    const OF_KUBEADM: Deeds = ("", "configmaps", "", KUBEADM.1, KUBEADM.0, &["list", "watch"]);
+    let more = [(with.pods, PODS), (with.taint, TAINT), (with.config, CONFIG), (with.kubeadm, OF_KUBEADM)];
+    let more = more.into_iter().filter_map(|(is_done, deeds)| is_done.then_some(deeds));
+    ALL.into_iter().chain(more).flat_map(|(group, resource, subresource, name, namespace, verbs)| {
+        verbs.iter().map(move |verb| Deed { verb, group, resource, subresource, name, namespace })
     })
 }
 
@@ -110,6 +126,7 @@ async fn is_allowed(api: &Api<SelfSubjectAccessReview>, deed: Deed) -> Result<bo
         group: text(deed.group),
         resource: text(deed.resource),
         subresource: text(deed.subresource),
+        name: text(deed.name),
         namespace: text(deed.namespace),
         ..ResourceAttributes::default()
     };
@@ -128,7 +145,7 @@ mod tests {
 
     #[test]
     fn deeds_are_named_as_kubectl_auth_names_them() {
-        let all = With { pods: true, taint: true };
+        let all = With { pods: true, taint: true, config: true, kubeadm: true };
         let names: Vec<_> = deeds(all).map(|deed| deed.to_string()).collect();
         for name in [
             "patch nodetunnels/status.adit.dev",
@@ -136,10 +153,17 @@ mod tests {
             "watch endpointslices.discovery.k8s.io in default",
             "list pods",
             "patch nodes",
+            "create tunnelconfigs.adit.dev",
+            "list configmaps/kubeadm-config in kube-system",
         ] {
             assert!(names.iter().any(|other| other == name), "{name} is not in {names:?}");
         }
+        let optional: Vec<_> = deeds(all).filter(|deed| !deed.is_needed()).map(|deed| deed.verb).collect();
+        assert_eq!(optional, ["list", "watch"]);
         let names: Vec<_> = deeds(With::default()).map(|deed| deed.to_string()).collect();
-        assert!(!names.iter().any(|name| name == "list pods" || name == "patch nodes"), "{names:?}");
+        for name in ["list pods", "patch nodes", "create tunnelconfigs.adit.dev"] {
+            assert!(!names.iter().any(|other| other == name), "{name} is in {names:?}");
+        }
+        assert!(deeds(With::default()).all(|deed| deed.is_needed()));
     }
 }

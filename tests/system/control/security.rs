@@ -394,12 +394,13 @@ fn a_node_has_no_address_but_those_that_the_cluster_knows() {
     first.wait_until_peers_are(&[second.as_peer(&["10.244.2.0/32", "10.9.0.22/32"]), third.as_peer(&[])]);
 }
 
+const TAINT: [&str; 2] = ["--startup-taint", "adit.dev/agent-not-ready"];
+
 /// Returns the checks that neither pass nor are skipped, with what was seen.
 fn preflight(node: &Node, kubeconfig: &Path) -> BTreeMap<String, (String, String)> {
     let state = node.state.path().to_str().unwrap();
     let place = ["--state", state, "--kubeconfig", kubeconfig.to_str().unwrap()];
-    let args =
-        [&["preflight", "-o", "json", "--startup-taint", "adit.dev/agent-not-ready"], &place[..]].concat();
+    let args = [&["preflight", "-o", "json", "--default-mode", "Strict"], &TAINT[..], &place[..]].concat();
     let (_, text) = node.namespace.try_run(env!("CARGO_BIN_EXE_adit"), &args);
     // Behind the report, on the other stream, is what failed.
     let end = text.rfind('}').unwrap_or_else(|| panic!("{text}"));
@@ -428,29 +429,40 @@ fn preflight_tells_what_an_agent_may_not_do() {
     };
     let healthy = preflight(node, &token);
     assert_eq!(healthy.get("rbac"), None, "{healthy:?}");
-    for (kind, name, at, verbs, words) in [
+    let all = ("default", "clusterrole", "adit-agent");
+    for ((namespace, kind, name), at, verbs, result, words) in [
+        (all, 0, r#"["get","list","create","patch"]"#, "fail", "watch nodetunnels.adit.dev"),
+        (("default", "clusterrole", "adit-agent-taint"), 0, r#"["get"]"#, "fail", "patch nodes"),
+        (all, 1, r#"["get"]"#, "fail", "patch nodetunnels/status.adit.dev"),
+        (all, 2, r#"["get","list","watch"]"#, "fail", "create tunnelconfigs.adit.dev"),
         (
-            "clusterrole",
-            "adit-agent",
-            0,
-            r#"["get","list","create","patch"]"#,
-            "not allowed: watch nodetunnels.adit.dev",
+            ("default", "role", "adit-agent"),
+            1,
+            r#"["patch"]"#,
+            "fail",
+            "create events.events.k8s.io in default",
         ),
-        ("clusterrole", "adit-agent-taint", 0, r#"["get"]"#, "not allowed: patch nodes"),
-        ("clusterrole", "adit-agent", 1, r#"["get"]"#, "not allowed: patch nodetunnels/status.adit.dev"),
-        ("role", "adit-agent", 1, r#"["patch"]"#, "not allowed: create events.events.k8s.io in default"),
+        // Who names the prefixes of all pods does without.
+        (
+            ("kube-system", "role", "adit-agent"),
+            0,
+            r#"["list"]"#,
+            "warn",
+            "watch configmaps/kubeadm-config in kube-system",
+        ),
     ] {
+        let words = &format!("not allowed: {words}");
         let path = format!("jsonpath={{.rules[{at}].verbs}}");
-        let before = plane.kubectl(&["-n", "default", "get", kind, name, "-o", &path]);
+        let before = plane.kubectl(&["-n", namespace, "get", kind, name, "-o", &path]);
         let patch = |verbs: &str| {
             let patch = format!(r#"[{{"op":"replace","path":"/rules/{at}/verbs","value":{verbs}}}]"#);
-            plane.kubectl(&["-n", "default", "patch", kind, name, "--type=json", "-p", &patch]);
+            plane.kubectl(&["-n", namespace, "patch", kind, name, "--type=json", "-p", &patch]);
         };
         patch(verbs);
         wait_until(words, SOON, || {
             let found = preflight(node, &token);
             assert_eq!(without(found.clone()), without(healthy.clone()));
-            found.get("rbac").is_some_and(|(result, evidence)| result == "fail" && evidence == words)
+            found.get("rbac") == Some(&(result.to_owned(), words.clone()))
         });
         patch(before.trim());
         wait_until("all is allowed again", SOON, || !preflight(node, &token).contains_key("rbac"));
