@@ -50,6 +50,12 @@ pub(super) enum Command {
     /// Shows the peers of each data plane here: who, where, since when, how much.
     #[cfg(feature = "control")]
     Peers(InspectArgs),
+    /// Tells whether a data plane hangs: for a liveness probe, where no service manager has it tell that it lives.
+    ///
+    /// It is asked to change nothing. Exit status: 1 if somebody is there who does not answer for five seconds, 0 otherwise: also where
+    /// nobody is there, since a process that has ended is not started anew for a probe's sake, and one that waits for its turn does not hang.
+    #[cfg(feature = "control")]
+    Alive(AliveArgs),
     /// Prints the definitions of the custom resources: `adit definitions | kubectl apply -f -`.
     #[cfg(feature = "control")]
     Definitions,
@@ -393,6 +399,18 @@ pub(super) struct InspectArgs {
     /// Where an agent keeps its state; nothing need be there.
     #[arg(long, env = "ADIT_STATE", value_name = "DIR", default_value = "/var/lib/adit")]
     pub(super) state: PathBuf,
+}
+
+#[cfg(feature = "control")]
+#[derive(Debug, clap::Args)]
+pub(super) struct AliveArgs {
+    /// The interface.
+    #[arg(value_name = "IFNAME")]
+    pub(super) interface: String,
+
+    /// Where data planes have their configuration sockets.
+    #[arg(long, env = "ADIT_SOCKETS", value_name = "DIR", default_value = crate::control::uapi_client::DIRECTORY)]
+    pub(super) sockets: PathBuf,
 }
 
 /// How something is printed.

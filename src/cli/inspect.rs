@@ -1,11 +1,13 @@
-//! `adit status` and `adit peers`: what is encrypted, with whom, since when; and what is not, and why.
+//! `adit status` and `adit peers`: what is encrypted, with whom, since when; and what is not, and why. `adit alive`: whether a data plane
+//! answers at all.
 
 use std::io::{self, Write};
 
 use serde_json::json;
 
-use super::args::{InspectArgs, Output};
+use super::args::{AliveArgs, InspectArgs, Output};
 use crate::control::inspect::{Places, look, report::Report, table};
+use crate::control::uapi_client::Client;
 use crate::sys::process;
 
 /// Prints what each data plane does, and tells whether all is well.
@@ -33,6 +35,17 @@ pub(super) fn peers(args: &InspectArgs) -> Result<(), String> {
     })?;
     let silent = report.interfaces.iter().find_map(|it| Some((&it.interface, it.error.as_ref()?)));
     silent.map_or(Ok(()), |(interface, error)| Err(format!("{interface}: {error}")))
+}
+
+/// Asks a data plane to change nothing.
+///
+/// # Errors
+/// If it is there and does not answer.
+pub(super) fn alive(args: &AliveArgs) -> Result<(), String> {
+    match Client::new(&args.sockets, &args.interface).apply(&[]) {
+        Err(failed) if failed.is_silence() => Err(format!("{} hangs: {failed}", args.interface)),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn found(args: &InspectArgs) -> Result<Report, String> {

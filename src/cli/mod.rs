@@ -39,6 +39,8 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "control")]
         Some(Command::Preflight(args)) => preflight::run(args),
         #[cfg(feature = "control")]
+        Some(Command::Alive(args)) => inspect::alive(args),
+        #[cfg(feature = "control")]
         Some(Command::Definitions) => agent::print_definitions(),
         #[cfg(feature = "control")]
         Some(Command::Status(args)) => match inspect::status(args) {

@@ -47,10 +47,15 @@ pub enum Failed {
 }
 
 impl Failed {
+    /// Tells whether somebody is there who has said nothing for too long.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Tells whether somebody is there, who does not answer in time or says something else than was asked for.
     pub fn is_of_somebody(&self) -> bool {
         match self {
-            Self::Io(error) => error.kind() == io::ErrorKind::WouldBlock,
+            Self::Io(_) => self.is_silence(),
             Self::Refused(_) | Self::Malformed { .. } => true,
         }
     }

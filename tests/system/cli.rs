@@ -833,3 +833,23 @@ fn the_demo_runs_for_an_ordinary_user() {
     assert!(demo.wait(Duration::from_secs(60)).success(), "{}", demo.output());
     wait_until("the proof", SOON, || demo.output().contains("Proved: "));
 }
+
+#[cfg(feature = "control")]
+#[test]
+fn a_data_plane_that_hangs_is_told_from_one_that_is_not_there() {
+    need!("ip", "setpriv");
+    let (namespace, name) = (Namespace::new(), ifname());
+    let alive = || namespace.try_run(ADIT, &["alive", &name]);
+    assert_eq!(alive(), (true, String::new()), "nobody is there");
+    // What a process that was killed leaves behind.
+    drop(UnixListener::bind(socket_path(&name)).unwrap());
+    assert_eq!(alive(), (true, String::new()), "nobody listens");
+    fs::remove_file(socket_path(&name)).unwrap();
+    let tunnel = Tunnel::start_on(Program::Adit, &namespace, name.clone(), &[], &[]);
+    assert_eq!(alive(), (true, String::new()));
+    tunnel.process.signal(Signal::STOP);
+    let (success, text) = alive();
+    assert!(!success && text.contains(&format!("{name} hangs")), "{text}");
+    tunnel.process.signal(Signal::CONT);
+    assert_eq!(alive(), (true, String::new()));
+}

@@ -296,6 +296,40 @@ fn a_cluster_is_encrypted_by_one_command_and_stays_so() {
 }
 
 #[test]
+fn a_data_plane_that_hangs_is_started_anew() {
+    need_a_cluster!();
+    let Some(cluster) = Cluster::start(1, PodNetwork::Bridge) else { return };
+    cluster.plane.kubectl(&["apply", "-k", MANIFESTS]);
+    // As it is there, but in seconds.
+    let patch = r#"{"spec":{"template":{"spec":{"containers":[{"name":"data-plane",
+        "livenessProbe":{"periodSeconds":1,"failureThreshold":2}}]}}}}"#;
+    cluster.plane.kubectl(&["-n", "adit-system", "patch", "daemonset", "adit", "-p", patch]);
+    cluster.wait_for_rollout("adit-system", "daemonset/adit");
+    let pods = ["-n", "adit-system", "get", "pods", "-o", "jsonpath={.items[*].metadata.uid}"];
+    wait_until("one pod", A_WHILE, || cluster.plane.kubectl(&pods).split(' ').count() == 1);
+    let pod = cluster.adit_on("node1");
+    let restarts = || {
+        let path = "jsonpath={.items[0].status.containerStatuses[?(@.name==\"data-plane\")].restartCount}";
+        cluster.plane.kubectl(&["-n", "adit-system", "get", "pods", "-o", path])
+    };
+    let data_plane = || process_of(&pod, "--foreground");
+    assert_eq!(restarts(), "0");
+
+    kill_process(data_plane().expect("a data plane"), Signal::STOP).unwrap();
+    wait_until("another data plane", A_WHILE, || restarts() == "1" && data_plane().is_some());
+    cluster.wait_for_rollout("adit-system", "daemonset/adit");
+    let status = "jsonpath={.status.conditions[?(@.type==\"DataplaneReady\")].status}";
+    wait_until("that it answers", A_WHILE, || {
+        cluster.plane.kubectl(&["get", "nodetunnel", "node1", "-o", status]) == "True"
+    });
+    let events =
+        ["-n", "adit-system", "get", "events", "-o", "jsonpath={.items[?(@.reason==\"Unhealthy\")].message}"];
+    let events = cluster.plane.kubectl(&events);
+    assert!(events.contains("adit0 hangs"), "{events}");
+    assert_eq!(restarts(), "1");
+}
+
+#[test]
 fn the_example_takes_a_cluster_from_off_to_strict() {
     need_a_cluster!();
     let Some(cluster) = Cluster::start(2, PodNetwork::Bridge) else { return };

@@ -396,6 +396,23 @@ fn a_node_has_no_address_but_those_that_the_cluster_knows() {
 
 const TAINT: [&str; 2] = ["--startup-taint", "adit.dev/agent-not-ready"];
 
+#[test]
+fn a_data_plane_of_the_manifests_is_ended_only_after_minutes_of_silence() {
+    let text = fs::read_to_string(manifest("daemonset")).unwrap();
+    let daemonset: Value = serde_saphyr::from_str(&text).unwrap();
+    let containers = daemonset["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+    let data_plane = containers.iter().find(|container| container["name"] == "data-plane").unwrap();
+    let last = |list: &Value| list.as_array().unwrap().last().unwrap().clone();
+    let probe = &data_plane["livenessProbe"];
+    let command = &probe["exec"]["command"];
+    assert_eq!((&command[0], &command[1]), (&"/usr/bin/adit".into(), &"alive".into()));
+    assert_eq!(last(command), last(&data_plane["args"]), "the interface");
+    let number = |field: &str| probe[field].as_u64().unwrap();
+    assert!(number("periodSeconds") * number("failureThreshold") >= 180);
+    // Its own patience, and what a process takes to begin on a machine that is busy.
+    assert!(number("timeoutSeconds") >= 10);
+}
+
 /// Returns the checks that neither pass nor are skipped, with what was seen.
 fn preflight(node: &Node, kubeconfig: &Path) -> BTreeMap<String, (String, String)> {
     let state = node.state.path().to_str().unwrap();
