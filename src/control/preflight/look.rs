@@ -108,10 +108,11 @@ pub fn look(wanted: &Wanted) -> Facts {
     let handshakes = snapshot.iter().flat_map(|snapshot| &snapshot.peers);
     let latest = handshakes.filter_map(|peer| peer.last_handshake).max();
     moments.extend(latest.map(|moment| ("the latest handshake".to_owned(), moment)));
+    let has_ipv6 = family::has_ipv6();
     let mode = |path: &Path| fs::metadata(path).ok().map(|data| data.permissions().mode() & 0o777);
     Facts {
         is_capable: capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN)),
-        has_ipv6: family::has_ipv6(),
+        has_ipv6,
         tun: (snapshot.is_none() && settings.backend != Backend::Kernel).then(try_tun),
         data_plane: snapshot.map(|snapshot| DataPlane { listen_port: snapshot.listen_port }),
         kernel_wireguard: kernel_wireguard(),
@@ -131,6 +132,7 @@ pub fn look(wanted: &Wanted) -> Facts {
         ways: wanted
             .peers
             .iter()
+            .filter(|peer| has_ipv6 || peer.is_ipv4())
             .map(|peer| (*peer, ask(&mut netlink, |netlink| way(netlink, *peer, settings.fwmark, &links))))
             .collect(),
         probed: wanted.probes.then(|| probe(wanted, tunnel_mtu(wanted, links.iter().flatten()))),

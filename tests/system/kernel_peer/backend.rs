@@ -348,10 +348,12 @@ fn a_real_kernel_without_ipv6_does_all_that_is_of_ipv4() {
     assert!(!log.contains("not yet what it should be"), "{log}");
     let places = "--objects /tmp/objects --state /tmp/state --sockets /tmp/sockets";
     let checks = guest.try_run(&format!("adit preflight --node-name guest {places}")).1;
-    let [ipv6, forwarding] = ["ipv6", "forwarding"].map(|check| {
+    let [ipv6, forwarding, path_mtu] = ["ipv6", "forwarding", "path-mtu"].map(|check| {
         checks.lines().find(|line| line.split_whitespace().nth(1) == Some(check)).unwrap_or_default()
     });
     assert!(ipv6.starts_with("warn") && forwarding.starts_with("pass"), "{checks}");
+    // The place that a peer names first is none that it is looked for at.
+    assert!(!path_mtu.is_empty() && !path_mtu.starts_with("fail"), "{checks}");
     guest.run("kill $(cat /tmp/pid)");
     guest.wait_for("the agent's end", "cat /tmp/log", |text| text.contains("what is programmed stays"));
     guest.run(&format!("adit agent --cleanup {STATE}"));
