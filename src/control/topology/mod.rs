@@ -172,8 +172,8 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     claims.add_given_up(&own.given_up);
     claims.add_silent();
     let orphans = orphans(&settings, own, &claims);
-    faults.extend(claims.faults);
-    let claimed = claims.granted;
+    faults.append(&mut claims.faults);
+    let claimed = std::mem::take(&mut claims.granted);
 
     let mut routing = Routing::new(&settings, own, objects);
     let mut peers = BTreeMap::new();
@@ -207,7 +207,8 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         }
     }
     routing.add_orphans(&orphans);
-    routing.let_out(claimed.values().flat_map(|granted| &granted.nodes), &own.remembered);
+    let has_pods = |single: &Prefix| claims.has(single) || own.remembered.has(single);
+    routing.let_out(claimed.values().flat_map(|granted| &granted.nodes), has_pods);
     let is_open = settings.host_traffic == HostTraffic::Plain || routing.is_exempt;
     let own_addresses = own_tunnel.filter(|_| is_open).map(|tunnel| tunnel.node_addresses.clone());
     let mut topology = Topology {

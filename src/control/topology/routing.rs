@@ -10,7 +10,6 @@ use crate::config::Prefix;
 use crate::control::api::{HostTraffic, Mode, Scope};
 use crate::control::objects::{Objects, Tunnel};
 use crate::control::plan::{Entry, FromPods, Kind, Routes};
-use crate::control::remembered::Remembered;
 use crate::control::settings::Settings;
 
 /// The routes that are being made.
@@ -70,9 +69,13 @@ impl<'a> Routing<'a> {
         if settings.mode == Mode::Strict {
             this.all.blackholes.extend(settings.catch_all());
         }
-        if settings.host_traffic == HostTraffic::Encrypt {
+        let encrypts_hosts = settings.host_traffic == HostTraffic::Encrypt;
+        if encrypts_hosts {
             settings.exempt.iter().for_each(|prefix| this.add(*prefix, Kind::Throw));
-            for addr in this.api_servers.clone() {
+        }
+        // By it whoever has named too much says otherwise.
+        for addr in this.api_servers.clone() {
+            if encrypts_hosts || this.is_caught(&Prefix::host(addr)) {
                 this.add(Prefix::host(addr), Kind::Throw);
             }
         }
@@ -148,14 +151,24 @@ impl<'a> Routing<'a> {
         self.all.blackholes.extend(orphans);
     }
 
-    /// Lets past the tunnel what is sent to nodes that are inside what was found of all pods' prefixes, unless other nodes' pods were there.
-    pub(super) fn let_out<'n>(&mut self, nodes: impl Iterator<Item = &'n Prefix>, pods: &Remembered) {
-        let found = &self.settings.found.prefixes;
-        for node in nodes.filter(|node| found.iter().any(|found| found.covers(node))) {
-            if !pods.has(node) {
+    /// Lets past the tunnel what is sent to nodes that are inside all pods' prefixes, but where pods are or were: who named these may not have
+    /// known better, and neither may who was asked.
+    pub(super) fn let_out<'n>(
+        &mut self,
+        nodes: impl Iterator<Item = &'n Prefix>,
+        has_pods: impl Fn(&Prefix) -> bool,
+    ) {
+        for node in nodes {
+            if self.is_caught(node) && !has_pods(node) {
                 self.add(*node, Kind::Throw);
             }
         }
+    }
+
+    /// Tells whether a prefix is inside all pods' prefixes, which go nowhere where they are nobody's.
+    fn is_caught(&self, prefix: &Prefix) -> bool {
+        let is_strict = self.settings.mode == Mode::Strict;
+        is_strict && self.settings.catch_all().iter().any(|block| block.covers(prefix))
     }
 
     fn add(&mut self, prefix: Prefix, kind: Kind) {

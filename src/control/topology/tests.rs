@@ -408,18 +408,47 @@ fn what_was_found_of_all_pods_prefixes_goes_nowhere_but_refuses_nothing() {
 }
 
 #[test]
-fn a_node_inside_what_was_found_is_reached_unless_pods_were_there() {
-    let mut objects = objects(Mode::Strict);
-    change(&mut objects, "b", |tunnel| tunnel.node_addresses = vec![[10, 244, 9, 9].into()]);
-    let prefixes = vec![prefix("10.244.0.0/16")];
-    objects.pod_network = Some(PodNetwork { prefixes, faults: Vec::new() });
-    let open = "throw 10.244.9.9/32".to_owned();
-    assert!(entries(&of(&objects)).contains(&open));
-    let own = Own { remembered: Remembered::of_text("10.244.9.0/24\n"), ..Own::new("a", key(1)) };
-    assert!(!entries(&topology(&objects, &own)).contains(&open));
-    // Nor if they are.
-    change(&mut objects, "c", |tunnel| tunnel.pod_prefixes.push(prefix("10.244.9.0/24")));
-    assert!(!entries(&of(&objects)).contains(&open));
+fn a_node_inside_all_pods_prefixes_is_reached_unless_pods_were_there() {
+    for is_named in [true, false] {
+        let mut objects = objects(Mode::Strict);
+        change(&mut objects, "b", |tunnel| tunnel.node_addresses = vec![[10, 244, 9, 9].into()]);
+        if is_named {
+            set(&mut objects, |spec| {
+                spec.cluster_cidrs = Some(vec!["10.244.0.0/16".to_owned(), "fd00::/16".to_owned()])
+            });
+        } else {
+            let prefixes = vec![prefix("10.244.0.0/16")];
+            objects.pod_network = Some(PodNetwork { prefixes, faults: Vec::new() });
+        }
+        let open = "throw 10.244.9.9/32".to_owned();
+        assert!(entries(&of(&objects)).contains(&open));
+        let own = Own { remembered: Remembered::of_text("10.244.9.0/24\n"), ..Own::new("a", key(1)) };
+        assert!(!entries(&topology(&objects, &own)).contains(&open));
+        // Nor if they are, the node's own as well.
+        for name in ["b", "c"] {
+            let mut objects = objects.clone();
+            change(&mut objects, name, |tunnel| tunnel.pod_prefixes.push(prefix("10.244.9.0/24")));
+            assert!(!entries(&of(&objects)).contains(&open), "{name}");
+        }
+    }
+}
+
+/// Whoever has named too much can say otherwise.
+#[test]
+fn an_api_server_inside_all_pods_prefixes_is_reached() {
+    for host_traffic in [HostTraffic::Plain, HostTraffic::PodToNode, HostTraffic::Encrypt] {
+        let mut objects = objects(Mode::Strict);
+        set(&mut objects, |spec| {
+            spec.host_traffic = Some(host_traffic);
+            spec.cluster_cidrs = Some(vec!["10.0.0.0/8".to_owned(), "fd00::/16".to_owned()]);
+        });
+        objects.api_servers.insert("kubernetes".to_owned(), vec![IpAddr::from([10, 9, 0, 100])]);
+        let own = Own { api_servers: vec![IpAddr::from([10, 96, 0, 1])], ..Own::new("a", key(1)) };
+        let entries = entries(&topology(&objects, &own));
+        for entry in ["throw 10.9.0.100/32", "throw 10.96.0.1/32", "blackhole 10.0.0.0/8"] {
+            assert!(entries.contains(&entry.to_owned()), "{host_traffic:?} {entry}");
+        }
+    }
 }
 
 #[test]

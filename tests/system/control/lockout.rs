@@ -1,9 +1,10 @@
-//! Traffic of the hosts themselves is encrypted, and the API server is on one of the nodes: a node whose key nobody knows gets in all the same.
+//! Whatever is wanted, the API server is reached, so that it can be said otherwise: where traffic of the hosts themselves is encrypted and the
+//! API server is on one of the nodes, a node whose key nobody knows gets in all the same; and where nodes' addresses are named as pods'.
 
 use std::fs;
 
 use super::cluster::{ADDRESS, ControlPlane, TOKEN, as_peer, node_object};
-use super::nodes::Mesh;
+use super::nodes::{Mesh, Node};
 use super::wire::{Seen, Wire, canary_pattern};
 use crate::support::tunnel::Program;
 use crate::support::{SOON, need, wait_until};
@@ -76,4 +77,42 @@ fn a_node_that_has_lost_its_key_gets_in_again_though_all_host_traffic_is_encrypt
     wire.forget(Seen::Canary);
     wait_until("an answer from host to host", SOON, || second.namespace.succeeds(&ping("10.9.0.3")));
     assert_eq!(wire.count(Seen::Canary), 0);
+}
+
+#[test]
+fn nodes_and_the_api_server_are_reached_though_their_addresses_are_named_as_pods() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(2);
+    let Some(plane) = super::plans::start(&mesh, "{mode: Strict}") else { return };
+    let kubeconfig = plane.kubeconfig();
+    for node in &mut mesh.nodes {
+        node.start_data_plane(Program::Adit);
+        node.start_agent_with("KUBECONFIG", &kubeconfig);
+    }
+    let [first, second] = &mut mesh.nodes[..] else { panic!("two nodes") };
+    first.wait_for_pod_of(second);
+    let drops = |node: &Node, prefix: &str| {
+        node.namespace.ip("route show table 8365").lines().any(|line| line.starts_with(prefix))
+    };
+    let wrong = "blackhole 10.0.0.0/8";
+    plane.configure(r#"{"clusterCIDRs":["10.0.0.0/8","fd00:244::/32"]}"#);
+    for node in [&*first, second] {
+        wait_until("what holds the nodes as well", SOON, || drops(node, wrong));
+    }
+    // What is nobody's is dropped; what is a node's is not.
+    assert!(!first.namespace.pings("10.9.0.77"));
+    assert!(first.namespace.pings("10.9.0.2") && second.namespace.pings("10.9.0.1"));
+    first.wait_for_pod_of(second);
+    // Nor is an agent that begins anew kept from hearing that it was a mistake.
+    drop(first.agent.take());
+    first.start_agent_with("KUBECONFIG", &kubeconfig);
+    let agent = first.agent.as_ref().unwrap();
+    wait_until("the agent's first look", SOON, || agent.output().contains("the data plane answers"));
+    plane.configure(r#"{"clusterCIDRs":["10.244.0.0/16","fd00:244::/32"]}"#);
+    for node in [&*first, second] {
+        wait_until("the pods' prefix alone", SOON, || {
+            drops(node, "blackhole 10.244.0.0/16") && !drops(node, wrong)
+        });
+    }
+    first.wait_for_pod_of(second);
 }
