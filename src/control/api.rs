@@ -113,7 +113,7 @@ pub enum KeyState {
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// The IP address.
-    #[schemars(schema_with = "address")]
+    #[schemars(schema_with = "place")]
     pub address: String,
     /// The UDP port.
     #[schemars(range(min = 1, max = 65535))]
@@ -242,7 +242,7 @@ pub struct TunnelConfigSpec {
     pub open_port_in: Option<Vec<String>>,
     /// The tunnel's interface. adit0 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 15), regex(pattern = "^[A-Za-z0-9_.-]+$"))]
+    #[schemars(schema_with = "interface")]
     pub interface_name: Option<String>,
     /// The interface's MTU in bytes; or Auto, from the device beneath; or Probe. Auto by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -490,7 +490,7 @@ pub struct Routing {
 pub struct Metrics {
     /// Where the metrics are served, as :9586.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64), regex(pattern = "^.*:[0-9]+$"))]
+    #[schemars(schema_with = "listener")]
     pub address: Option<String>,
     /// Whether every peer has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -513,7 +513,13 @@ fn definition(definition: &CustomResourceDefinition) -> String {
     format!("---\n{text}")
 }
 
-// The pieces of the schema. Every string and list has a bound: the API server refuses rules whose cost it cannot bound.
+// The pieces of the schema. Every string and list has a bound: the API server refuses rules whose cost it cannot bound. What an agent would not
+// obey is refused, as `super::read` and `super::settings` judge it.
+
+const ADDRESS: &str = "an IPv4 or IPv6 address is needed";
+const UNUSUAL: &str = "packets between nodes do not have such addresses";
+const WIDE: &str = "no block wider than /8 (IPv6: /16)";
+const NARROW: &str = "cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 8 : 16)";
 
 fn public_key(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
@@ -537,16 +543,30 @@ fn moment(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "format": "date-time", "maxLength": 64 })
 }
 
-fn address(_: &mut SchemaGenerator) -> Schema {
+fn place(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
         "maxLength": 45,
-        "x-kubernetes-validations": [{ "rule": "isIP(self)", "message": "an IPv4 or IPv6 address is needed" }],
+        "x-kubernetes-validations": [
+            { "rule": "isIP(self)", "message": ADDRESS },
+            {
+                "rule": "!isIP(self) || ip(self).isGlobalUnicast() || ip(self).isLoopback() || ip(self).isLinkLocalUnicast()",
+                "message": "nobody can be reached there",
+            },
+        ],
     })
 }
 
-fn addresses(generator: &mut SchemaGenerator) -> Schema {
-    list_of(&address(generator), 32)
+fn addresses(_: &mut SchemaGenerator) -> Schema {
+    let address = json_schema!({
+        "type": "string",
+        "maxLength": 45,
+        "x-kubernetes-validations": [
+            { "rule": "isIP(self)", "message": ADDRESS },
+            { "rule": "!isIP(self) || ip(self).isGlobalUnicast()", "message": UNUSUAL },
+        ],
+    });
+    list_of(&address, 32)
 }
 
 fn prefixes(_: &mut SchemaGenerator) -> Schema {
@@ -559,6 +579,8 @@ fn prefixes(_: &mut SchemaGenerator) -> Schema {
                 "rule": "!isCIDR(self) || cidr(self) == cidr(self).masked()",
                 "message": "the prefix has host bits that are not zero",
             },
+            { "rule": format!("!isCIDR(self) || {NARROW}"), "message": format!("a node owns {WIDE}") },
+            { "rule": "!isCIDR(self) || cidr(self).ip().isGlobalUnicast()", "message": UNUSUAL },
         ],
     });
     list_of(&prefix, 512)
@@ -568,10 +590,16 @@ fn host_prefixes(_: &mut SchemaGenerator) -> Schema {
     let prefix = json_schema!({
         "type": "string",
         "maxLength": 43,
-        "x-kubernetes-validations": [{
-            "rule": "isIP(self) || (isCIDR(self) && cidr(self).prefixLength() == (cidr(self).ip().family() == 4 ? 32 : 128))",
-            "message": "a single address is needed, as 10.244.1.0/32",
-        }],
+        "x-kubernetes-validations": [
+            {
+                "rule": "isIP(self) || (isCIDR(self) && cidr(self).prefixLength() == (cidr(self).ip().family() == 4 ? 32 : 128))",
+                "message": "a single address is needed, as 10.244.1.0/32",
+            },
+            {
+                "rule": "isIP(self) ? ip(self).isGlobalUnicast() : !isCIDR(self) || cidr(self).ip().isGlobalUnicast()",
+                "message": UNUSUAL,
+            },
+        ],
     });
     list_of(&prefix, 8)
 }
@@ -582,9 +610,16 @@ fn cluster_cidrs(_: &mut SchemaGenerator) -> Schema {
         "maxLength": 43,
         "x-kubernetes-validations": [
             { "rule": "self == 'Auto' || isCIDR(self)", "message": "the word Auto or a prefix is needed, as 10.244.0.0/16" },
+            { "rule": format!("!isCIDR(self) || {NARROW}"), "message": format!("a cluster's pods have {WIDE}") },
         ],
     });
-    set_of(&prefix, 32)
+    json_schema!({
+        "type": "array",
+        "maxItems": 32,
+        "x-kubernetes-list-type": "set",
+        "items": prefix,
+        "x-kubernetes-validations": [{ "rule": "!('Auto' in self) || self.size() == 1", "message": "Auto stands alone" }],
+    })
 }
 
 fn chains(_: &mut SchemaGenerator) -> Schema {
@@ -624,21 +659,46 @@ fn conditions(generator: &mut SchemaGenerator) -> Schema {
 }
 
 fn duration(_: &mut SchemaGenerator) -> Schema {
-    duration_up_to("87600h")
+    duration_up_to("87600h", "h|m|s|ms")
 }
 
 fn keepalive(_: &mut SchemaGenerator) -> Schema {
-    duration_up_to("65535s")
+    duration_up_to("65535s", "h|m|s")
 }
 
-fn duration_up_to(most: &str) -> Schema {
+fn duration_up_to(most: &str, units: &str) -> Schema {
     json_schema!({
         "type": "string",
         "maxLength": 32,
-        "pattern": "^([0-9]+(h|m|s|ms))+$",
+        "pattern": format!("^([0-9]+({units}))+$"),
         "x-kubernetes-validations": [{
             "rule": format!("duration(self) <= duration('{most}')"),
             "message": format!("at most {most}"),
+        }],
+    })
+}
+
+fn interface(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 15,
+        "pattern": "^[A-Za-z0-9_.-]+$",
+        "x-kubernetes-validations": [{
+            "rule": "!(self in ['.', '..'])",
+            "message": "no interface can have this name",
+        }],
+    })
+}
+
+fn listener(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 64,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches('^(|[0-9.]+|[[][0-9A-Fa-f:.]+[]]):[0-9]{1,5}$') && int(self.substring(self.lastIndexOf(':') + 1)) <= 65535 \
+                && (self.startsWith(':') || isIP(self.substring(0, self.lastIndexOf(':')).replace('[', '').replace(']', '')))",
+            "message": "ADDRESS:PORT or :PORT is needed, as 127.0.0.1:9586",
         }],
     })
 }

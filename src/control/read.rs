@@ -457,7 +457,7 @@ fn block(value: &Value) -> Result<Prefix, String> {
 }
 
 /// Reads a block of addresses. Who owns half of the internet has made a mistake.
-fn wide_block(text: &str, who: &str) -> Result<Prefix, String> {
+pub(super) fn wide_block(text: &str, who: &str) -> Result<Prefix, String> {
     let prefix: Prefix = parse(text, "a prefix (ADDRESS/LENGTH)")?;
     let least = if prefix.addr().is_ipv4() { 8 } else { 16 };
     if prefix.len() < least {

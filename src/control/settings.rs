@@ -12,8 +12,8 @@ use super::api::{
 use super::metrics::server::places;
 use super::objects::{Config, Fault, Objects};
 use super::pod_network::Found;
-use super::read::KUBEADM;
-use crate::config::Prefix;
+use super::read::{KUBEADM, wide_block};
+use crate::config::{NoPrefix, Prefix};
 use crate::sys::netlink::nftables::Chain;
 
 /// The name of the `TunnelConfig` that is for all nodes.
@@ -167,13 +167,16 @@ impl Settings {
         self.host_traffic = spec.host_traffic.unwrap_or(self.host_traffic);
         self.pod_addresses = spec.pod_addresses.unwrap_or(self.pod_addresses);
         if let Some(words) = &spec.cluster_cidrs {
-            match prefixes(words, "Auto") {
+            let read = |text: &str| wide_block(text, "a cluster's pods have");
+            match prefixes(words, "Auto", read) {
+                Ok((prefixes, true)) if !prefixes.is_empty() => fault("clusterCIDRs", "Auto stands alone"),
                 Ok((prefixes, auto)) => self.cluster_prefixes = (!auto).then_some(prefixes),
                 Err(reason) => fault("clusterCIDRs", &reason),
             }
         }
         if let Some(words) = &spec.exempt {
-            match prefixes(words, "apiserver") {
+            let read = |text: &str| text.parse().map_err(|error: NoPrefix| error.to_string());
+            match prefixes(words, "apiserver", read) {
                 Ok((prefixes, api_server)) => (self.exempt, self.exempt_api_server) = (prefixes, api_server),
                 Err(reason) => fault("exempt", &reason),
             }
@@ -258,10 +261,13 @@ fn selects(spec: &TunnelConfigSpec, labels: &BTreeMap<String, String>) -> bool {
 }
 
 /// Reads prefixes, and tells whether `word` was among them.
-fn prefixes(words: &[String], word: &str) -> Result<(Vec<Prefix>, bool), String> {
-    let parse = |text: &String| {
-        text.parse().map_err(|error| format!("{text}: {error}, or the word {word} is needed"))
-    };
+fn prefixes(
+    words: &[String],
+    word: &str,
+    read: impl Fn(&str) -> Result<Prefix, String>,
+) -> Result<(Vec<Prefix>, bool), String> {
+    let parse =
+        |text: &String| read(text).map_err(|error| format!("{text}: {error}, or the word {word} is needed"));
     let texts = words.iter().filter(|text| *text != word);
     Ok((texts.map(parse).collect::<Result<_, _>>()?, words.iter().any(|text| text == word)))
 }

@@ -6,11 +6,14 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
+use adit::control::objects::Objects;
+use adit::control::read;
+use adit::control::settings::Settings;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::nodes::{Directory, Mesh, Node, answered};
 use crate::support::tunnel::Program;
@@ -300,27 +303,6 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     });
     first.wait_until_peers_are(&[as_peer(second), as_peer(third)]);
 
-    // What makes no sense is refused, in words.
-    for (kind, name, patch, words) in [
-        (
-            "nodetunnel",
-            "node1",
-            r#"{"spec":{"podPrefixes":["10.244.1.7/24"]}}"#,
-            "host bits that are not zero",
-        ),
-        (
-            "nodetunnel",
-            "node1",
-            r#"{"spec":{"keys":[{"publicKey":"x","state":"Active"}]}}"#,
-            "a public key is 32 bytes in base64",
-        ),
-        ("tunnelconfig", "default", r#"{"spec":{"mtu":100}}"#, "a number from 576 to 65535"),
-        ("tunnelconfig", "default", r#"{"spec":{"mode":"strict"}}"#, "Unsupported value"),
-    ] {
-        let (success, text) = plane.try_kubectl(&["patch", kind, name, "--type=merge", "-p", patch]);
-        assert!(!success && text.contains(words), "{patch}: {text}");
-    }
-
     // The API server goes away. Agents go on, and one that is started anew knows what it knew.
     let ping = first.ping(second);
     drop(plane.api_server.take());
@@ -353,4 +335,120 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     second.wait_until_peers_are(&[as_peer(first)]);
     let (sent, received) = answered(ping);
     assert!(sent > 50 && sent - received <= 1, "{sent} sent, {received} answered");
+}
+
+/// Returns what an agent that reads an object does not obey of it.
+fn not_obeyed(object: &Value) -> Vec<String> {
+    let mut objects = Objects::default();
+    objects.insert(read::object(object).unwrap());
+    let mut faults: Vec<_> = objects.tunnels.values().flat_map(|tunnel| tunnel.faults.clone()).collect();
+    let mut found = Vec::new();
+    Settings::of(&objects, "node1", &[].into(), &mut found);
+    faults.extend(found.into_iter().map(|(_, fault)| fault));
+    faults.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_an_agent_would_not_obey_is_refused_in_words() {
+    need!("ip");
+    let mesh = Mesh::new(1);
+    let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
+    plane.define();
+    let object = |kind: &str, spec: &Value| {
+        let name = if kind == "NodeTunnel" { "node1" } else { "default" };
+        json!({ "apiVersion": "adit.dev/v1alpha1", "kind": kind, "metadata": { "name": name }, "spec": spec })
+    };
+    let create = |object: &Value| {
+        let path = plane.write("object.json", &object.to_string());
+        plane.try_kubectl(&["create", "--dry-run=server", "-f", path.to_str().unwrap()])
+    };
+    let key = json!({ "publicKey": mesh.nodes[0].key, "state": "Active" });
+    let with_key = |mut spec: Value| {
+        spec["keys"].is_null().then(|| spec["keys"] = json!([key]));
+        object("NodeTunnel", &spec)
+    };
+    let at = |addr: &str, port: u32| json!({ "endpoints": [{ "address": addr, "port": port }] });
+    let (wide, unusual) =
+        ("no block wider than /8 (IPv6: /16)", "packets between nodes do not have such addresses");
+    let place = "ADDRESS:PORT or :PORT is needed";
+    let bad = [
+        (with_key(json!({ "keys": [{ "publicKey": "x", "state": "Active" }] })), "32 bytes in base64"),
+        (with_key(json!({ "keys": [key, key] })), "at most one key is Active"),
+        (with_key(at("10.9.0.1", 0)), "should be greater than or equal to 1"),
+        (with_key(at("10.9.0.1", 65_536)), "should be less than or equal to 65535"),
+        (with_key(at("nowhere", 1)), "an IPv4 or IPv6 address is needed"),
+        (with_key(at("0.0.0.0", 1)), "nobody can be reached there"),
+        (with_key(at("ff02::1", 1)), "nobody can be reached there"),
+        (with_key(json!({ "podPrefixes": ["10.244.1.0"] })), "a prefix is ADDRESS/LENGTH"),
+        (with_key(json!({ "podPrefixes": ["10.0.0.0/7"] })), wide),
+        (with_key(json!({ "podPrefixes": ["fd00::/15"] })), wide),
+        (with_key(json!({ "podPrefixes": ["127.0.0.0/8"] })), unusual),
+        (with_key(json!({ "podPrefixes": ["fe80::/64"] })), unusual),
+        (with_key(json!({ "nodeAddresses": ["224.0.0.1"] })), unusual),
+        (with_key(json!({ "nodeAddresses": ["10.9.0.1/24"] })), "an IPv4 or IPv6 address is needed"),
+        (with_key(json!({ "tunnelAddresses": ["10.244.1.0/24"] })), "a single address is needed"),
+        (with_key(json!({ "tunnelAddresses": ["::1"] })), unusual),
+        (with_key(json!({ "tunnelAddresses": ["169.254.0.1/32"] })), unusual),
+        (with_key(json!({ "mtu": "wide" })), "must be of type integer"),
+        (object("TunnelConfig", &json!({ "mode": "strict" })), "Unsupported value"),
+        (
+            object("TunnelConfig", &json!({ "clusterCIDRs": ["10.244.0.0"] })),
+            "the word Auto or a prefix is needed",
+        ),
+        (object("TunnelConfig", &json!({ "clusterCIDRs": ["0.0.0.0/0"] })), wide),
+        (object("TunnelConfig", &json!({ "clusterCIDRs": ["Auto", "10.244.0.0/16"] })), "Auto stands alone"),
+        (
+            object("TunnelConfig", &json!({ "exempt": ["everything"] })),
+            "the word apiserver or a prefix is needed",
+        ),
+        (object("TunnelConfig", &json!({ "listenPort": 0 })), "should be greater than or equal to 1"),
+        (object("TunnelConfig", &json!({ "openPortIn": ["arp filter INPUT"] })), "openPortIn"),
+        (object("TunnelConfig", &json!({ "interfaceName": "a/b" })), "interfaceName"),
+        (object("TunnelConfig", &json!({ "interfaceName": ".." })), "no interface can have this name"),
+        (object("TunnelConfig", &json!({ "mtu": 100 })), "a number from 576 to 65535"),
+        (object("TunnelConfig", &json!({ "persistentKeepalive": "500ms" })), "persistentKeepalive"),
+        (object("TunnelConfig", &json!({ "persistentKeepalive": "65536s" })), "at most 65535s"),
+        (
+            object("TunnelConfig", &json!({ "routing": { "rulePriority": 32_766 } })),
+            "should be less than or equal to 32765",
+        ),
+        (object("TunnelConfig", &json!({ "routing": { "table": 254 } })), "a number from 256"),
+        (object("TunnelConfig", &json!({ "routing": { "fwmark": "0x7" } })), "a number from 1"),
+        (object("TunnelConfig", &json!({ "metrics": { "address": "here:9586" } })), place),
+        (object("TunnelConfig", &json!({ "metrics": { "address": ":65536" } })), place),
+        (object("TunnelConfig", &json!({ "metrics": { "address": "::1:9586" } })), place),
+    ];
+    for (object, words) in &bad {
+        let (success, text) = create(object);
+        assert!(!success && text.contains(words), "{object}: {words} is not in {text}");
+        assert_ne!(not_obeyed(object), [""; 0], "{object}: an agent obeys it");
+    }
+    // An agent would take it for what is meant, but it is a slip of the pen.
+    let (success, text) = create(&with_key(json!({ "podPrefixes": ["10.244.1.7/24"] })));
+    assert!(!success && text.contains("host bits that are not zero"), "{text}");
+    let good = [
+        with_key(json!({
+            "endpoints": [{ "address": "127.0.0.1", "port": 1 }, { "address": "2001:db8::1", "port": 65_535 }],
+            "podPrefixes": ["10.0.0.0/8", "fd00::/16"],
+            "nodeAddresses": ["10.9.0.1", "2001:db8::1"],
+            "tunnelAddresses": ["10.244.1.0", "fd00:1::/128"],
+        })),
+        object(
+            "TunnelConfig",
+            &json!({
+                "mode": "Strict", "clusterCIDRs": ["10.0.0.0/8", "fd00::/16"], "persistentKeepalive": "1h25s",
+                "interfaceName": "adit.0", "metrics": { "address": ":9586" },
+            }),
+        ),
+        object(
+            "TunnelConfig",
+            &json!({ "clusterCIDRs": ["Auto"], "metrics": { "address": "127.0.0.1:9586" } }),
+        ),
+        object("TunnelConfig", &json!({ "metrics": { "address": "[::1]:9586" } })),
+    ];
+    for object in &good {
+        let (success, text) = create(object);
+        assert!(success, "{object}: {text}");
+        assert_eq!(not_obeyed(object), [""; 0], "{object}");
+    }
 }
