@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::cluster::{ControlPlane, as_peer, node_object};
+use super::host_traffic::pod;
 use super::nodes::{Directory, Mesh, Node};
+use super::wire::{Seen, Wire, canary_pattern};
 use crate::support::tunnel::Program;
 use crate::support::{SOON, need, wait_until};
 
@@ -148,6 +150,58 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
     // An administrator is not bound by the policy, and the nodes are as they were.
     plane.kubectl(&patch("node2"));
     first.wait_until_peers_are(&[as_peer(second)]);
+}
+
+#[test]
+fn pods_of_three_nodes_talk_and_nothing_of_it_is_in_clear_once_one_command_says_so() {
+    need!("ip", "wg", "ping", "setpriv");
+    let mut mesh = Mesh::new(3);
+    let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
+    plane.define();
+    plane.kubectl(&["create", "namespace", "adit-system"]);
+    for name in ["rbac", "policy"] {
+        plane.kubectl(&["apply", "-f", &manifest(name)]);
+    }
+    let pods: Vec<_> = mesh.nodes.iter().map(pod).collect();
+    for node in &mut mesh.nodes {
+        plane.apply("node.yaml", &node_object(node));
+        // As whoever made the pods' network has laid it.
+        for n in (1..=3).filter(|n| *n != node.number) {
+            node.namespace.ip(&format!("route add 10.244.{n}.0/24 via 10.9.0.{n}"));
+        }
+        let token = token_of(&plane, node.number);
+        node.start_data_plane(Program::Adit);
+        node.start_agent_in(&[("KUBECONFIG", token.to_str().unwrap()), ("ADIT_DEFAULT_MODE", "Off")]);
+    }
+    mesh.nodes.iter().for_each(|node| node.wait_for_peers(2));
+    let wires = ["port1", "port2", "port3"].map(|port| Wire::open(&mesh.fabric, port));
+    let pattern = canary_pattern();
+    let all_answer = || {
+        let pairs = pods
+            .iter()
+            .enumerate()
+            .flat_map(|(at, pod)| (0..pods.len()).filter(move |to| *to != at).map(move |to| (pod, to + 1)));
+        pairs.fold(true, |all, (pod, to)| {
+            pod.succeeds(&format!("ping -n -c 1 -W 1 -p {pattern} 10.244.{to}.9")) && all
+        })
+    };
+    // Each way there and back, seen at both ends.
+    let seen = || {
+        for (wire, what) in wires.iter().flat_map(|wire| [(wire, Seen::Canary), (wire, Seen::WireGuard)]) {
+            wire.forget(what);
+        }
+        all_answer()
+            .then(|| wires.each_ref().map(|wire| (wire.count(Seen::Canary), wire.count(Seen::WireGuard))))
+    };
+    // The control: this is what is seen where nothing is encrypted.
+    wait_until("answers in clear", SOON, || seen() == Some([(8, 0); 3]));
+    plane.configure(r#"{"mode":"Strict"}"#);
+    wait_until("Strict, and all answers", SOON, || {
+        let path = "jsonpath={.items[*].status.conditions[?(@.type==\"StrictEnforced\")].status}";
+        plane.kubectl(&["get", "nodetunnels", "-o", path]) == "True True True" && all_answer()
+    });
+    let seen = seen().expect("all answer");
+    assert!(seen.iter().all(|(clear, encrypted)| *clear == 0 && *encrypted >= 8), "{seen:?}");
 }
 
 /// Without its TunnelConfig a cluster that was Strict would send in clear.
