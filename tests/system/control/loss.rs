@@ -230,8 +230,8 @@ fn a_data_plane_that_is_killed_under_traffic_leaks_nothing_and_traffic_is_back_w
             returns[returns.len() / 2],
             returns[returns.len() - 1],
         );
-        // What else the machine does makes it longer, and nothing makes it shorter: the quickest is the data plane's own.
-        assert!(returns[0] <= BACK, "{name}: {returns:?}");
+        // What else the machine does makes some of them longer.
+        assert!(returns[returns.len() / 2] <= BACK, "{name}: {returns:?}");
     }
     // The control: this is what is seen where nothing is encrypted.
     mesh.write(
