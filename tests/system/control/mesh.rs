@@ -247,6 +247,67 @@ fn in_strict_mode_nothing_leaves_in_clear_whoever_dies_and_cleanup_leaves_nothin
 }
 
 #[test]
+fn nodes_that_have_ipv6_alone_are_protected_as_well() {
+    need!("ip", "wg", "ping", "setpriv", "nft");
+    let mut mesh = Mesh::new(2);
+    let config = |mesh: &Mesh, mode: &str| {
+        let spec = format!("{{mode: {mode}, clusterCIDRs: [\"fd00:244::/32\"], hostTraffic: PodToNode}}");
+        let text = format!(
+            "apiVersion: adit.dev/v1alpha1\nkind: TunnelConfig\nmetadata: {{name: default}}\nspec: {spec}\n"
+        );
+        mesh.write("config", &text);
+    };
+    for node in &mesh.nodes {
+        let (n, key, other) = (node.number, &node.key, 3 - node.number);
+        node.namespace.ip("-4 addr flush dev eth0");
+        node.namespace.ip(&format!("addr add fd09::{n}/64 dev eth0 nodad"));
+        // As whoever made the pods' network has laid it.
+        node.namespace.ip(&format!("route add fd00:244::/32 via fd09::{other}"));
+        let text = format!(
+            "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {{name: node{n}}}\nspec:\n  \
+            keys: [{{publicKey: \"{key}\", state: Active}}]\n  endpoints: [{{address: \"fd09::{n}\", port: 51820}}]\n  \
+            podPrefixes: [\"fd00:244:{n}::/64\"]\n  nodeAddresses: [\"fd09::{n}\"]\n  tunnelAddresses: [\"fd00:244:{n}::\"]\n"
+        );
+        mesh.write(&format!("node{n}"), &text);
+    }
+    config(&mesh, "\"Off\"");
+    mesh.start(Program::Adit);
+    let wire = Wire::open(&mesh.fabric, "port1");
+    let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
+    let pattern = canary_pattern();
+    // Whether there is an answer, and how many frames are seen in clear.
+    let ask = |to: &str| {
+        wire.forget(Seen::Canary);
+        let line = format!("ping -n -c 1 -W 1 -p {pattern} -I fd00:244:1::1 {to}");
+        let answers = first.namespace.succeeds(&line);
+        (answers, wire.count(Seen::Canary))
+    };
+    let (pod, node) = ("fd00:244:2::1", "fd09::2");
+    // The control: this is what is seen where nothing is encrypted.
+    wait_until("answers in clear", SOON, || ask(pod) == (true, 2) && ask(node).1 > 0);
+    config(&mesh, "Strict");
+    wait_until("answers through the tunnel", SOON, || ask(pod) == (true, 0) && ask(node) == (true, 0));
+    assert_eq!(ask("fd00:244:77::1"), (false, 0), "what nobody has");
+    let link = first.namespace.ip(&format!("link show dev {}", first.interface));
+    assert!(link.contains(" mtu 1420 "), "{link}");
+    let text = fs::read_to_string(first.state.path().join("mtu")).unwrap();
+    assert_eq!(text, "1420\n");
+    // What comes in clear is dropped.
+    second.namespace.ip("-6 route add fd00:244:1::1 via fd09::1");
+    let past_the_tunnel = ["-n", "-c", "1", "-W", "1", "-m", "8365", "-I", "fd00:244:2::1", "fd00:244:1::1"];
+    assert!(!second.namespace.try_run("ping", &past_the_tunnel).0);
+    let rules = first.namespace.run("nft", &["list", "counter", "inet", "adit", "cleartext_ingress"]);
+    assert!(!rules.contains("packets 0"), "{rules}");
+    // Without a data plane nothing is in clear.
+    drop(mesh.nodes[0].data_plane.take());
+    let first = &mesh.nodes[0];
+    wire.forget(Seen::Canary);
+    let line = format!("ping -n -c 3 -i 0.2 -W 1 -p {pattern} -I fd00:244:1::1 {pod}");
+    assert!(!first.namespace.succeeds(&line));
+    assert_eq!(wire.count(Seen::Canary), 0, "in clear");
+}
+
+#[test]
 fn a_silent_peer_is_looked_for_elsewhere_however_much_else_happens() {
     need!("ip", "wg", "setpriv");
     let mut mesh = Mesh::new(2);
