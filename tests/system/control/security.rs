@@ -113,6 +113,12 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
         &["apply", "--server-side", "-f", other],
         "may not write the NodeTunnel of node9",
     );
+    // Without its owner it would stay when the node is removed.
+    for owners in ["null", r#"[{"apiVersion":"v1","kind":"Node","name":"node2","uid":"u"}]"#] {
+        let patch = format!("{{\"metadata\":{{\"ownerReferences\":{owners}}}}}");
+        let line = ["patch", "nodetunnel", "node1", "--type=merge", "-p", &patch];
+        assert_forbidden(&plane, own, &line, "a NodeTunnel is owned by its Node");
+    }
     // A token that anybody with the right to make one has made, bound to no node.
     let unbound = plane.kubectl(&["-n", "adit-system", "create", "token", "adit-agent"]);
     let unbound = plane.write_kubeconfig("unbound", unbound.trim());
