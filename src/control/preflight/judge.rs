@@ -193,7 +193,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "rbac",
         why: "an agent that may not read the objects knows no peers, and one that may not write its own is nobody's peer",
-        fix: "apply rbac.yaml of adit's manifests, and taint.yaml for a startup taint, and run the agent under the service account adit-agent",
+        fix: "apply rbac.yaml of adit's manifests, taint.yaml for a startup taint, and pods.yaml for podAddresses: Pods, and run the agent under \
+            the service account adit-agent",
         judge: rbac,
     },
 ];

@@ -2,6 +2,7 @@
 
 use super::cluster::{ControlPlane, as_peer, node_object};
 use super::nodes::{Mesh, answered};
+use super::security::token_of;
 use crate::support::tunnel::Program;
 use crate::support::{SOON, need, wait_until};
 
@@ -34,9 +35,14 @@ fn single_pods_addresses_are_told_and_reached_while_that_is_the_plan() {
         let patch = format!("{{\"status\":{status}}}");
         plane.kubectl(&["patch", "pod", name, "--subresource=status", "--type=merge", "-p", &patch]);
     }
+    // With the rights that their role and the one for this plan give them.
+    for name in ["namespace", "rbac", "pods"] {
+        let manifest = format!("{}/cni/manifests/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+        plane.kubectl(&["apply", "-f", &manifest]);
+    }
     for node in &mut mesh.nodes {
         node.start_data_plane(Program::Adit);
-        node.start_agent_with("KUBECONFIG", &plane.kubeconfig());
+        node.start_agent_with("KUBECONFIG", &token_of(&plane, node.number));
     }
     let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
     second.namespace.ip("addr add 10.7.0.9/32 dev lo");

@@ -144,6 +144,7 @@ fn an_agent_writes_the_object_of_its_own_node_and_nothing_else() {
         &["create", "-f", &manifest("crds")],
         &["label", "node", "node1", "a=b"],
         &["-n", "adit-system", "get", "pod", "agent1"],
+        &["-n", "adit-system", "get", "pods"],
         &["-n", "adit-system", "delete", "pod", "agent1"],
         &["-n", "adit-system", "get", "secrets"],
         &["get", "events"],
