@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::control::nodes::{Directory, Mesh};
 use crate::support::api_double::{ApiDouble, Kind, Manners};
 use crate::support::tunnel::Program;
-use crate::support::{Namespace, SOON, need, not_hosted, wait_until};
+use crate::support::{Namespace, SOON, need, wait_until};
 
 /// Anybody's.
 const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
@@ -101,6 +101,18 @@ macro_rules! instead_of {
         &["unshare", "-m", "sh", "-c", concat!("mount --bind ", $with, " ", $place, " && exec \"$@\""), "sh"]
     };
 }
+
+/// Has a command see a kernel in FIPS mode. Not every one has it: its variables are in the place of the kernel's own.
+const IN_FIPS_MODE: &[&str] = &[
+    "unshare",
+    "-m",
+    "sh",
+    "-c",
+    "mount -t tmpfs none /mnt && mkdir /mnt/sys && mount --bind /proc/sys /mnt/sys && mount -t tmpfs none /proc/sys && \
+        for part in net kernel; do mkdir /proc/sys/$part && mount --bind /mnt/sys/$part /proc/sys/$part; done && \
+        mkdir /proc/sys/crypto && echo 1 >/proc/sys/crypto/fips_enabled && exec \"$@\"",
+    "sh",
+];
 
 /// Breaks the node by an act that leaves nothing to be kept.
 macro_rules! after {
@@ -221,6 +233,7 @@ const CASES: &[Case] = &[
     after!("cluster-prefixes", "fail", |host| ip(host, "addr add 10.244.7.1/24 dev eth0")),
     after!("cluster-prefixes", "fail", |host| ip(host, "addr add 10.200.0.1/8 dev eth0")),
     after!("cluster-prefixes", "warn", |host| ip(host, "route add 10.244.7.0/24 via 10.9.0.2")),
+    by("fips", "warn", IN_FIPS_MODE),
     after!("forwarding", "fail", |host| host.namespace.sysctl("net/ipv4/ip_forward", "0")),
     by(
         "conntrack",
@@ -283,19 +296,6 @@ fn each_check_fails_alone_on_a_node_that_is_broken_in_just_that_way() {
         assert_eq!(host.check(case.wrapper), expected, "case {at}");
         drop(kept);
     }
-}
-
-/// The mode is the machine's, and not every kernel has it.
-#[test]
-fn a_machine_in_fips_mode_is_told_of() {
-    need!("ip", "nft", "setpriv", "unshare", "mount");
-    if !Path::new("/proc/sys/crypto/fips_enabled").exists() {
-        return not_hosted("the FIPS mode");
-    }
-    let host = Host::new();
-    // Any variable that is 1.
-    let wrapper = instead_of!("/proc/sys/crypto/fips_enabled", "/proc/sys/net/ipv4/ip_forward");
-    assert_eq!(host.check(wrapper), [("fips".to_owned(), "warn".to_owned())]);
 }
 
 /// What other nodes answer, of three that have tunnels.
