@@ -134,7 +134,8 @@ impl<'a> Claims<'a> {
         // All are judged before any is left: a loan does not return to a lender who has given up the block.
         let stays = |(prefix, node): &(Prefix, &str)| {
             let is_given = self.node(node).is_some_and(|node| !node.pod_prefixes.is_empty());
-            self.pods.around(prefix).is_none() && self.pod_refusal(node, prefix, is_given).is_none()
+            let is_taken = self.pods.around(prefix).is_some() || self.singles.contains_key(prefix);
+            !is_taken && self.pod_refusal(node, prefix, is_given).is_none()
         };
         let left: Vec<_> = given_up.iter().filter(stays).collect();
         for (prefix, node) in left {

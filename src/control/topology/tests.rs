@@ -772,6 +772,16 @@ fn what_a_node_could_not_have_or_may_not_keep_does_not_stay_with_it() {
     assert!(own.given_up.next().is_some());
     assert_eq!(topology(&after, &own), of_own(&after, &own));
 
+    // Another node has the address for itself.
+    let mut before = objects(Mode::Strict);
+    change(&mut before, "b", |tunnel| tunnel.pod_prefixes.push(prefix("10.7.0.9/32")));
+    let mut after = before.clone();
+    change(&mut after, "b", |tunnel| tunnel.pod_prefixes.truncate(2));
+    change(&mut after, "c", |tunnel| tunnel.node_addresses.push([10, 7, 0, 9].into()));
+    let own = since(&before, &after);
+    assert!(own.given_up.next().is_some());
+    assert_eq!(topology(&after, &own), of_own(&after, &own));
+
     // A loan that is given back is its lender's.
     let mut before = objects(Mode::Strict);
     change(&mut before, "b", |tunnel| tunnel.pod_prefixes.push(prefix("10.244.3.128/25")));
