@@ -95,6 +95,8 @@ pub(super) enum Call {
     Notices,
     /// `poll`.
     Poll,
+    /// `epoll_wait`.
+    Epoll,
 }
 
 /// Calls can be made to fail in this build.
