@@ -2,7 +2,8 @@
 //! what is missing.
 //!
 //! It wakes up for a notice that may concern us, for a new plan, and at intervals in case a notice did not come. Whoever keeps undoing what it
-//! does is answered ten times a second at most. What the kernel refuses is tried again after a second, then after two, and so on up to 64.
+//! does is answered ten times a second at most; so often it asks for notices where the system does not let it wait for them. What the kernel
+//! refuses is tried again after a second, then after two, and so on up to 64.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -21,6 +22,7 @@ use super::route::{Outcome, Router};
 use crate::sys::clock::boottime;
 use crate::sys::netlink::nftables::Changes;
 use crate::sys::netlink::{Event, Groups, Monitor, Netlink};
+use crate::sys::poll::{Waits, wait};
 
 /// How long after one look the next one follows at the earliest, if it is for a notice.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -81,6 +83,13 @@ impl Healer {
     /// # Errors
     /// If no descriptor or no thread is left. A kernel without netfilter is no error before a firewall is wanted.
     pub fn start(resync: Duration) -> io::Result<Self> {
+        let (mut this, keeper, queue) = Self::prepare(resync)?;
+        let thread = std::thread::Builder::new().name("healer".to_owned());
+        this.thread = Some(thread.spawn(move || keeper.run(&queue))?);
+        Ok(this)
+    }
+
+    fn prepare(resync: Duration) -> io::Result<(Self, Keeper, mpsc::Receiver<Order>)> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         let groups = Groups::LINKS | Groups::ADDRESSES | Groups::ROUTES | Groups::RULES;
@@ -109,9 +118,7 @@ impl Healer {
             resync,
             retry: RETRY,
         };
-        let thread =
-            std::thread::Builder::new().name("healer".to_owned()).spawn(move || keeper.run(&queue))?;
-        Ok(Self { orders: Some(orders), waker, report, thread: Some(thread) })
+        Ok((Self { orders: Some(orders), waker, report, thread: None }, keeper, queue))
     }
 
     /// Makes the kernel what it should be, and keeps it so; also if something fails now.
@@ -181,15 +188,12 @@ impl Keeper {
     fn run(mut self, orders: &mpsc::Receiver<Order>) {
         let mut events = Events::with_capacity(4);
         let (mut earliest, mut due) = (Duration::ZERO, None);
+        let mut waits = Waits::default();
         loop {
             let timeout = due.map(|due: Duration| due.saturating_sub(boottime()));
-            match self.poll.poll(&mut events, timeout) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    tracing::error!(%error, "routes and firewall are no longer looked after");
-                    return;
-                }
-                Ok(()) | Err(_) => {}
-            }
+            let waited = wait(&mut self.poll, &mut events, timeout);
+            // Told or not, orders and notices are asked for.
+            waits.have_told(waited, PAUSE);
             if self.has_notice() {
                 due = Some(due.map_or(earliest, |due: Duration| due.min(earliest)));
             }
@@ -334,6 +338,44 @@ mod tests {
             cleaned.unwrap();
             assert_eq!(Netlink::open()?.rules()?, []);
             Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn what_somebody_changes_is_mended_also_while_nothing_can_be_waited_for() {
+        let Ok(own) = netns::create() else {
+            eprintln!("skipped: CAP_SYS_ADMIN missing");
+            return;
+        };
+        netns::run_in(&own, || {
+            let entries =
+                vec![Entry { prefix: Prefix::new([10, 0, 0, 0].into(), 16).unwrap(), kind: Kind::Blackhole }];
+            let routes = Routes { table: 5000, fwmark: 1, rule_priority: 99, entries, ..Routes::default() };
+            let desired = Desired { link: None, routes, firewall: None, leaves_firewall: false };
+            let (healer, keeper, queue) =
+                with_faults("Netfilter=93", || Healer::prepare(Duration::from_secs(600))).0?;
+            std::thread::scope(|scope| {
+                // In a spin, that many have failed long before the end.
+                let thread = scope.spawn(move || with_faults("Epoll=12*10000", || keeper.run(&queue)));
+                let mended = healer.set(desired).map(|_| {
+                    Netlink::open().and_then(|mut netlink| {
+                        let rule = netlink.rules()?.remove(0);
+                        netlink.remove_rule(&rule)?;
+                        let end = boottime() + Duration::from_secs(20);
+                        while healer.report().heals == 0 && boottime() < end {
+                            std::thread::park_timeout(Duration::from_millis(1));
+                        }
+                        Ok((netlink.rules()?, healer.report()))
+                    })
+                });
+                drop(healer);
+                let ((), is_spared) = thread.join().unwrap();
+                let (rules, report) = mended.unwrap()?;
+                assert_eq!((rules.len(), report.heals, report.looks), (1, 1, 2));
+                assert!(is_spared, "it spins");
+                Ok(())
+            })
         })
         .unwrap();
     }
