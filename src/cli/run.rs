@@ -5,8 +5,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 
 use super::args::InterfaceArgs;
 use super::turn::{Refused, await_turn};
@@ -16,6 +15,7 @@ use crate::crypto::aead;
 use crate::device::Device;
 use crate::sys::clock;
 use crate::sys::netlink::Netlink;
+use crate::sys::poll::{Waits, poll};
 use crate::sys::process;
 use crate::sys::service::{self, Watchdog};
 use crate::sys::signal::Signals;
@@ -26,6 +26,9 @@ use crate::uapi::socket::Socket;
 
 /// Ethernet's 1500 bytes without IPv6 and UDP headers and those of a data message (kernel `device.c`, `wg_setup`).
 const DEFAULT_MTU: u32 = 1420;
+
+/// The time between two looks for a reason to leave, where the system does not let us wait for one.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Has everything encrypted by what was asked for. To be called before anything is.
 ///
@@ -73,8 +76,7 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     process::forget_code();
     tracing::info!(interface = name, workers, crypto = aead::tier(), socket = %socket.path().display(), "ready");
     service::ready();
-    let reason = wait(&signals, &closed, watch.as_ref(), &socket, &device)
-        .map_err(|error| format!("poll: {error}"))?;
+    let reason = wait(&signals, &closed, watch.as_ref(), &socket, &device);
     tracing::info!(interface = name, reason, "leaving");
     service::stopping();
     drop(server);
@@ -157,12 +159,13 @@ fn wait(
     watch: Option<&Watch>,
     socket: &Socket,
     device: &Device,
-) -> io::Result<&'static str> {
+) -> &'static str {
+    let mut waits = Waits::default();
     let mut watchdog = Watchdog::of_environment();
     loop {
         // Also before the first wait: it may have gone before it was watched.
         if watch.is_some() && !socket.is_in_place() {
-            return Ok("the configuration socket was removed");
+            return "the configuration socket was removed";
         }
         let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
         fds.extend(watch.map(|watch| PollFd::new(watch, PollFlags::IN)));
@@ -171,16 +174,13 @@ fn wait(
             watchdog.tell(|| device.apply(Vec::new()).is_ok());
         }
         let until = watchdog.as_ref().map(|watchdog| watchdog.next().saturating_sub(clock::boottime()));
-        match poll(&mut fds, until.map(timespec).as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+        waits.have_told(poll(&mut fds, until.map(timespec).as_ref()), PAUSE);
+        // Told or not, each is asked.
+        if signals.take() {
+            return "a signal";
         }
-        let [signalled, deleted] = [0, 1].map(|at| !fds[at].revents().is_empty());
-        if signalled && signals.take() {
-            return Ok("a signal");
-        }
-        if deleted {
-            return Ok("the device was deleted");
+        if rustix::io::read(closed, &mut [0; 8]).is_ok() {
+            return "the device was deleted";
         }
         if let Some(watch) = watch {
             watch.clear();

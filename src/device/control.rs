@@ -10,12 +10,13 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::link::{Follower, News};
-use super::shared::{Request, Shared, WAKE, moment, now};
+use super::shared::{PAUSE, Request, Shared, WAKE, moment, now};
 use super::sockets::{Fate, Patience, SocketSet, Sockets, send_all};
 use crate::config::{Edit, Refused, Snapshot};
 use crate::sys::clock::{self, Jump, Timer};
 use crate::sys::netlink::{Monitor, Netlink};
 use crate::sys::offload::Wanted;
+use crate::sys::poll::{Waits, wait};
 use crate::sys::tun::Queue;
 use crate::sys::udp::{Datagram, SendBatch};
 use crate::wireguard::dropped::Dropped;
@@ -27,6 +28,7 @@ const TIMER: Token = Token(1);
 const LINK: Token = Token(2);
 const ROUTES: Token = Token(3);
 const JUMP: Token = Token(4);
+const SOURCES: [Token; 5] = [WAKE, TIMER, LINK, ROUTES, JUMP];
 
 /// Clocks that drift apart by more than this did so in a suspend.
 const SUSPEND_MIN: Duration = Duration::from_millis(100);
@@ -49,6 +51,8 @@ pub(super) struct Control {
     timer: Timer,
     /// What the timer is set to.
     timer_at: Option<Instant>,
+    /// The timer could be set the last time.
+    has_timer: bool,
     jump: Jump,
     link: Follower,
     /// Routes and addresses where the sockets are.
@@ -129,6 +133,7 @@ impl Control {
             poll,
             timer,
             timer_at: None,
+            has_timer: true,
             jump,
             link,
             outer,
@@ -148,35 +153,18 @@ impl Control {
     pub(super) fn run(mut self, on_close: impl FnOnce()) {
         self.follow_link();
         let mut events = Events::with_capacity(16);
+        let mut waits = Waits::default();
         let mut busy = false;
         while !self.shared.is_closing() {
-            self.set_timer();
-            let timeout = busy.then_some(Duration::ZERO);
-            if let Err(error) = self.poll.poll(&mut events, timeout) {
-                // Only a signal interrupts it.
-                debug_assert_eq!(error.kind(), io::ErrorKind::Interrupted);
-                continue;
-            }
+            let is_set = self.set_timer();
+            let timeout = if busy { Some(Duration::ZERO) } else { (!is_set).then_some(PAUSE) };
+            let waited = wait(&mut self.poll, &mut events, timeout);
+            let is_told = waits.have_told(waited, timeout.unwrap_or(PAUSE));
             self.shared.control_looks();
-            for event in &events {
-                match event.token() {
-                    TIMER => {
-                        self.timer.clear();
-                        self.timer_at = None;
-                    }
-                    JUMP => self.jump.clear(),
-                    LINK => self.take_news(Follower::news),
-                    ROUTES => {
-                        let told = self.outer.as_mut().is_some_and(|(monitor, _)| !monitor.take().is_empty());
-                        self.sources.have_changed |= told;
-                    }
-                    WAKE => {
-                        if self.shared.link_lost.swap(false, SeqCst) {
-                            self.take_news(Follower::look_again);
-                        }
-                    }
-                    Token(_) => {}
-                }
+            if is_told {
+                events.iter().for_each(|event| self.take(event.token()));
+            } else {
+                SOURCES.into_iter().for_each(|token| self.take(token));
             }
             if self.link.look_at().is_some_and(|at| at <= now()) {
                 self.take_news(Follower::news);
@@ -192,6 +180,28 @@ impl Control {
             if self.is_gone {
                 return on_close();
             }
+        }
+    }
+
+    /// Takes what a source has.
+    fn take(&mut self, source: Token) {
+        match source {
+            TIMER => {
+                self.timer.clear();
+                self.timer_at = None;
+            }
+            JUMP => self.jump.clear(),
+            LINK => self.take_news(Follower::news),
+            ROUTES => {
+                let told = self.outer.as_mut().is_some_and(|(monitor, _)| !monitor.take().is_empty());
+                self.sources.have_changed |= told;
+            }
+            WAKE => {
+                if self.shared.link_lost.swap(false, SeqCst) {
+                    self.take_news(Follower::look_again);
+                }
+            }
+            Token(_) => {}
         }
     }
 
@@ -454,15 +464,24 @@ impl Control {
 
     // ---- time
 
-    fn set_timer(&mut self) {
+    /// Tells whether the timer is what it should be.
+    fn set_timer(&mut self) -> bool {
         let others = self.sources.waits_until().into_iter().chain(self.bind_at).chain(self.link.look_at());
         let at = self.interface.poll_timeout().into_iter().chain(others).min();
-        if at != self.timer_at {
-            self.timer_at = at;
-            if let Err(error) = self.timer.set(at.map(|at| Duration::from_nanos(at.as_nanos()))) {
-                tracing::error!(%error, "cannot set the timer");
-            }
+        if at == self.timer_at {
+            return true;
         }
+        let set = self.timer.set(at.map(|at| Duration::from_nanos(at.as_nanos())));
+        match &set {
+            Ok(()) => self.timer_at = at,
+            // What goes on failing is said once.
+            Err(error) if self.has_timer => {
+                tracing::error!(%error, "cannot set the timer; looks again and again")
+            }
+            Err(_) => {}
+        }
+        self.has_timer = set.is_ok();
+        self.has_timer
     }
 
     fn notice_suspend(&mut self) {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::queue::{ArrayQueue, SegQueue};
@@ -30,6 +31,9 @@ use crate::wireguard::time::{Instant, Moment};
 
 /// The token of every thread's waker.
 pub(super) const WAKE: Token = Token(0);
+
+/// How long a thread rests that the system does not let wait for more to do: the queue of a TUN device takes a burst for as long.
+pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
 /// What others want of the control thread.
 pub(super) enum Request {

@@ -11,9 +11,10 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::receive::Receiver;
 use super::send::Sender;
-use super::shared::Shared;
+use super::shared::{PAUSE, Shared};
 use super::sockets::SocketSet;
 use super::spill::Idle;
+use crate::sys::poll::{Waits, wait};
 use crate::sys::tun::Queue;
 use crate::sys::udp::UdpSocket;
 
@@ -41,12 +42,15 @@ pub(super) struct Worker {
     queue: Arc<Queue>,
     poll: Poll,
     sockets: Option<Arc<SocketSet>>,
-    ready: Ready,
+    /// Those that are this worker's to read.
+    sources: Sources,
+    /// Those that may have something: they are asked without being polled.
+    ready: Sources,
 }
 
-/// Sources that may have something: they are asked without being polled.
+/// Sources of packets.
 #[derive(Clone, Copy, Debug, Default)]
-struct Ready {
+struct Sources {
     tun: bool,
     v4: bool,
     v6: bool,
@@ -64,7 +68,8 @@ impl Worker {
         if reads {
             poll.registry().register(&mut SourceFd(&queue.as_raw_fd()), TUN, Interest::READABLE)?;
         }
-        Ok(Self { number, shared, queue, poll, sockets: None, ready: Ready::default() })
+        let sources = Sources { tun: reads, ..Sources::default() };
+        Ok(Self { number, shared, queue, poll, sockets: None, sources, ready: Sources::default() })
     }
 
     pub(super) fn run(mut self) {
@@ -72,10 +77,11 @@ impl Worker {
         let mut sender = Sender::new(Arc::clone(&self.shared), self.number);
         let mut receiver = Receiver::new(Arc::clone(&self.shared), self.number);
         let mut events = Events::with_capacity(8);
+        let mut waits = Waits::default();
         let mut looks = 0;
         self.take_sockets();
         while !self.shared.is_closing() {
-            let Ready { tun, v4, v6 } = self.ready;
+            let Sources { tun, v4, v6 } = self.ready;
             let is_idle = !(tun || v4 || v6);
             if is_idle {
                 self.shared.note_idle(self.number, if looks > 0 { Idle::Watches } else { Idle::Rests });
@@ -84,13 +90,13 @@ impl Worker {
             }
             let timeout = (!is_idle || looks > 0).then_some(Duration::ZERO);
             looks = looks.saturating_sub(1);
-            let polled = self.poll.poll(&mut events, timeout);
+            let waited = wait(&mut self.poll, &mut events, timeout);
             if is_idle {
                 self.shared.note_idle(self.number, Idle::Works);
             }
-            if let Err(error) = polled {
-                debug_assert_eq!(error.kind(), io::ErrorKind::Interrupted);
-                continue;
+            if !waits.have_told(waited, timeout.unwrap_or(PAUSE)) {
+                self.take_sockets();
+                self.ready = self.sources;
             }
             for event in &events {
                 match event.token() {
@@ -175,5 +181,6 @@ impl Worker {
         self.shared.wake_control();
         // What came before the registration is told as well, but what the old sockets told is void.
         (self.ready.v4, self.ready.v6) = (receives, receives);
+        (self.sources.v4, self.sources.v6) = (receives, receives);
     }
 }

@@ -9,6 +9,8 @@ use rustix::time::{
     timerfd_create, timerfd_settime,
 };
 
+use super::fault::{self, Call};
+
 /// Returns the time since boot, suspend included (`CLOCK_BOOTTIME`).
 pub fn boottime() -> Duration {
     read(ClockId::Boottime)
@@ -49,6 +51,7 @@ impl Timer {
     /// # Errors
     /// If `at` is out of the kernel's range.
     pub fn set(&self, at: Option<Duration>) -> io::Result<()> {
+        fault::check(Call::Timer)?;
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         // A value of zero would stop the timer; a moment that has passed fires at once.
         let value = at.map_or(zero, |at| Timespec {

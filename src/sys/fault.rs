@@ -97,6 +97,8 @@ pub(super) enum Call {
     Poll,
     /// `epoll_wait`.
     Epoll,
+    /// `timerfd_settime` of a moment.
+    Timer,
 }
 
 /// Calls can be made to fail in this build.

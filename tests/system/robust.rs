@@ -20,8 +20,9 @@ use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use rustix::process::Signal;
 
 use crate::support::puppet::{Puppet, udp, udp_packet};
-use crate::support::tunnel::{Key, Program, Tunnel};
+use crate::support::tunnel::{Key, Program, Tunnel, socket_path};
 use crate::support::{Namespace, Process, SOON, ifname, need, pause, wait_for, wait_until};
+use crate::tiers::faults_are_possible;
 
 const PORT: u16 = 51820;
 
@@ -40,10 +41,10 @@ struct Pair {
 
 impl Pair {
     fn new(threads: &str) -> Self {
-        Self::with(&["--threads", threads])
+        Self::with(&["--threads", threads], &[])
     }
 
-    fn with(args: &[&str]) -> Self {
+    fn with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let (a, b) = (Namespace::new(), Namespace::new());
         a.join(
             "cable",
@@ -52,8 +53,8 @@ impl Pair {
             "cable",
             &["192.168.1.2/24", "fd00:1::2/64"],
         );
-        let ta = Tunnel::start_with(Program::Adit, &a, args, &[]);
-        let tb = Tunnel::start_with(Program::Adit, &b, args, &[]);
+        let ta = Tunnel::start_with(Program::Adit, &a, args, env);
+        let tb = Tunnel::start_with(Program::Adit, &b, args, env);
         let this = Self { a, b, ta, tb };
         this.introduce();
         for (namespace, tunnel, host) in [(&this.a, &this.ta, 1), (&this.b, &this.tb, 2)] {
@@ -317,6 +318,41 @@ fn a_port_that_was_taken_when_the_link_came_up_is_had_once_it_is_free() {
 }
 
 #[test]
+fn a_data_plane_that_cannot_wait_does_all_the_same_and_ends_for_what_ends_it() {
+    need!("ip", "wg");
+    if !faults_are_possible() {
+        return;
+    }
+    let start = || {
+        let faults = ("ADIT_FAULT", "Poll=12,Epoll=12,Timer=22");
+        let pair = Pair::with(&["--threads", "2", "--verbosity", "debug"], &[faults]);
+        let flow = pair.flow();
+        flow.goes_on("while nothing can be waited for");
+        // Timers too.
+        pair.tb.set(&pair.b, &format!("peer {} persistent-keepalive 1", pair.ta.key.public()));
+        drop(flow);
+        let received = || pair.ta.show(&pair.a, "transfer");
+        let before = received();
+        wait_until("a keepalive", SOON, || received() != before);
+        pair
+    };
+    let mut pair = start();
+    pair.tb.set(&pair.b, &format!("peer {} persistent-keepalive 0", pair.ta.key.public()));
+    pair.assert_idle();
+    // Each thread says it once: workers, the one for handshakes, control, that of the socket, the first one; and there is the timer.
+    let output = pair.ta.process.output();
+    assert_eq!(output.matches("cannot wait").count(), 6, "{output}");
+    assert_eq!(output.matches("cannot set the timer").count(), 1, "{output}");
+    pair.ta.process.signal(Signal::TERM);
+    assert!(pair.ta.process.wait(SOON).success());
+    pair.b.ip(&format!("link del {}", pair.tb.name));
+    assert!(pair.tb.process.wait(SOON).success());
+    let mut pair = start();
+    std::fs::remove_file(socket_path(&pair.ta.name)).unwrap();
+    assert!(pair.ta.process.wait(SOON).success());
+}
+
+#[test]
 fn packets_that_fill_the_buffer_to_its_end_are_read_like_any() {
     need!("ip", "wg");
     let pair = Pair::new("1");
@@ -488,7 +524,7 @@ fn packets_of_a_flow_stay_in_order_with_several_workers() {
         ["--threads", "4", "--spill", "auto"],
         ["--threads", "4", "--spill", "on"],
     ] {
-        let pair = Pair::with(&args);
+        let pair = Pair::with(&args, &[]);
         pair.a.sh("ping -n -c 1 -W 5 10.8.0.2");
         // Between the same two sockets one flow each way: the kernel moves a flow to the queue that its answers are written to.
         // All of them together have fewer packets on their way than a TUN device holds (500).
@@ -519,7 +555,7 @@ fn packets_of_a_flow_stay_in_order_when_the_session_is_renewed() {
         ["--threads", "4", "--spill", "on"],
     ];
     let runs = all.map(|args| {
-        let pair = Pair::with(&args);
+        let pair = Pair::with(&args, &[]);
         pair.a.sh("ping -n -c 1 -W 5 10.8.0.2");
         let began = pair.ta.latest_handshake(&pair.a);
         let (a, b) = ((&pair.a, "10.8.0.1:0"), (&pair.b, "10.8.0.2:0"));
