@@ -79,7 +79,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         .map_err(|error| format!("the sockets of data planes or of the CNI plugin: {error}"))?;
     tracing::info!(node, "ready");
     service::ready();
-    agent.run(&signals).map_err(|error| format!("poll: {error}"))?;
+    agent.run(&signals);
     service::stopping();
     tracing::info!("leaving; what is programmed stays");
     Ok(())

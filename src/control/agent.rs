@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::api::{Backend, HostTraffic, Mode, PodAddresses};
 use super::belief;
@@ -56,6 +56,7 @@ use crate::crypto::x25519::PrivateKey;
 use crate::sys::clock;
 use crate::sys::family;
 use crate::sys::netlink::Netlink;
+use crate::sys::poll::{Waits, poll};
 use crate::sys::service::Watchdog;
 use crate::sys::signal::Signals;
 use crate::sys::watch::{Change, Changes};
@@ -73,6 +74,8 @@ const WAYS_AFTER: Duration = Duration::from_millis(200);
 const STAND_IN_AFTER: Duration = Duration::from_secs(10);
 /// The time between two attempts to serve metrics where they cannot be served.
 const SERVE_RETRY: Duration = Duration::from_secs(1);
+/// The time between two looks for news, where the system does not let us wait for them.
+const PAUSE: Duration = Duration::from_millis(100);
 /// The longest wait after a failure.
 const RETRY_MOST: Duration = Duration::from_secs(15);
 
@@ -166,6 +169,7 @@ pub struct Agent {
     serve_due: Option<Duration>,
     /// Who wants to hear that the loop goes on.
     watchdog: Option<Watchdog>,
+    waits: Waits,
 }
 
 /// What is known of the cluster.
@@ -235,6 +239,7 @@ impl Agent {
             served: None,
             serve_due: None,
             watchdog: Watchdog::of_environment(),
+            waits: Waits::default(),
         };
         this.recall();
         this.learn();
@@ -246,10 +251,7 @@ impl Agent {
     }
 
     /// Runs until a signal comes. What is programmed stays as it is.
-    ///
-    /// # Errors
-    /// If the system does not let it wait.
-    pub fn run(&mut self, signals: &Signals) -> io::Result<()> {
+    pub fn run(&mut self, signals: &Signals) {
         loop {
             if self.leaving.next().is_some_and(|due| clock::boottime() >= due) && self.retry == RETRY_FIRST {
                 self.hurry();
@@ -279,10 +281,10 @@ impl Agent {
                 self.react();
                 continue;
             }
-            let wake = self.wait(signals)?;
+            let wake = self.wait(signals);
             if wake.signal && signals.take() {
                 self.keep_objects();
-                return Ok(());
+                return;
             }
             if wake.source && self.parts.source.take() {
                 self.react();
@@ -315,7 +317,7 @@ impl Agent {
         self.retry = RETRY_FIRST;
     }
 
-    fn wait(&self, signals: &Signals) -> io::Result<Wake> {
+    fn wait(&mut self, signals: &Signals) -> Wake {
         let source = self.parts.source.fd();
         let fds = [signals.as_fd(), source, self.data_planes.as_fd(), self.ways.as_fd()].into_iter();
         let fds = fds.chain(self.cni.as_ref().map(Cni::fd));
@@ -331,13 +333,12 @@ impl Agent {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(time.subsec_nanos()),
         };
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let [signal, source, data_planes, ways, cni] =
-            [0, 1, 2, 3, 4].map(|at| fds.get(at).is_some_and(|fd| !fd.revents().is_empty()));
-        Ok(Wake { signal, source, data_planes, ways, cni })
+        let waited = poll(&mut fds, Some(&timeout));
+        let ready = [0, 1, 2, 3, 4].map(|at| fds.get(at).is_some_and(|fd| !fd.revents().is_empty()));
+        // Without being told, all are asked.
+        let is_told = self.waits.have_told(waited, PAUSE);
+        let [signal, source, data_planes, ways, cni] = ready.map(|is_ready| is_ready || !is_told);
+        Wake { signal, source, data_planes, ways, cni }
     }
 
     /// Tells whether the socket of our data plane may be another one.

@@ -188,6 +188,42 @@ fn without_an_instance_of_inotify_changes_are_found_by_looking() {
 }
 
 #[test]
+fn an_agent_that_cannot_wait_finds_what_happens_by_asking_and_spins_not() {
+    need!("ip", "wg", "setpriv");
+    let mut mesh = Mesh::new(2);
+    let objects = mesh.objects.path().to_str().unwrap().to_owned();
+    let node = &mut mesh.nodes[0];
+    node.start_data_plane(Program::Adit);
+    node.start_agent_in(&[("ADIT_OBJECTS", &objects), ("ADIT_FAULT", "Poll=12,Epoll=12")]);
+    let peers = [mesh.nodes[1].as_peer(&[])];
+    mesh.nodes[0].wait_until_peers_are(&peers);
+    // Objects, another data plane, and a rule that somebody removes.
+    let more = ["10.245.1.0/24"];
+    mesh.publish(&mesh.nodes[1], &mesh.nodes[1].key, &more);
+    let peers = [mesh.nodes[1].as_peer(&more)];
+    mesh.nodes[0].wait_until_peers_are(&peers);
+    drop(mesh.nodes[0].data_plane.take());
+    mesh.nodes[0].start_data_plane(Program::Adit);
+    mesh.nodes[0].wait_until_peers_are(&peers);
+    let node = &mut mesh.nodes[0];
+    let has_rule = |node: &super::nodes::Node| node.namespace.ip("rule").contains("lookup 8365");
+    wait_until("the rule", SOON, || has_rule(node));
+    node.namespace.ip("rule del pref 99");
+    wait_until("the rule again", SOON, || has_rule(node));
+    let agent = node.agent.as_mut().unwrap();
+    pause(Duration::from_secs(1));
+    let before = agent.cpu_ms();
+    pause(Duration::from_secs(2));
+    let used = agent.cpu_ms() - before;
+    assert!(used < 300, "{used} ms of processor time in 2 s in which nothing happens");
+    // The loop and the healer.
+    let output = agent.output();
+    assert_eq!(output.matches("cannot wait").count(), 2, "{output}");
+    agent.signal(Signal::TERM);
+    assert!(agent.wait(SOON).success());
+}
+
+#[test]
 fn in_strict_mode_nothing_leaves_in_clear_whoever_dies_and_cleanup_leaves_nothing() {
     need!("ip", "wg", "ping", "setpriv", "nft");
     let mut mesh = Mesh::new(2);
