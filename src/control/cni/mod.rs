@@ -24,12 +24,15 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use tokio::sync::watch;
 
 use self::pods::Pods;
 use self::server::{Server, Shared};
+use crate::sys::clock;
+use crate::sys::poll::{Waits, poll};
 use crate::sys::watch::Changes;
 
 pub use barrier::Facts;
@@ -37,6 +40,9 @@ pub use conflist::Mode;
 
 /// The time between two looks at the runtime's configuration, if nothing is told.
 const RESYNC: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+
+/// The time between two looks at it for what happens there.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the socket is, unless another place is asked for.
 pub const SOCKET: &str = "/run/adit/cni.sock";
@@ -177,14 +183,20 @@ struct Keeper {
 
 impl Keeper {
     fn run(mut self) {
+        let mut waits = Waits::default();
         while self.facts.has_changed().is_ok() {
             // Watched before it is looked at, so that nothing happens between the two unseen.
             let changes = Changes::of_files(&self.directory).ok();
+            let looked = clock::boottime();
             self.look();
             let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
             fds.extend(changes.as_ref().map(|changes| PollFd::new(changes, PollFlags::IN)));
             // Whatever ends it, it is time for another look.
-            let _ = poll(&mut fds, Some(&RESYNC));
+            waits.have_told(poll(&mut fds, Some(&RESYNC)), PAUSE);
+            // But not again and again for what each look writes: on a disk that is full, beside somebody who undoes it.
+            let rest = PAUSE.saturating_sub(clock::boottime() - looked);
+            let rest = Timespec { tv_sec: 0, tv_nsec: i64::from(rest.subsec_nanos()) };
+            let _ = poll(&mut fds[..1], Some(&rest));
             let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         }
     }
@@ -210,5 +222,51 @@ impl Keeper {
             tracing::warn!(reason, "the runtime is not told to call the CNI plugin");
         }
         self.said = reason;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::control::api::{Mode as Protection, OnAgentUnavailable};
+
+    #[test]
+    fn a_configuration_that_cannot_be_written_is_not_written_again_and_again() {
+        let directory = std::env::temp_dir().join(format!("adit-cni-{}-unwritten", std::process::id()));
+        let configuration = directory.join("net.d");
+        fs::create_dir_all(&configuration).unwrap();
+        let network = r#"{ "cniVersion": "1.0.0", "name": "n", "plugins": [{ "type": "bridge" }] }"#;
+        fs::write(configuration.join("10-n.conflist"), network).unwrap();
+        // The copy of it is written, and has no place.
+        fs::create_dir(configuration.join("10-n.conflist.adit-backup")).unwrap();
+        let options = Options {
+            socket: directory.join("cni.sock"),
+            plugin_state: directory.clone(),
+            configuration: Some(configuration.clone()),
+            mode: Mode::Chained,
+            program: None,
+        };
+        let cni = Cni::start(options, &directory).unwrap();
+        let changes = Changes::of_files(&configuration).unwrap();
+        cni.tell(Facts {
+            mode: Protection::Strict,
+            on_agent_unavailable: OnAgentUnavailable::Fail,
+            pods: Vec::new(),
+            mtu: None,
+            has_data_plane: true,
+            failure: None,
+        });
+        let (mut written, end) = (0, clock::boottime() + Duration::from_secs(1));
+        while clock::boottime() < end {
+            let step = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+            poll(&mut [PollFd::new(&changes, PollFlags::IN)], Some(&step)).unwrap();
+            written += changes.take().len();
+        }
+        drop(cni);
+        let _ = fs::remove_dir_all(&directory);
+        // Ten times, each of which may be told of twice.
+        assert!((1..=22).contains(&written), "{written}");
     }
 }
