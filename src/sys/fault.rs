@@ -99,6 +99,8 @@ pub(super) enum Call {
     Epoll,
     /// `timerfd_settime` of a moment.
     Timer,
+    /// `clone` of a thread.
+    Thread,
 }
 
 /// Calls can be made to fail in this build.

@@ -20,6 +20,7 @@ pub mod service;
 pub mod signal;
 mod sockaddr;
 mod sockopt;
+pub mod thread;
 pub mod tun;
 pub mod udp;
 pub mod watch;

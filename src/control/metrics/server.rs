@@ -5,6 +5,7 @@
 //! few at a time, so that they delay no other: whether the agent lives can be asked however many want to know how it does.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::AbortHandle;
+
+use crate::sys::thread;
 
 /// The most connections at a time.
 const CONNECTIONS_MAX: usize = 32;
@@ -102,20 +105,19 @@ impl Server {
     pub fn start(places: &[SocketAddr], answers: Answers) -> io::Result<Self> {
         let listener = TcpListener::bind(places)?;
         listener.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(ANSWERS_MAX)
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    error = serve(listener, answers) => tracing::error!(%error, "metrics are no longer served"),
+                    never = serve(listener, answers) => match never {},
                     _ = stopped => {}
                 }
             });
-            // Who waits for a data plane is not waited for.
-            runtime.shutdown_background();
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
@@ -131,12 +133,7 @@ impl Drop for Server {
     }
 }
 
-/// Serves until something makes that impossible.
-async fn serve(listener: TcpListener, answers: Answers) -> io::Error {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return error,
-    };
+async fn serve(listener: tokio::net::TcpListener, answers: Answers) -> Infallible {
     let room = Arc::new(Semaphore::new(ANSWERS_MAX));
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
@@ -171,7 +168,7 @@ async fn respond(
     request: Request<Incoming>,
     answers: Answers,
     room: Arc<Semaphore>,
-) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+) -> Result<Response<Full<Bytes>>, Infallible> {
     if ![Method::GET, Method::HEAD].contains(request.method()) {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -183,11 +180,18 @@ async fn respond(
         None => return Ok(plain(StatusCode::NOT_FOUND)),
     };
     let Ok(permit) = room.try_acquire_owned() else { return Ok(plain(StatusCode::SERVICE_UNAVAILABLE)) };
-    let answer = tokio::task::spawn_blocking(move || {
+    let (made, answer) = oneshot::channel();
+    // Who waits for a data plane is not waited for at the end. `spawn_blocking` would panic where no thread can be had.
+    let thread = thread::spawn("answer", move || {
         let answer = make();
         drop(permit);
-        answer
+        // A client may have gone.
+        let _ = made.send(answer);
     });
+    if let Err(error) = thread {
+        tracing::debug!(%error, "an answer cannot be made");
+        return Ok(plain(StatusCode::SERVICE_UNAVAILABLE));
+    }
     // A panic has been printed already.
     Ok(answer.await.map_or_else(|_| plain(StatusCode::INTERNAL_SERVER_ERROR), whole))
 }
@@ -211,7 +215,10 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
 
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+    use crate::sys::with_faults;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -276,6 +283,32 @@ mod tests {
         // One too many is told so: the others have been heard.
         assert!(ask(place, &request("/waits")).starts_with("HTTP/1.1 503 "));
         assert!(ask(place, &request("/here")).starts_with("HTTP/1.1 200 "));
+    }
+
+    #[test]
+    fn an_answer_that_no_thread_can_be_had_for_is_refused_and_ends_nothing() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answers: Answers = Arc::new(|path| match path {
+            "/here" => Some(Reply::Now(Answer::of_check(None))),
+            _ => Some(Reply::Later(Box::new(|| Answer::of_check(None)))),
+        });
+        let heads = async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+            let place = listener.local_addr()?;
+            let server = tokio::spawn(serve(listener, answers));
+            let mut heads = Vec::new();
+            for path in ["/waits", "/here", "/waits"] {
+                let mut stream = tokio::net::TcpStream::connect(place).await?;
+                stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await?;
+                let mut text = String::new();
+                stream.read_to_string(&mut text).await?;
+                heads.push(text["HTTP/1.1 ".len()..][..3].to_owned());
+            }
+            server.abort();
+            io::Result::Ok(heads)
+        };
+        let (heads, _) = with_faults("Thread=11*1", || runtime.block_on(heads));
+        assert_eq!(heads.unwrap(), ["503", "200", "200"]);
     }
 
     #[test]

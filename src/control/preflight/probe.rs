@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -19,6 +20,7 @@ use crate::control::data_plane::DataPlane;
 use crate::crypto::x25519::PublicKey;
 use crate::sys::clock;
 use crate::sys::echo::{self, Echo};
+use crate::sys::thread;
 
 /// The most nodes that are asked.
 const MOST: usize = 64;
@@ -92,11 +94,15 @@ pub(super) fn probe(wanted: &Wanted, mtu: u32) -> Vec<Probed> {
         let ways: Vec<_> = std::thread::scope(|scope| {
             let asked = targets.iter().map(|target| {
                 let (place, mark) = (target.place, settings.fwmark);
-                scope.spawn(move || place.map(|place| way(place, mtu, mark)))
+                thread::spawn_scoped(scope, move || place.map(|place| way(place, mtu, mark)))
             });
             // All are begun before the first is waited for.
             let asked: Vec<_> = asked.collect();
-            asked.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+            let outcome = |thread: io::Result<ScopedJoinHandle<'_, Option<Way>>>| match thread {
+                Ok(thread) => thread.join().ok().flatten(),
+                Err(error) => Some(Way::Unasked(format!("no thread can be had: {error}"))),
+            };
+            asked.into_iter().map(outcome).collect()
         });
         for ((target, answers), way) in targets.iter().zip(answers).zip(ways) {
             let way = way.unwrap_or_else(|| Way::Unasked("nobody says where it is".to_owned()));
@@ -194,4 +200,36 @@ fn way(place: IpAddr, mtu: u32, mark: u32) -> Way {
         }
     }
     Way::Narrow { takes, needed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::objects::Objects;
+    use crate::sys::with_faults;
+
+    #[test]
+    fn a_node_that_no_thread_can_be_had_for_is_not_asked_and_the_others_are() {
+        let target = |node: &str| Target {
+            node: node.to_owned(),
+            public_key: PublicKey::new([1; 32]),
+            place: None,
+            inside: None,
+        };
+        let wanted = Wanted {
+            targets: vec![target("first"), target("second")],
+            sockets: "/nowhere".into(),
+            ..Wanted::of(&Objects::default(), None)
+        };
+        let (probed, _) = with_faults("Thread=11*1", || probe(&wanted, 1420));
+        let ways: Vec<_> = probed.into_iter().map(|probed| probed.way).collect();
+        let unasked = |why: &str| Way::Unasked(why.to_owned());
+        assert_eq!(
+            ways,
+            [
+                unasked("no thread can be had: Resource temporarily unavailable (os error 11)"),
+                unasked("nobody says where it is")
+            ]
+        );
+    }
 }
