@@ -4,6 +4,7 @@
 //! the next; seconds for a question and for its answer; a bounded line.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::IpAddr;
@@ -51,7 +52,7 @@ pub(super) struct Shared {
 /// The server, before it runs.
 pub(super) struct Server {
     runtime: Runtime,
-    listener: StdListener,
+    listener: UnixListener,
     path: PathBuf,
     shared: Arc<Shared>,
 }
@@ -67,7 +68,10 @@ impl Server {
         facts: watch::Receiver<Option<Facts>>,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = listen(&options.socket)?;
+        let listener = {
+            let _inside = runtime.enter();
+            UnixListener::from_std(listen(&options.socket)?)?
+        };
         let news = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let gone = options.plugin_state.join("del");
         let shared =
@@ -87,7 +91,7 @@ impl Server {
         let mut facts = shared.facts.clone();
         runtime.block_on(async {
             tokio::select! {
-                error = serve(listener, &shared) => tracing::error!(%error, "the CNI plugin is no longer answered"),
+                never = serve(listener, &shared) => match never {},
                 () = async { while facts.changed().await.is_ok() {} } => {}
             }
         });
@@ -114,12 +118,7 @@ fn listen(path: &Path) -> io::Result<StdListener> {
     Ok(listener)
 }
 
-/// Serves until something makes that impossible.
-async fn serve(listener: StdListener, shared: &Arc<Shared>) -> io::Error {
-    let listener = match UnixListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return error,
-    };
+async fn serve(listener: UnixListener, shared: &Arc<Shared>) -> Infallible {
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
