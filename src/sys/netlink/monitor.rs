@@ -9,6 +9,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use super::raw::nested;
 use super::replies::messages;
 use super::route::table_of;
 use super::{Link, Netlink, RECEIVE_LEN, interface_of, link_of};
@@ -116,9 +117,7 @@ impl Monitor {
             match self.receive() {
                 Ok(_) if fault::check(fault::Call::Notices).is_err() => {}
                 Ok((len, namespace)) if namespace == self.namespace => {
-                    let told = messages(&self.buffer[..len])
-                        .filter(|(header, _)| Some(header.port_number) != self.ignored);
-                    events.extend(told.filter_map(|(_, payload)| event_of(&payload.ok()?)));
+                    events.extend(events_of(&self.buffer[..len], self.ignored));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return events,
@@ -167,6 +166,28 @@ impl AsRawFd for Monitor {
     }
 }
 
+/// Returns what was told of, but for what the socket of the number `ignored` has changed.
+fn events_of(received: &[u8], ignored: Option<u32>) -> impl Iterator<Item = Event> {
+    let told = messages(received).filter(move |(header, ..)| Some(header.port_number) != ignored);
+    told.filter_map(|(header, bytes, payload)| match payload {
+        Ok(payload) => event_of(&payload),
+        Err(_) => Some(event_of_odd(header.message_type, bytes)),
+    })
+}
+
+/// Returns what a notice tells of that cannot be read: of anything. But a router may learn odd routes all day, and of these it is known which
+/// they are.
+fn event_of_odd(kind: u16, notice: &[u8]) -> Event {
+    if ![libc::RTM_NEWROUTE, libc::RTM_DELROUTE].contains(&kind) {
+        return Event::Lost;
+    }
+    // The header of every message and that of routes, with a short number of the table in it (`struct nlmsghdr`, `struct rtmsg`).
+    let Some((header, attributes)) = notice.split_first_chunk::<28>() else { return Event::Lost };
+    let number = |kind| Some(u32::from_ne_bytes(*nested(attributes, kind)?.first_chunk()?));
+    let table = number(libc::RTA_TABLE).unwrap_or_else(|| header[20].into());
+    Event::Route { table, interface: number(libc::RTA_OIF) }
+}
+
 fn event_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
     let NetlinkPayload::InnerMessage(inner) = payload else { return None };
     match inner {
@@ -180,5 +201,49 @@ fn event_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
             Some(Event::Address(address.header.index))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{NetlinkHeader, NetlinkMessage};
+    use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+    use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+
+    use super::*;
+
+    /// Returns a notice whose last attribute, of 4 bytes, is cut short, so that nothing of it can be read.
+    fn odd(notice: RouteNetlinkMessage) -> Vec<u8> {
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), notice.into());
+        message.header.port_number = 9;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        let at = bytes.len() - 8;
+        bytes[at..at + 2].copy_from_slice(&6_u16.to_ne_bytes());
+        assert!(messages(&bytes).all(|(.., payload)| payload.is_err()));
+        bytes
+    }
+
+    #[test]
+    fn a_notice_that_cannot_be_read_tells_of_anything_or_of_its_route() {
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::Mtu(1500));
+        let mut route = RouteMessage::default();
+        route.header.table = 254;
+        route.attributes.extend([RouteAttribute::Oif(7), RouteAttribute::Priority(5)]);
+        let mut far = route.clone();
+        far.attributes.insert(0, RouteAttribute::Table(8365));
+        let notices = [
+            RouteNetlinkMessage::NewLink(link.clone()),
+            RouteNetlinkMessage::NewRoute(route),
+            RouteNetlinkMessage::DelRoute(far),
+            RouteNetlinkMessage::DelLink(link),
+        ];
+        let notices = notices.map(odd).concat();
+        let events: Vec<_> = events_of(&notices, None).collect();
+        let [main, other] = [254, 8365].map(|table| Event::Route { table, interface: Some(7) });
+        assert_eq!(events, [Event::Lost, main, other, Event::Lost]);
+        assert_eq!(events_of(&notices, Some(9)).count(), 0, "our own");
     }
 }

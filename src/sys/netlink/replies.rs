@@ -33,7 +33,7 @@ impl Replies {
     /// The kernel's refusal.
     pub(super) fn take(&mut self, received: &[u8]) -> io::Result<bool> {
         static SAID: Once = Once::new();
-        for (header, payload) in messages(received) {
+        for (header, _, payload) in messages(received) {
             if header.sequence_number != self.sequence {
                 continue;
             }
@@ -76,17 +76,19 @@ impl Replies {
     }
 }
 
+/// A message: its header, the whole of it, and what it says.
+pub(super) type Message<'a> =
+    (NetlinkHeader, &'a [u8], Result<NetlinkPayload<RouteNetlinkMessage>, DecodeError>);
+
 /// Splits what one call received into its messages.
-pub(super) fn messages(
-    received: &[u8],
-) -> impl Iterator<Item = (NetlinkHeader, Result<NetlinkPayload<RouteNetlinkMessage>, DecodeError>)> {
+pub(super) fn messages(received: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = received;
     std::iter::from_fn(move || {
         let length = usize::try_from(u32::from_ne_bytes(*rest.first_chunk()?)).ok()?;
         let bytes = rest.get(..length).filter(|bytes| bytes.len() >= 16)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         let header = NetlinkHeader::parse(&NetlinkBuffer::new(bytes)).ok()?;
-        Some((header, NetlinkMessage::deserialize(bytes).map(|message| message.payload)))
+        Some((header, bytes, NetlinkMessage::deserialize(bytes).map(|message| message.payload)))
     })
 }
 
@@ -140,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_in_a_list_hides_nothing_else() {
-        assert!(messages(&odd(0)).all(|(_, payload)| payload.is_err()));
+        assert!(messages(&odd(0)).all(|(.., payload)| payload.is_err()));
         let mut replies = Replies::to(7, false);
         assert!(!replies.take(&[route(1, 0), odd(0), route(2, 0)].concat()).unwrap());
         assert!(replies.take(&[odd(0), route(3, 0), done()].concat()).unwrap());
