@@ -27,7 +27,7 @@ use crate::uapi::socket::Socket;
 /// Ethernet's 1500 bytes without IPv6 and UDP headers and those of a data message (kernel `device.c`, `wg_setup`).
 const DEFAULT_MTU: u32 = 1420;
 
-/// The time between two looks for a reason to leave, where the system does not let us wait for one.
+/// The time between two looks for a reason to leave, where the system does not let us wait for one, or cannot tell.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Has everything encrypted by what was asked for. To be called before anything is.
@@ -164,7 +164,8 @@ fn wait(
     let mut watchdog = Watchdog::of_environment();
     loop {
         // Also before the first wait: it may have gone before it was watched.
-        if watch.is_some() && !socket.is_in_place() {
+        let lost = watch.map_or(Ok(false), |_| socket.has_lost_name());
+        if lost.as_ref().is_ok_and(|is_lost| *is_lost) {
             return "the configuration socket was removed";
         }
         let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
@@ -174,6 +175,8 @@ fn wait(
             watchdog.tell(|| device.apply(Vec::new()).is_ok());
         }
         let until = watchdog.as_ref().map(|watchdog| watchdog.next().saturating_sub(clock::boottime()));
+        // What could not be looked up is again.
+        let until = until.into_iter().chain(lost.is_err().then_some(PAUSE)).min();
         waits.have_told(poll(&mut fds, until.map(timespec).as_ref()), PAUSE);
         // Told or not, each is asked.
         if signals.take() {

@@ -94,7 +94,7 @@ impl Socket {
 
     fn new(listener: UnixListener, path: PathBuf) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let identity = identity(&path);
+        let identity = identity(&path).unwrap_or_default();
         Ok(Self { listener, path, identity })
     }
 
@@ -120,7 +120,21 @@ impl Socket {
 
     /// Tells whether the name still leads to this socket.
     pub fn is_in_place(&self) -> bool {
-        self.identity.is_some() && identity(&self.path) == self.identity
+        self.identity.is_some() && identity(&self.path).is_ok_and(|found| found == self.identity)
+    }
+
+    /// Tells whether a name has led to this socket, and leads elsewhere or nowhere.
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    pub fn has_lost_name(&self) -> io::Result<bool> {
+        match identity(&self.path) {
+            Ok(found) => Ok(self.has_name() && found != self.identity),
+            Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
+                Ok(self.has_name())
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -147,9 +161,9 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path).ok()?;
-    metadata.file_type().is_socket().then(|| (metadata.dev(), metadata.ino()))
+fn identity(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok(metadata.file_type().is_socket().then(|| (metadata.dev(), metadata.ino())))
 }
 
 /// Dials `path`. A listener whose backlog is full counts as answering.
@@ -165,6 +179,7 @@ fn is_answered(path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -225,6 +240,21 @@ mod tests {
         assert!(!taken.is_in_place());
         drop(taken);
         assert_eq!(directory.names(), ["other"]);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_looked_up_is_not_lost() {
+        let directory = Directory::new("lookup");
+        let socket = Socket::open_in(&directory.0.join("sockets"), "wg0").unwrap();
+        assert!(!socket.has_lost_name().unwrap());
+        fs::rename(directory.0.join("sockets"), directory.0.join("aside")).unwrap();
+        assert!(socket.has_lost_name().unwrap());
+        // A link that leads to itself: an error that does not say that there is nothing.
+        symlink("sockets", directory.0.join("sockets")).unwrap();
+        assert!(socket.has_lost_name().is_err() && !socket.is_in_place());
+        fs::remove_file(directory.0.join("sockets")).unwrap();
+        fs::rename(directory.0.join("aside"), directory.0.join("sockets")).unwrap();
+        assert!(!socket.has_lost_name().unwrap() && socket.is_in_place());
     }
 
     #[test]
