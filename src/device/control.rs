@@ -16,7 +16,7 @@ use crate::config::{Edit, Refused, Snapshot};
 use crate::sys::clock::{self, Jump, Timer};
 use crate::sys::netlink::{Monitor, Netlink};
 use crate::sys::offload::Wanted;
-use crate::sys::poll::{Waits, wait};
+use crate::sys::poll::{Waits, replace, wait};
 use crate::sys::tun::Queue;
 use crate::sys::udp::{Datagram, SendBatch};
 use crate::wireguard::dropped::Dropped;
@@ -374,8 +374,9 @@ impl Control {
 
     fn follow_moved_link(&mut self) {
         let fd = self.link.raw_fd();
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), LINK, Interest::READABLE) {
-            tracing::warn!(%error, "cannot watch the link in its new network namespace");
+        if let Err(error) = replace(&self.poll, fd, LINK) {
+            tracing::warn!(%error, "cannot watch the link in its new network namespace; looks every second");
+            self.link.look_later();
         }
         self.follow_link();
     }

@@ -102,11 +102,16 @@ impl Follower {
         self.look_at
     }
 
+    /// Has news asked for a while from now, and so on: nobody tells when there are any.
+    pub(super) fn look_later(&mut self) {
+        self.look_at = Some(now() + LOOK);
+    }
+
     /// Takes in the news.
     pub(super) fn news(&mut self) -> News {
         let mut news = News::None;
         if self.look_at.is_some() {
-            self.look_at = Some(now() + LOOK);
+            self.look_later();
             if !self.queue.is_attached() {
                 return News::Gone;
             }
@@ -157,7 +162,7 @@ impl Follower {
             Err(error) => {
                 // Before Linux 5.3, or without CAP_SYS_ADMIN there.
                 tracing::warn!(%error, "cannot follow the link to its new network namespace; its MTU is taken to stay");
-                self.look_at = Some(now() + LOOK);
+                self.look_later();
                 self.state.up = self.queue.seems_up();
                 News::Changed
             }

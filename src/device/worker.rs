@@ -1,11 +1,12 @@
 //! A worker: one TUN queue, its own sockets, and everything in between on one thread.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -14,7 +15,7 @@ use super::send::Sender;
 use super::shared::{PAUSE, Shared};
 use super::sockets::SocketSet;
 use super::spill::Idle;
-use crate::sys::poll::{Waits, wait};
+use crate::sys::poll::{Waits, replace, wait};
 use crate::sys::tun::Queue;
 use crate::sys::udp::UdpSocket;
 
@@ -42,6 +43,8 @@ pub(super) struct Worker {
     queue: Arc<Queue>,
     poll: Poll,
     sockets: Option<Arc<SocketSet>>,
+    /// Those of them that are to be polled and cannot be.
+    unpolled: ArrayVec<(RawFd, Token), 2>,
     /// Those that are this worker's to read.
     sources: Sources,
     /// Those that may have something: they are asked without being polled.
@@ -69,7 +72,16 @@ impl Worker {
             poll.registry().register(&mut SourceFd(&queue.as_raw_fd()), TUN, Interest::READABLE)?;
         }
         let sources = Sources { tun: reads, ..Sources::default() };
-        Ok(Self { number, shared, queue, poll, sockets: None, sources, ready: Sources::default() })
+        Ok(Self {
+            number,
+            shared,
+            queue,
+            poll,
+            sockets: None,
+            unpolled: ArrayVec::new(),
+            sources,
+            ready: Sources::default(),
+        })
     }
 
     pub(super) fn run(mut self) {
@@ -88,13 +100,19 @@ impl Worker {
                 // Work that was put in before the note is found now. Who puts some in later wakes this worker, or knows that it looks.
                 looks = if self.help(&mut sender, &mut receiver) { LOOKS } else { looks };
             }
-            let timeout = (!is_idle || looks > 0).then_some(Duration::ZERO);
+            // It is told again once that works.
+            let _ = self.poll_sockets();
+            let is_deaf = !self.unpolled.is_empty();
+            let timeout = match !is_idle || looks > 0 {
+                true => Some(Duration::ZERO),
+                false => is_deaf.then_some(PAUSE),
+            };
             looks = looks.saturating_sub(1);
             let waited = wait(&mut self.poll, &mut events, timeout);
             if is_idle {
                 self.shared.note_idle(self.number, Idle::Works);
             }
-            if !waits.have_told(waited, timeout.unwrap_or(PAUSE)) {
+            if !waits.have_told(waited, timeout.unwrap_or(PAUSE)) || is_deaf {
                 self.take_sockets();
                 self.ready = self.sources;
             }
@@ -151,6 +169,16 @@ impl Worker {
         self.ready.v6 = receive(&sockets.v6, self.ready.v6);
     }
 
+    /// Has those sockets polled that are not yet, and returns why one cannot be.
+    fn poll_sockets(&mut self) -> Option<io::Error> {
+        let mut failed = None;
+        self.unpolled.retain(|&mut (fd, token)| {
+            let polled = replace(&self.poll, fd, token);
+            polled.map_err(|error| failed = Some(error)).is_err()
+        });
+        failed
+    }
+
     /// Takes over the sockets that the control thread has opened or closed.
     fn take_sockets(&mut self) {
         let slot = &self.shared.sockets[self.number];
@@ -170,13 +198,12 @@ impl Worker {
         };
         let receives = !new.as_ref().is_some_and(received_elsewhere);
         let opened = new.iter().filter(|_| receives).flat_map(|set| [(&set.v4, V4), (&set.v6, V6)]);
-        for (socket, token) in opened.filter_map(|(socket, token)| Some((socket.as_ref()?, token))) {
-            let fd = socket.as_raw_fd();
-            if let Err(error) = registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
-                tracing::error!(%error, "cannot poll a UDP socket");
-            }
-        }
+        self.unpolled =
+            opened.filter_map(|(socket, token)| Some((socket.as_ref()?.as_raw_fd(), token))).collect();
         self.sockets = new;
+        if let Some(error) = self.poll_sockets() {
+            tracing::error!(%error, "cannot poll a UDP socket; looks again and again");
+        }
         // It closes the old ones.
         self.shared.wake_control();
         // What came before the registration is told as well, but what the old sockets told is void.

@@ -97,6 +97,8 @@ pub(super) enum Call {
     Poll,
     /// `epoll_wait`.
     Epoll,
+    /// `epoll_ctl(EPOLL_CTL_ADD)` of what takes the place of another.
+    Register,
     /// `timerfd_settime` of a moment.
     Timer,
     /// `clone` of a thread.

@@ -1,9 +1,11 @@
 //! Waiting for descriptors, poll(2) and epoll(7).
 
 use std::io;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
-use mio::{Events, Poll};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
 use rustix::event::{PollFd, Timespec};
 
 use super::fault::{self, Call};
@@ -27,6 +29,15 @@ pub fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> 
     events.clear();
     fault::check(Call::Epoll)?;
     poll.poll(events, timeout)
+}
+
+/// Has `poll` wait for what takes the place of another descriptor.
+///
+/// # Errors
+/// `ENOMEM`; `ENOSPC` beyond `fs.epoll.max_user_watches`.
+pub fn replace(poll: &Poll, fd: RawFd, token: Token) -> io::Result<()> {
+    fault::check(Call::Register)?;
+    poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE)
 }
 
 /// The waits of a thread that does not end because the system refuses one.

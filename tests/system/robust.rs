@@ -353,6 +353,32 @@ fn a_data_plane_that_cannot_wait_does_all_the_same_and_ends_for_what_ends_it() {
 }
 
 #[test]
+fn sockets_and_a_moved_link_that_cannot_be_polled_are_looked_at_all_the_same() {
+    need!("ip", "wg");
+    if !faults_are_possible() {
+        return;
+    }
+    let args = ["--threads", "2", "--verbosity", "debug"];
+    // Always, and for a while.
+    let pair = Pair::with(&args, &[("ADIT_FAULT", "Register=28")]);
+    let flow = pair.flow();
+    flow.goes_on("though no socket is polled");
+    drop(flow);
+    pair.assert_idle();
+    let name = &pair.ta.name;
+    let elsewhere = Namespace::new();
+    let ups = || pair.ta.process.output().matches("interface up").count();
+    assert_eq!(ups(), 1);
+    pair.a.ip(&format!("link set {name} netns {}", elsewhere.path()));
+    wait_until("it to be down", SOON, || pair.ta.process.output().contains("interface down"));
+    elsewhere.ip(&format!("link set {name} up"));
+    wait_until("it to be up again", SOON, || ups() == 2);
+
+    let pair = Pair::with(&args, &[("ADIT_FAULT", "Register=28*50")]);
+    pair.flow().goes_on("once it can be polled");
+}
+
+#[test]
 fn packets_that_fill_the_buffer_to_its_end_are_read_like_any() {
     need!("ip", "wg");
     let pair = Pair::new("1");
