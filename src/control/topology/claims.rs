@@ -129,8 +129,9 @@ impl<'a> Claims<'a> {
         }
     }
 
-    /// Leaves what a node has just given up with it, unless somebody has it, or may not leave it there.
-    pub(super) fn add_given_up(&mut self, given_up: &GivenUp) {
+    /// Leaves what a node has just given up with it, unless somebody has it, or may not leave it there; nor with one that is near: what is
+    /// sent there goes in clear.
+    pub(super) fn add_given_up(&mut self, given_up: &GivenUp, is_near: impl Fn(&Tunnel) -> bool) {
         // All are judged before any is left: a loan does not return to a lender who has given up the block.
         let stays = |(prefix, node): &(Prefix, &str)| {
             let is_given = self.node(node).is_some_and(|node| !node.pod_prefixes.is_empty());
@@ -141,11 +142,14 @@ impl<'a> Claims<'a> {
         for (prefix, node) in left {
             // A node that is gone has nothing.
             let Some((name, _)) = self.granted.get_key_value(node) else { continue };
-            self.pods.insert(prefix, name);
-            if let Some(granted) = self.granted.get_mut(node) {
-                granted.pods.push(prefix);
-                granted.unclaimed.retain(|block| *block != prefix);
+            let name = *name;
+            let Some(granted) = self.granted.get_mut(name) else { continue };
+            if granted.tunnel.is_some_and(&is_near) {
+                continue;
             }
+            granted.pods.push(prefix);
+            granted.unclaimed.retain(|block| *block != prefix);
+            self.pods.insert(prefix, name);
         }
     }
 

@@ -169,13 +169,13 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     for (name, tunnel) in &by_age {
         claims.add_addresses(name, tunnel);
     }
-    claims.add_given_up(&own.given_up);
+    let mut routing = Routing::new(&settings, own, objects);
+    claims.add_given_up(&own.given_up, |tunnel| routing.nearness(Some(tunnel)).is_some());
     claims.add_silent();
     let orphans = orphans(&settings, own, &claims);
     faults.append(&mut claims.faults);
     let claimed = std::mem::take(&mut claims.granted);
 
-    let mut routing = Routing::new(&settings, own, objects);
     let mut peers = BTreeMap::new();
     let mut not_encrypted = BTreeMap::new();
     // Whoever heard from us would take us for the node that has our key, and send us what is for that one ([W] §2.1: a peer is found where

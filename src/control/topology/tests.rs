@@ -782,6 +782,21 @@ fn what_a_node_could_not_have_or_may_not_keep_does_not_stay_with_it() {
     assert!(own.given_up.next().is_some());
     assert_eq!(topology(&after, &own), of_own(&after, &own));
 
+    // What is sent to a node that has become near goes in clear.
+    let zone = |objects: &mut Objects, name, zone: &str| {
+        change(objects, name, |tunnel| tunnel.zone = Some(zone.to_owned()));
+    };
+    let mut before = objects(Mode::Strict);
+    set(&mut before, |spec| spec.scope = Some(Scope::CrossZone));
+    zone(&mut before, "a", "here");
+    zone(&mut before, "b", "there");
+    let mut after = before.clone();
+    change(&mut after, "b", |tunnel| tunnel.pod_prefixes.truncate(1));
+    let own = since(&before, &after);
+    assert!(entries(&topology(&after, &own)).contains(&"unicast fd00:2::/64".to_owned()));
+    zone(&mut after, "b", "here");
+    assert_eq!(topology(&after, &own), of_own(&after, &own));
+
     // A loan that is given back is its lender's.
     let mut before = objects(Mode::Strict);
     change(&mut before, "b", |tunnel| tunnel.pod_prefixes.push(prefix("10.244.3.128/25")));
