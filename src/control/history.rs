@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::api::{HostTraffic, Mode, PodAddresses, Scope, StrictGate, TunnelConfigSpec};
 use super::belief;
+use super::given_up::GivenUp;
 use super::objects::{Config, Node, Object, Objects, PodNetwork, Tunnel};
 use super::oracle;
 use super::plan::{Entry, Kind, Routes};
@@ -150,11 +151,16 @@ struct World {
     asks: Random,
     /// Whether the disk is told of what the agent knows.
     keeps: Random,
+    /// Whether time passes.
+    waits: Random,
+    now: Duration,
     objects: Objects,
     /// What the agent has read of them since it was started; `None` once it has read all.
     partly: Option<Objects>,
     /// What it has on disk.
     kept: Objects,
+    /// All that it knew, and what it made of that, the last time.
+    known: Option<(Objects, Topology)>,
     data_plane: Option<DataPlane>,
     /// What the agent believes that the data plane has.
     believed: Option<Snapshot>,
@@ -179,9 +185,12 @@ impl World {
             random: Random(seed),
             asks: Random(!seed),
             keeps: Random(seed.rotate_left(32)),
+            waits: Random(!seed.rotate_left(32)),
+            now: Duration::ZERO,
             objects: Objects::default(),
             partly: None,
             kept: Objects::default(),
+            known: None,
             data_plane: Some(DataPlane::default()),
             believed: None,
             routes,
@@ -241,7 +250,8 @@ impl World {
             16 | 17 => {
                 self.say("the agent is started anew".to_owned());
                 self.endpoints.clear();
-                self.believed = None;
+                (self.believed, self.known) = (None, None);
+                self.own.given_up = GivenUp::default();
                 self.partly = Some(self.kept.clone());
             }
             18 => {
@@ -353,6 +363,14 @@ impl World {
         }
     }
 
+    /// Lets so much time pass that nothing waits any more.
+    fn wait(&mut self) {
+        self.now += Duration::from_secs(2);
+        if self.own.given_up.end(self.now) {
+            self.say("what was given up is nobody's".to_owned());
+        }
+    }
+
     /// Lets the agent act, and checks every state that it passes through.
     fn act(&mut self) {
         let is_complete = self.partly.is_none();
@@ -361,8 +379,15 @@ impl World {
         if is_complete && self.keeps.chance(80) {
             self.kept.clone_from(&known);
         }
+        if self.waits.chance(40) {
+            self.wait();
+        }
+        if let Some((before, topology)) = self.known.take() {
+            self.own.given_up.learn(&before, &topology, &known, self.now);
+        }
         let topology = topology(&known, &self.own);
         self.check_topology(&known, &topology);
+        self.known = is_complete.then(|| (known.clone(), topology.clone()));
         self.own.remembered.learn(&topology, is_complete);
         self.own.mode = if is_complete { Some(topology.settings.mode) } else { self.own.mode };
         let pods = self.turn_to(&known, &topology.settings, is_complete);
@@ -679,6 +704,7 @@ fn ten_thousand_histories_hold_every_invariant() {
         }
         // However it went, it ends where all agree.
         world.partly = None;
+        world.wait();
         world.data_plane.get_or_insert_default();
         world.say("the end".to_owned());
         world.random = Random(1);
