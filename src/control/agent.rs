@@ -38,7 +38,7 @@ use super::mtu::{Note, Ways};
 use super::objects::{Fault, Objects};
 use super::plan::{Kind, Masquerade};
 use super::preflight::{self, Wanted};
-use super::publish::published;
+use super::publish::{published, untold};
 use super::read;
 use super::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
 use super::route::Router;
@@ -150,6 +150,8 @@ pub struct Agent {
     sessions: Option<[usize; Session::ALL.len()]>,
     /// The prefixes that were led into the tunnel at the last look, with nothing past it.
     tunnelled: BTreeSet<Prefix>,
+    /// The addresses of own pods that could not be told.
+    untold: usize,
     /// What waits until it is removed.
     leaving: Leaving,
     /// What was found at the last look, and which peers were silent.
@@ -228,6 +230,7 @@ impl Agent {
             is_periodic: false,
             sessions: None,
             tunnelled: BTreeSet::new(),
+            untold: 0,
             leaving: Leaving::default(),
             findings: Findings::default(),
             silence: Silence::default(),
@@ -412,6 +415,13 @@ impl Agent {
         let registered = self.cni.as_ref().map(Cni::addresses).unwrap_or_default();
         let mtu = settings.mtu.or(self.mtu);
         if let Some(tunnel) = published(&known.objects, &self.own, settings, &registered, mtu) {
+            let untold = untold(&known.objects, &self.own, settings, &registered);
+            if untold > std::mem::replace(&mut self.untold, untold) {
+                tracing::warn!(
+                    untold,
+                    "addresses of pods are told to nobody: there are more than a NodeTunnel may name"
+                );
+            }
             self.parts.source.publish(tunnel);
         }
     }

@@ -35,7 +35,8 @@ pub fn published(
     let mtu = mtu.or_else(|| objects.tunnels.get(&own.name)?.mtu);
     let mut pod_prefixes = node.pod_prefixes.clone();
     if settings.pod_addresses == PodAddresses::Pods {
-        pod_prefixes.extend(outside(node, objects.pods.as_ref()?, registered, &own.name));
+        let outside = outside(node, objects.pods.as_ref()?, registered, &own.name);
+        pod_prefixes.extend(outside.take(PREFIXES_MAX.saturating_sub(node.pod_prefixes.len())));
     }
     let value = tunnel(node, own, settings, mtu, &pod_prefixes);
     let Ok(Object::Tunnel(_, wanted)) = read::object(&value) else { return None };
@@ -43,17 +44,28 @@ pub fn published(
     (!is_there).then_some(value)
 }
 
-/// Returns the addresses of a node's pods that are outside of its blocks, in order, as far as they can be told.
+/// Returns how many addresses of this node's pods cannot be told, since there are more than a `NodeTunnel` may name.
+pub fn untold(objects: &Objects, own: &Own, settings: &Settings, registered: &BTreeSet<IpAddr>) -> usize {
+    let (Some(node), Some(pods), PodAddresses::Pods) =
+        (objects.nodes.get(&own.name), &objects.pods, settings.pod_addresses)
+    else {
+        return 0;
+    };
+    outside(node, pods, registered, &own.name)
+        .skip(PREFIXES_MAX.saturating_sub(node.pod_prefixes.len()))
+        .count()
+}
+
+/// Returns the addresses of a node's pods that are outside of its blocks, in order.
 fn outside(
     node: &Node,
     pods: &BTreeMap<String, Pod>,
     registered: &BTreeSet<IpAddr>,
     name: &str,
-) -> Vec<Prefix> {
+) -> impl Iterator<Item = Prefix> {
     let own = pods.values().filter(|pod| pod.node == name).flat_map(|pod| &pod.addresses);
     let hosts: BTreeSet<_> = own.chain(registered).map(|addr| Prefix::host(*addr)).collect();
-    let outside = hosts.into_iter().filter(|host| !node.pod_prefixes.iter().any(|block| block.covers(host)));
-    outside.take(PREFIXES_MAX.saturating_sub(node.pod_prefixes.len())).collect()
+    hosts.into_iter().filter(|host| !node.pod_prefixes.iter().any(|block| block.covers(host)))
 }
 
 fn tunnel(node: &Node, own: &Own, settings: &Settings, mtu: Option<u32>, pod_prefixes: &[Prefix]) -> Value {
@@ -227,5 +239,8 @@ mod tests {
         let many = Pod { node: "a".to_owned(), addresses: many.collect() };
         objects.pods = Some([("x/many".to_owned(), many)].into());
         assert_eq!(said(&objects, &settings).as_array().unwrap().len(), 512);
+        let untold = |settings| super::untold(&objects, &own(), settings, &registered);
+        assert_eq!(untold(&settings), 601 - 510, "with one that is about to have its network");
+        assert_eq!(untold(&Settings::default()), 0);
     }
 }
