@@ -28,6 +28,9 @@ const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 /// `_IOW('T', 208, unsigned int)`.
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 
+/// Attempts to have a device whose holders leave as we come.
+const ATTEMPTS: u32 = 16;
+
 /// Packets that the kernel keeps for each queue.
 const QUEUE_LENGTH: u32 = 1000;
 
@@ -186,23 +189,27 @@ fn check_name(name: &str) -> io::Result<()> {
 /// Makes the device with its first queue, or opens a queue of one that nobody holds. Tells whether it was made.
 fn attach_alone(name: &str, flags: c_int) -> io::Result<(Queue, bool)> {
     let is = |error: &io::Error, errno| error.raw_os_error() == Some(errno);
-    match attach(name, flags | libc::IFF_TUN_EXCL) {
+    let mut attempts = 0;
+    loop {
+        let error = match attach(name, flags | libc::IFF_TUN_EXCL) {
+            Err(error) if is(&error, libc::EBUSY) => error,
+            made => return made.map(|queue| (queue, true)),
+        };
+        attempts += 1;
         // It exists. A device of many queues is open to whoever comes: its packets would be shared out among two programs.
-        Err(error) if is(&error, libc::EBUSY) => {
-            if Netlink::open()?.link(name)?.carrier {
-                return Err(error);
-            }
-            let queue = attach(name, flags).or_else(|error| {
-                if is(&error, libc::EINVAL) {
-                    attach(name, flags ^ libc::IFF_MULTI_QUEUE)
-                } else {
-                    Err(error)
-                }
-            })?;
-            Ok((queue, false))
+        match Netlink::open()?.link(name) {
+            Ok(link) if link.carrier => return Err(error),
+            Ok(_) => break,
+            // Whoever had it has just left.
+            Err(gone) if is(&gone, libc::ENODEV) && attempts < ATTEMPTS => {}
+            Err(gone) if is(&gone, libc::ENODEV) => return Err(error),
+            Err(error) => return Err(error),
         }
-        made => made.map(|queue| (queue, true)),
     }
+    let queue = attach(name, flags).or_else(|error| {
+        if is(&error, libc::EINVAL) { attach(name, flags ^ libc::IFF_MULTI_QUEUE) } else { Err(error) }
+    })?;
+    Ok((queue, false))
 }
 
 /// Opens so many more queues of the device, or as many as the kernel has: from Linux 3.8 to 3.19 eight (`MAX_TAP_QUEUES`).

@@ -282,6 +282,28 @@ fn who_waits_takes_over_when_the_other_has_left_or_was_killed_and_leaves_at_a_si
 }
 
 #[test]
+fn a_device_whose_holder_is_just_leaving_is_in_use_or_made_anew() {
+    need!("ip");
+    let namespace = Namespace::new();
+    let name = ifname();
+    let take = move || {
+        let attempts = (0..150).filter(|_| match Tun::create(&name, 1, &Wanted::default()) {
+            Ok(tun) => tun.name() == name,
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EBUSY), "{error}");
+                false
+            }
+        });
+        attempts.count()
+    };
+    // Threads are in the namespace of the one that starts them.
+    let had = namespace.enter(move || {
+        std::thread::scope(|scope| [0, 1].map(|_| scope.spawn(&take)).map(|taker| taker.join().ok()))
+    });
+    assert!(had.iter().all(|had| had.is_some_and(|had| had > 0)), "{had:?}");
+}
+
+#[test]
 fn a_device_that_waits_for_a_process_is_used() {
     need!("ip", "wg");
     let namespace = Namespace::new();
