@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::api::{HostTraffic, Mode, PodAddresses, Scope, StrictGate, TunnelConfigSpec};
 use super::belief;
 use super::given_up::GivenUp;
+use super::leaving::Leaving;
 use super::objects::{Config, Node, Object, Objects, PodNetwork, Tunnel};
 use super::oracle;
 use super::plan::{Entry, Kind, Routes};
@@ -79,7 +80,12 @@ impl DataPlane {
         }
     }
 
-    /// Obeys an edit; `seen` looks at the table after every change of it.
+    /// Obeys edits; `seen` looks at the table after every change of it.
+    fn obey(&mut self, edits: &[Edit], mut seen: impl FnMut(&Self)) {
+        edits.iter().for_each(|edit| self.apply(edit, &mut seen));
+    }
+
+    /// Obeys an edit, likewise.
     fn apply(&mut self, edit: &Edit, seen: &mut dyn FnMut(&Self)) {
         match edit {
             Edit::PrivateKey(key) => self.private_key = key.clone(),
@@ -167,6 +173,8 @@ struct World {
     routes: Routes,
     /// Whether they were made without asking the data plane what it has.
     is_blind: bool,
+    /// What waits to be forgotten.
+    leaving: Leaving,
     endpoints: Endpoints,
     private_key: PrivateKey,
     own: Own,
@@ -195,6 +203,7 @@ impl World {
             believed: None,
             routes,
             is_blind: false,
+            leaving: Leaving::default(),
             endpoints: Endpoints::new(),
             private_key,
             own,
@@ -251,7 +260,7 @@ impl World {
                 self.say("the agent is started anew".to_owned());
                 self.endpoints.clear();
                 (self.believed, self.known) = (None, None);
-                self.own.given_up = GivenUp::default();
+                (self.own.given_up, self.leaving) = (GivenUp::default(), Leaving::default());
                 self.partly = Some(self.kept.clone());
             }
             18 => {
@@ -428,13 +437,19 @@ impl World {
                 break;
             }
             match step {
-                Step::Configure(edits) | Step::Greet(edits) | Step::Forget(edits) => {
-                    for edit in edits {
-                        data_plane.apply(edit, &mut |data_plane| {
-                            self.check_table(&before, &after, data_plane, is_complete);
-                        });
-                    }
+                Step::Configure(edits) | Step::Greet(edits) => {
+                    data_plane.obey(edits, |data_plane| {
+                        self.check_table(&before, &after, data_plane, is_complete);
+                    });
                     is_followed &= belief::follow(&mut snapshot, edits);
+                }
+                Step::Forget(edits) => {
+                    let due = self.leaving.due(edits, self.now);
+                    data_plane.obey(&due, |data_plane| {
+                        self.check_table(&before, &after, data_plane, is_complete);
+                    });
+                    is_followed &= belief::follow(&mut snapshot, &due);
+                    self.leaving.done(self.now);
                 }
                 Step::Link(link) => assert_eq!(link.interface, self.routes.interface),
                 Step::Route(RouteChange::Whole(routes)) => {
@@ -464,6 +479,9 @@ impl World {
             self.check_leaks(&self.routes);
         }
         if is_whole {
+            if !plan.steps.iter().any(|step| matches!(step, Step::Forget(_))) {
+                self.leaving = Leaving::default();
+            }
             self.endpoints = plan.endpoints;
             if is_followed {
                 assert_eq!(held(&snapshot), held(&data_plane.snapshot()), "{}", self.story());
@@ -663,8 +681,14 @@ impl World {
                 Step::Route(RouteChange::Addition(_)) => panic!("not all is said: {}", self.story()),
             }
         }
-        assert_eq!(data_plane.table, fresh.table, "{}", self.story());
-        assert!(data_plane.peers.keys().eq(fresh.peers.keys()), "{}", self.story());
+        if self.leaving.next().is_none() {
+            assert_eq!(data_plane.table, fresh.table, "{}", self.story());
+            assert!(data_plane.peers.keys().eq(fresh.peers.keys()), "{}", self.story());
+        }
+        // What waits to be forgotten takes nothing from others.
+        for (prefix, holder) in &fresh.table {
+            assert_eq!(data_plane.table.get(prefix), Some(holder), "{prefix}: {}", self.story());
+        }
         assert_eq!(
             (data_plane.listen_port, data_plane.fwmark),
             (fresh.listen_port, fresh.fwmark),
@@ -673,8 +697,12 @@ impl World {
         );
         assert_eq!(Some(&self.routes), routes.as_ref(), "{}", self.story());
         let plan = reconcile(&data_plane.snapshot(), topology, &self.private_key, &self.endpoints, occasion);
-        let edits = plan.steps.iter().filter(|step| matches!(step, Step::Configure(_) | Step::Forget(_)));
-        assert_eq!(edits.count(), 0, "nothing is left to do: {}", self.story());
+        let is_edit = |step: &&Step| match step {
+            Step::Configure(_) => true,
+            Step::Forget(_) => self.leaving.next().is_none(),
+            Step::Greet(_) | Step::Link(_) | Step::Route(_) => false,
+        };
+        assert_eq!(plan.steps.iter().filter(is_edit).count(), 0, "nothing is left to do: {}", self.story());
     }
 
     fn story(&self) -> String {
@@ -704,13 +732,14 @@ fn ten_thousand_histories_hold_every_invariant() {
         }
         // However it went, it ends where all agree.
         world.partly = None;
-        world.wait();
         world.data_plane.get_or_insert_default();
         world.say("the end".to_owned());
         world.random = Random(1);
-        for _ in 0..2 {
+        for _ in 0..3 {
+            world.wait();
             world.act();
         }
+        assert_eq!(world.leaving, Leaving::default(), "{}", world.story());
     }
 }
 

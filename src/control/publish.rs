@@ -239,8 +239,8 @@ mod tests {
         let many = Pod { node: "a".to_owned(), addresses: many.collect() };
         objects.pods = Some([("x/many".to_owned(), many)].into());
         assert_eq!(said(&objects, &settings).as_array().unwrap().len(), 512);
-        let untold = |settings| super::untold(&objects, &own(), settings, &registered);
-        assert_eq!(untold(&settings), 601 - 510, "with one that is about to have its network");
-        assert_eq!(untold(&Settings::default()), 0);
+        let count = |settings| untold(&objects, &own(), settings, &registered);
+        assert_eq!(count(&settings), 601 - 510, "with one that is about to have its network");
+        assert_eq!(count(&Settings::default()), 0);
     }
 }

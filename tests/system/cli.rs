@@ -298,7 +298,7 @@ fn a_device_whose_holder_is_just_leaving_is_in_use_or_made_anew() {
     };
     // Threads are in the namespace of the one that starts them.
     let had = namespace.enter(move || {
-        std::thread::scope(|scope| [0, 1].map(|_| scope.spawn(&take)).map(|taker| taker.join().ok()))
+        thread::scope(|scope| [0, 1].map(|_| scope.spawn(&take)).map(|taker| taker.join().ok()))
     });
     assert!(had.iter().all(|had| had.is_some_and(|had| had > 0)), "{had:?}");
 }
