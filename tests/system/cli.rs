@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::support::process::make_executable;
 use crate::support::tunnel::{Key, Program, Tunnel, socket_path};
 use crate::support::{Namespace, Process, SOON, ifname, need, not_hosted, wait_for, wait_until};
 
@@ -329,7 +330,7 @@ fn without_permission_the_parent_says_what_is_needed() {
     let namespace = Namespace::new();
     let (directory, name) = (Directory::new(), ifname());
     let program = directory.file("adit");
-    fs::copy(ADIT, &program).unwrap();
+    make_executable(&program, &fs::read(ADIT).unwrap());
     let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--", &program, &name];
     let (success, text) = namespace.try_run("setpriv", &user);
     assert!(!success && text.starts_with("adit: ") && text.contains("CAP_NET_ADMIN"), "{text}");
@@ -844,7 +845,7 @@ fn the_demo_runs_for_an_ordinary_user() {
     let namespace = Namespace::new();
     let directory = Directory::new();
     let program = directory.file("adit");
-    fs::copy(ADIT, &program).unwrap();
+    make_executable(&program, &fs::read(ADIT).unwrap());
     let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
     let (is_hosted, _) = namespace.try_run("setpriv", &[&user[..], &["unshare", "-Urn", "true"]].concat());
     if !is_hosted {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 use super::need_plugins;
 use super::runtime::{Call, Pod, Runtime};
 use super::setup::Lab;
+use crate::support::process::make_executable;
 use crate::support::puppet::udp;
 use crate::support::tunnel::Program;
 use crate::support::{Namespace, SOON, need, pause, wait_until};
@@ -107,13 +107,12 @@ fn addresses_are_released_when_nobody_has_them_any_more() {
     let lab = Lab::started(1);
     let host = &lab.node().namespace;
     // One that would give an address to somebody else at once.
-    let eager = lab.files.path().join("eager-ipam");
+    let eager = lab.path("eager-ipam");
     let script = "#!/bin/sh\ncat >/dev/null\ncase $CNI_COMMAND in\n\
         VERSION) echo '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}' ;;\n\
         ADD) echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.244.1.77/24\"}]}' ;;\n\
         DEL) ! grep -q adit /proc/net/dev || { echo '{\"code\":100,\"msg\":\"the interface is there\"}'; exit 1; } ;;\nesac\n";
-    fs::write(&eager, script).unwrap();
-    fs::set_permissions(&eager, fs::Permissions::from_mode(0o755)).unwrap();
+    make_executable(&eager, script.as_bytes());
     let mut config = lab.main(0);
     config["ipam"] = json!({ "type": "eager-ipam" });
     config["name"] = "net".into();
@@ -135,7 +134,7 @@ fn gc_tries_again_to_release_what_could_not_be_released() {
     let lab = Lab::started(1);
     let host = &lab.node().namespace;
     // One that fails once.
-    let once = lab.files.path().join("once-ipam");
+    let once = lab.path("once-ipam");
     let script = format!(
         "#!/bin/sh\ncat >/dev/null\ncase $CNI_COMMAND in\n\
         VERSION) echo '{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}}' ;;\n\
@@ -143,8 +142,7 @@ fn gc_tries_again_to_release_what_could_not_be_released() {
         DEL) rm {held} 2>/dev/null || exit 0; echo '{{\"code\":11,\"msg\":\"not at the moment\"}}'; exit 1 ;;\nesac\n",
         held = lab.path("held")
     );
-    fs::write(&once, script).unwrap();
-    fs::set_permissions(&once, fs::Permissions::from_mode(0o755)).unwrap();
+    make_executable(&once, script.as_bytes());
     let mut config = lab.main(0);
     config["ipam"] = json!({ "type": "once-ipam" });
     config["name"] = "net".into();
@@ -170,7 +168,7 @@ fn an_old_plugin_for_addresses_is_asked_in_its_own_words() {
     let lab = Lab::started(1);
     let host = &lab.node().namespace;
     // One that knows nothing later than 0.4.0 and says so, as plugins of 2019 do.
-    let old = lab.files.path().join("old-ipam");
+    let old = lab.path("old-ipam");
     let script = format!(
         "#!/bin/sh\nconfig=$(cat)\necho \"$CNI_COMMAND $config\" >>{log}\ncase $config in\n*'\"cniVersion\":\"0.4.0\"'*) ;;\n*) \
         [ $CNI_COMMAND = VERSION ] || {{ echo '{{\"cniVersion\":\"0.4.0\",\"code\":1,\"msg\":\"incompatible CNI versions\"}}'; exit 1; }} ;;\nesac\n\
@@ -178,8 +176,7 @@ fn an_old_plugin_for_addresses_is_asked_in_its_own_words() {
         ADD) echo '{{\"cniVersion\":\"0.4.0\",\"ips\":[{{\"version\":\"4\",\"address\":\"10.244.1.77/24\"}}]}}' ;;\nDEL|CHECK) ;;\n*) exit 1 ;;\nesac\n",
         log = lab.path("log")
     );
-    fs::write(&old, script).unwrap();
-    fs::set_permissions(&old, fs::Permissions::from_mode(0o755)).unwrap();
+    make_executable(&old, script.as_bytes());
     let mut config = lab.main(0);
     config["ipam"] = json!({ "type": "old-ipam" });
     config["name"] = "net".into();

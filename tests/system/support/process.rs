@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Output};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -29,6 +29,18 @@ pub(crate) fn expect_success(program: &str, args: &[&str], output: io::Result<Ou
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(output.status.success(), "{program} {}: {}", args.join(" "), text(&output));
     text(&output)
+}
+
+/// Makes an executable file.
+///
+/// Another process writes it. If this one did, a child that some other test starts at the same moment would hold the file open for
+/// writing until it becomes its own program, and until then nobody can run the file ("Text file busy").
+#[track_caller]
+pub(crate) fn make_executable(path: &str, content: &[u8]) {
+    let args = ["--mode=755", "--", "/dev/stdin", path];
+    let mut child = Command::new("install").args(args).stdin(Stdio::piped()).spawn().expect("install");
+    child.stdin.take().expect("a pipe").write_all(content).expect("install reads");
+    expect_success("install", &args, child.wait_with_output());
 }
 
 /// A program that runs beside the test. It is killed, by its id, when this is dropped.
