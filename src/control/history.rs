@@ -244,6 +244,12 @@ impl World {
                 self.objects.configs.insert(name, Config { spec, faults: Vec::new() });
             }
             14 => {
+                // Whoever names one of its nodes has mostly named all of them.
+                if self.objects.nodes.is_empty() && self.random.chance(80) {
+                    self.say("the cluster knows all nodes".to_owned());
+                    let all = (1..=NODES).map(|n| (format!("n{n}"), Node::default().into()));
+                    self.objects.nodes.extend(all);
+                }
                 let node = self.node(&name);
                 self.say(format!("the cluster gives {name} {node:?}"));
                 self.objects.nodes.insert(name, node.into());
@@ -615,7 +621,7 @@ impl World {
             assert!(peer.allowed_ips.iter().all(|prefix| holders.insert(*prefix)), "{}", self.story());
         }
         let (mode, is_strict) = (topology.settings.mode, topology.settings.mode == Mode::Strict);
-        for (name, tunnel) in known.tunnels.iter().filter(|(name, _)| *name != OWN) {
+        for (name, tunnel) in known.tunnels_of_cluster(OWN).filter(|(name, _)| *name != OWN) {
             for prefix in &tunnel.pod_prefixes {
                 // Whose claim was refused has no say.
                 let field = |at: usize| format!("spec.podPrefixes[{at}]");
@@ -627,10 +633,9 @@ impl World {
                             .enumerate()
                             .any(|(at, p)| p == prefix && fault.field == field(at))
                 });
-                let is_lent =
-                    known.tunnels.values().flat_map(|other| &other.pod_prefixes).any(|other| {
-                        other != prefix && other.contains(prefix.addr()) && prefix.covers(other)
-                    });
+                let mut of_all = known.tunnels_of_cluster(OWN).flat_map(|(_, other)| &other.pod_prefixes);
+                let is_lent = of_all
+                    .any(|other| other != prefix && other.contains(prefix.addr()) && prefix.covers(other));
                 if is_refused || is_lent || mode == Mode::Off {
                     continue;
                 }

@@ -67,6 +67,18 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// Tells whether what a `NodeTunnel` of this name says counts for the node `own`. Where the cluster's `Node`s are known, those of
+    /// others that are not among them are left over from nodes that are gone, and nothing bounds what they claim.
+    pub fn is_of_cluster(&self, name: &str, own: &str) -> bool {
+        self.nodes.is_empty() || name == own || self.nodes.contains_key(name)
+    }
+
+    /// Returns the `NodeTunnel`s that count for the node `own`, by name.
+    pub fn tunnels_of_cluster(&self, own: &str) -> impl Iterator<Item = (&String, &Tunnel)> {
+        let tunnels = self.tunnels.iter().map(|(name, tunnel)| (name, &**tunnel));
+        tunnels.filter(move |(name, _)| self.is_of_cluster(name, own))
+    }
+
     /// Puts an object in the place of the one of its kind and name.
     pub fn insert(&mut self, object: Object) {
         match object {

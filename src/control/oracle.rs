@@ -60,7 +60,9 @@ fn is_of_another(objects: &Objects, settings: &Settings, own: &str, addr: IpAddr
             && objects.tunnels.get(name).is_some_and(|tunnel| tunnel.pod_prefixes.contains(&single));
         is_free && claims(objects, name, addr) || has_single
     };
-    objects.tunnels.keys().any(|name| name != own && may_have(name))
+    // Where it says whom it has, nobody else has anything.
+    let is_there = |name: &String| objects.nodes.is_empty() || objects.nodes.contains_key(name);
+    objects.tunnels.keys().any(|name| name != own && is_there(name) && may_have(name))
         && !may_be_clear(objects, settings, own, addr)
 }
 

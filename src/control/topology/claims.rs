@@ -1,6 +1,7 @@
 //! Which addresses are whose: each claim is granted or refused.
 //!
 //! 1. Blocks of pods, of all nodes. What the cluster gave is that node's, whatever others say and however old they are.
+//!    Where nobody has named the prefixes of all pods, what is public is nobody's.
 //! 2. Single addresses. One that is among somebody's pods is that one's; so no block is lost by an address that somebody claims in it.
 //!    What else the cluster knows of a node's addresses decides next, and the age of the node where the cluster knows nothing.
 //!
@@ -8,7 +9,7 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::Prefix;
 use crate::control::api::PodAddresses;
@@ -16,6 +17,24 @@ use crate::control::blocks::Blocks;
 use crate::control::given_up::GivenUp;
 use crate::control::objects::{Fault, Node, Objects, Tunnel};
 use crate::control::settings::Settings;
+
+/// The addresses of private networks ([RFC 1918] §3, [RFC 6598] §7, [RFC 4193] §3.1).
+///
+/// [RFC 1918]: https://www.rfc-editor.org/rfc/rfc1918
+/// [RFC 4193]: https://www.rfc-editor.org/rfc/rfc4193
+/// [RFC 6598]: https://www.rfc-editor.org/rfc/rfc6598
+const PRIVATE: [(IpAddr, u8); 5] = [
+    (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8),
+    (IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), 12),
+    (IpAddr::V4(Ipv4Addr::new(192, 168, 0, 0)), 16),
+    (IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10),
+    (IpAddr::V6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0)), 7),
+];
+
+/// The length of an IPv6 subnet's prefix ([RFC 4291] §2.5.1).
+///
+/// [RFC 4291]: https://www.rfc-editor.org/rfc/rfc4291
+const SUBNET_LEN: u8 = 64;
 
 /// What a node may call its own.
 #[derive(Debug, Default)]
@@ -201,6 +220,9 @@ impl<'a> Claims<'a> {
         if cluster.is_some_and(|cluster| !cluster.iter().any(|block| block.covers(prefix))) {
             return Some(format!("{prefix} is outside the clusterCIDRs"));
         }
+        if cluster.is_none() && self.is_public(prefix) {
+            return Some(format!("{prefix} is public, and in no clusterCIDRs"));
+        }
         // A block inside another's block is a loan: the more specific one has it.
         if let Some(other) = self.pods.get(prefix).filter(|other| **other != name) {
             return Some(format!("{prefix} belongs to the older node {other}"));
@@ -211,6 +233,27 @@ impl<'a> Claims<'a> {
         let first = others.next()?;
         let second = others.find(|other| *other != first)?;
         Some(format!("{prefix} holds addresses of the older nodes {first} and {second}"))
+    }
+
+    /// Tells whether a prefix is neither among the addresses of private networks nor in what the cluster knows to be its own: blocks of
+    /// pods, what was found of all pods, and the subnets that nodes' IPv6 addresses are in. Where it knows no nodes, nothing is public.
+    fn is_public(&self, prefix: &Prefix) -> bool {
+        let addr = prefix.addr();
+        let is_private = || {
+            PRIVATE.iter().any(|(block, len)| {
+                prefix.len() >= *len && Prefix::new(addr, *len) == Prefix::new(*block, *len)
+            })
+        };
+        let is_found = || self.settings.found.prefixes.iter().any(|found| found.covers(prefix));
+        let is_beside_node = || {
+            let subnet =
+                Prefix::new(addr, SUBNET_LEN).filter(|subnet| addr.is_ipv6() && subnet.covers(prefix));
+            subnet.is_some_and(|subnet| {
+                self.told().range(subnet.addr()..).next().is_some_and(|(node, _)| subnet.contains(*node))
+            })
+        };
+        let is_given = || self.given.around(prefix).is_some();
+        !self.objects.nodes.is_empty() && !is_private() && !is_given() && !is_found() && !is_beside_node()
     }
 
     /// Returns what the cluster knows of an address inside a prefix that is none of the pods of the node `name`.

@@ -63,7 +63,8 @@ pub(super) fn waits_for(
             None => is_cluster.then_some(Unready::NoStatus),
         }
     };
-    let names: BTreeSet<_> = objects.tunnels.keys().chain(objects.nodes.keys()).collect();
+    let speaking = objects.tunnels_of_cluster(&own.name).map(|(name, _)| name);
+    let names: BTreeSet<_> = speaking.chain(objects.nodes.keys()).collect();
     let others = names.into_iter().filter(|name| **name != own.name);
     others.filter_map(|name| Some((name.clone(), unready(name)?))).collect()
 }

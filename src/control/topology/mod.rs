@@ -1,6 +1,6 @@
 //! From all objects to what one node should do: peers, allowed IPs, routes; and what is not encrypted, and why. Pure.
 //!
-//! 1. Settings: what the `TunnelConfig`s want of this node.
+//! 1. Settings: what the `TunnelConfig`s want of this node. Of the `NodeTunnel`s those count whose nodes the cluster knows, if it knows any.
 //! 2. Keys: one that several nodes have belongs to the oldest of them. The others have none, and nothing goes to them in clear; nor do they
 //!    talk to anybody.
 //! 3. Addresses: each belongs to the oldest node that claims it; a claim that is refused has no effect but a fault. A block of pods inside
@@ -154,9 +154,14 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         settings
     };
     for (name, tunnel) in objects.tunnels.iter() {
-        faults.extend(tunnel.faults.iter().map(|fault| (format!("NodeTunnel/{name}"), fault.clone())));
+        let stray = (!objects.is_of_cluster(name, &own.name)).then(|| Fault {
+            field: "metadata.name".to_owned(),
+            reason: format!("the cluster has no node {name}"),
+        });
+        let found = tunnel.faults.iter().cloned().chain(stray);
+        faults.extend(found.map(|fault| (format!("NodeTunnel/{name}"), fault)));
     }
-    let by_age = by_age(objects);
+    let by_age = by_age(objects, &own.name);
     let keys = key_owners(&by_age);
     let waits_for = waits_for(&settings, objects, own, &keys);
     if !waits_for.is_empty() {
@@ -255,8 +260,9 @@ fn masquerade(settings: &Settings, claimed: &BTreeMap<&str, Granted<'_>>, own: &
 }
 
 /// Returns the nodes, the oldest first.
-fn by_age(objects: &Objects) -> Vec<(&str, &Tunnel)> {
-    let mut nodes: Vec<_> = objects.tunnels.iter().map(|(name, tunnel)| (name.as_str(), &**tunnel)).collect();
+fn by_age<'a>(objects: &'a Objects, own: &str) -> Vec<(&'a str, &'a Tunnel)> {
+    let tunnels = objects.tunnels_of_cluster(own);
+    let mut nodes: Vec<_> = tunnels.map(|(name, tunnel)| (name.as_str(), tunnel)).collect();
     // They come by name, and stay so among those of one age.
     nodes.sort_by_key(|(_, tunnel)| &tunnel.created);
     nodes

@@ -53,6 +53,13 @@ fn change(objects: &mut Objects, name: &str, change: impl FnOnce(&mut Tunnel)) {
     change(objects.tunnels.get_mut(name).unwrap());
 }
 
+/// Has the cluster know all who say something of themselves.
+fn know_all(objects: &mut Objects) {
+    let unknown = objects.tunnels.keys().filter(|name| !objects.nodes.contains_key(*name));
+    let unknown: Vec<_> = unknown.map(|name| (name.clone(), Node::default().into())).collect();
+    objects.nodes.extend(unknown);
+}
+
 fn of(objects: &Objects) -> Topology {
     topology(objects, &Own::new("a", key(1)))
 }
@@ -112,6 +119,7 @@ fn a_node_without_a_key_is_dropped_in_strict_and_plain_in_permissive() {
         // One that nothing is known of but that the cluster gave it pods.
         let given = Node { pod_prefixes: vec![prefix("10.244.4.0/24")], ..Node::default() };
         objects.nodes.insert("d".to_owned(), given.into());
+        know_all(&mut objects);
         let topology = of(&objects);
         assert_eq!(topology.peers.keys().collect::<Vec<_>>(), [&key(3)]);
         let unencrypted = Unencrypted { reason: Reason::NoKey, is_dropped };
@@ -244,6 +252,27 @@ fn an_older_node_takes_no_address_that_the_cluster_gave_a_younger_one() {
 }
 
 #[test]
+fn what_is_left_of_a_node_that_is_gone_counts_for_nothing() {
+    let mut objects = objects(Mode::Strict);
+    // The older one of two with one key, and of all pods' addresses.
+    change(&mut objects, "b", |tunnel| {
+        (tunnel.active, tunnel.keys) = (Some(key(3)), vec![key(3)]);
+        tunnel.pod_prefixes = vec![prefix("10.0.0.0/8")];
+    });
+    assert_eq!(of(&objects).not_encrypted["c"].reason, Reason::DuplicateKey, "only nodes speak of nodes");
+    objects.nodes.insert("c".to_owned(), Node::default().into());
+    let found = of(&objects);
+    assert_eq!(faults(&found), ["NodeTunnel/b metadata.name: the cluster has no node b"]);
+    assert_eq!(found.peers.values().map(|peer| &peer.node[..]).collect::<Vec<_>>(), ["c"]);
+    assert!(found.not_encrypted.is_empty());
+    assert!(entries(&found).contains(&"throw 10.244.1.0/24".to_owned()), "this node counts for itself");
+    assert!(!entries(&found).iter().any(|entry| entry.ends_with("10.0.0.0/8")));
+    // Nor is it waited for.
+    let own = Own { mode: Some(Mode::Permissive), ..Own::new("a", key(1)) };
+    assert_eq!(topology(&objects, &own).waits_for.into_keys().collect::<Vec<_>>(), ["c"]);
+}
+
+#[test]
 fn where_the_cluster_gives_no_blocks_its_nodes_addresses_are_safe_all_the_same() {
     let mut objects = objects(Mode::Strict);
     for name in ["a", "b", "c"] {
@@ -315,6 +344,7 @@ fn a_block_inside_anothers_is_a_loan_unless_the_cluster_says_otherwise() {
     assert!(allowed(&of(&objects), 3).contains(&"10.244.2.128/25".to_owned()));
     let given = Node { pod_prefixes: vec![prefix("10.244.2.0/24")], ..Node::default() };
     objects.nodes.insert("b".to_owned(), given.into());
+    know_all(&mut objects);
     let topology = of(&objects);
     assert!(!allowed(&topology, 3).contains(&"10.244.2.128/25".to_owned()));
     assert_eq!(
@@ -461,6 +491,7 @@ fn pods_keep_their_addresses_inside_the_cluster_whatever_the_mode() {
         // One that has said nothing of itself.
         let silent = Node { pod_prefixes: vec![prefix("10.244.9.0/24")], ..Node::default() };
         objects.nodes.insert("d".to_owned(), silent.into());
+        know_all(&mut objects);
         let Masquerade { sources, inside } = of(&objects).masquerade;
         assert_eq!(sources, node(1).pod_prefixes, "{mode:?}");
         let expected = ["10.244.0.0/16", "10.244.9.0/24", "10.244.2.0/32", "fd00::/16", "fd00:3::/64"];
@@ -530,6 +561,7 @@ fn what_a_node_needs_to_be_known_stays_outside_the_tunnel_on_both_sides() {
     // A node that has nothing yet but an address, and one whose key is gone.
     let fresh = Node { addresses: vec![IpAddr::from([192, 0, 2, 4])], ..Node::default() };
     objects.nodes.insert("d".to_owned(), fresh.into());
+    know_all(&mut objects);
     change(&mut objects, "c", |tunnel| (tunnel.active, tunnel.keys) = (None, Vec::new()));
     objects.api_servers.insert("kubernetes".to_owned(), vec![IpAddr::from([192, 0, 2, 1])]);
     // On the node of the API server, which is ours.
@@ -600,6 +632,44 @@ fn a_single_pod_may_be_outside_the_blocks_of_its_node_if_that_is_the_plan() {
 }
 
 #[test]
+fn a_pods_address_is_a_private_one_unless_the_cluster_knows_it() {
+    let mut objects = objects(Mode::Strict);
+    set(&mut objects, |spec| spec.pod_addresses = Some(PodAddresses::Pods));
+    for (name, n) in [("a", 1), ("b", 2), ("c", 3)] {
+        let addresses = vec![format!("2001:db8:0:7::{n}").parse().unwrap()];
+        objects.nodes.insert(name.to_owned(), Node { addresses, ..Node::default() }.into());
+    }
+    objects.nodes.get_mut("c").unwrap().pod_prefixes = vec![prefix("198.51.100.0/24")];
+    let inside = ["10.9.0.9/32", "172.31.0.9/32", "192.168.0.9/32", "100.127.0.9/32", "fdff::9/128"];
+    let known = ["2001:db8:0:7:1::9/128", "198.51.100.9/32"];
+    let outside = ["8.8.8.8/32", "172.32.0.9/32", "100.128.0.9/32", "2001:db8:0:8::9/128", "203.0.113.0/24"];
+    let claims = [&inside[..], &known, &outside].concat();
+    change(&mut objects, "b", |tunnel| {
+        tunnel.pod_prefixes = claims.iter().map(|text| prefix(text)).collect()
+    });
+    let refused = |objects: &Objects| -> BTreeSet<String> {
+        let found = faults(&of(objects));
+        let of_pods = found.iter().filter(|text| text.contains("NodeTunnel/b spec.podPrefixes"));
+        of_pods.map(|text| text.split_once(": ").unwrap().1.to_owned()).collect()
+    };
+    assert_eq!(
+        refused(&objects),
+        outside.map(|text| format!("{text} is public, and in no clusterCIDRs")).into()
+    );
+    let named = ["8.0.0.0/8", "2001::/16"].map(str::to_owned);
+    let mut named_all = objects.clone();
+    set(&mut named_all, |spec| spec.cluster_cidrs = Some(named.into()));
+    let found = refused(&named_all);
+    assert!(!found.iter().any(|text| text.contains("8.8.8.8") || text.contains("2001:")), "{found:?}");
+    // What the cluster was made with is known as well.
+    let prefixes = vec![prefix("203.0.112.0/23")];
+    objects.pod_network = Some(PodNetwork { prefixes, faults: Vec::new() });
+    assert_eq!(refused(&objects).len(), outside.len() - 1);
+    objects.nodes = Default::default();
+    assert_eq!(refused(&objects), BTreeSet::new(), "without a cluster that knows its nodes");
+}
+
+#[test]
 fn a_single_pod_has_no_address_of_another_node_of_its_tunnel_or_of_an_api_server() {
     let mut objects = objects(Mode::Strict);
     set(&mut objects, |spec| spec.pod_addresses = Some(PodAddresses::Pods));
@@ -641,8 +711,8 @@ fn strict_waits_until_all_are_ready_where_it_was_not_so_before() {
     for mode in [Some(Mode::Strict), None] {
         assert_eq!(in_mode(&objects, mode), strict);
     }
-    objects.nodes.insert("a".to_owned(), Node::default().into());
     objects.nodes.insert("d".to_owned(), Node::default().into());
+    know_all(&mut objects);
     change(&mut objects, "c", |tunnel| tunnel.is_ready = Some(false));
     assert_eq!(in_mode(&objects, Some(Mode::Off)), waiting("b NoKey, c NotReady, d NotPublished"));
     change(&mut objects, "c", |tunnel| (tunnel.active, tunnel.keys) = (Some(key(1)), vec![key(1)]));
@@ -768,6 +838,7 @@ fn what_a_node_could_not_have_or_may_not_keep_does_not_stay_with_it() {
     change(&mut after, "b", |tunnel| tunnel.pod_prefixes.truncate(1));
     let node = Node { pod_prefixes: vec![prefix("fd00:2::/64")], ..Node::default() };
     after.nodes.insert("c".to_owned(), node.into());
+    know_all(&mut after);
     let own = since(&before, &after);
     assert!(own.given_up.next().is_some());
     assert_eq!(topology(&after, &own), of_own(&after, &own));

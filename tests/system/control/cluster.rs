@@ -243,6 +243,11 @@ pub(crate) fn node_object(node: &Node) -> String {
     )
 }
 
+/// Returns a node as the cluster knows it that gave it no addresses, and what follows: what such a node says of itself.
+pub(super) fn bare_node(name: &str, said: &str) -> String {
+    format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n---\n{said}")
+}
+
 /// Returns what `wg` prints for a node that says of itself what the cluster knows of it.
 pub(crate) fn as_peer(node: &Node) -> String {
     let n = node.number;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use adit::sys::clock::boottime;
 use rustix::process::Signal;
 
-use super::cluster::{ControlPlane, node_object};
+use super::cluster::{ControlPlane, bare_node, node_object};
 use super::nodes::{Mesh, Node};
 use super::wire::{Seen, Wire};
 use crate::support::sequence::Flow;
@@ -251,7 +251,7 @@ fn the_api_server_is_away_and_its_history_is_gone_and_nobody_loses_a_packet() {
     let Some(mut plane) = ControlPlane::start(&mesh.fabric) else { return };
     plane.install("{mode: Strict}");
     mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
-    plane.apply("node5.yaml", &stranger(5, 0));
+    plane.apply("node5.yaml", &bare_node("node5", &stranger(5, 0)));
     let kubeconfig = plane.kubeconfig();
     let variables = [("KUBECONFIG", kubeconfig.to_str().unwrap()), ("ADIT_LOG_LEVEL", "debug")];
     for node in &mut mesh.nodes {
@@ -337,7 +337,7 @@ fn go_away(plane: &mut ControlPlane, fabric: &Namespace, nodes: &[Node]) {
     fabric.ip("link set port100 down");
     plane.start_api_server();
     plane.kubectl(&["delete", "nodetunnel/node5"]);
-    plane.apply("node4.yaml", &stranger(4, 0));
+    plane.apply("node4.yaml", &bare_node("node4", &stranger(4, 0)));
     plane.compact();
     drop(plane.api_server.take());
     plane.start_api_server();

@@ -23,7 +23,7 @@ use std::time::Duration;
 use adit::sys::clock::boottime;
 use serde_json::{Value, json};
 
-use super::unreliable::{Rig, Said, accepted, node, pod, tainted};
+use super::unreliable::{Rig, Said, accepted, bare_node, node, pod, tainted};
 use crate::support::api_double::Kind;
 use crate::support::api_double::faults::{Fault, Position};
 use crate::support::{need, pause, wait_until};
@@ -74,6 +74,7 @@ fn run(
         [LASTING, GIVING, TAKING, GOING].map(|peer| (peer, Said::default())).into();
     said.get_mut(&GIVING).unwrap().moving.insert(0);
     [LASTING, GOING].iter().for_each(|number| rig.double.put(Kind::Node, node(*number)));
+    [GIVING, TAKING].iter().for_each(|number| rig.double.put(Kind::Node, bare_node(*number)));
     for (number, said) in &said {
         rig.say(*number, said);
     }

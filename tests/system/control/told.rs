@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use super::cluster::{ControlPlane, node_object};
+use super::cluster::{ControlPlane, bare_node, node_object};
 use super::nodes::{Mesh, Node};
 use crate::support::api_double::{ApiDouble, Kind, Manners};
 use crate::support::tunnel::Program;
@@ -83,7 +83,7 @@ fn the_table_of_nodes_and_their_addresses_come_true_soon() {
     // A node that has said what it is, and does not answer.
     let text = fs::read_to_string(mesh.objects.path().join("node3.yaml")).unwrap();
     let ping = first.ping(third);
-    plane.apply("node3.yaml", &text);
+    plane.apply("node3.yaml", &bare_node("node3", &text));
     wait_for_row(&plane, first, ["2", "1", "1"]);
     drop(ping);
     // It is left alone by who has nothing to say to it: no session is needed there.

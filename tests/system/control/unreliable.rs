@@ -161,6 +161,11 @@ pub(super) fn node(number: u8) -> Value {
     })
 }
 
+/// Returns it for a node that the cluster gave no addresses.
+pub(super) fn bare_node(number: u8) -> Value {
+    json!({ "metadata": { "name": format!("node{number}") }, "spec": {}, "status": {} })
+}
+
 /// Returns the agent's own node with the taint that is to go, and another one.
 pub(super) fn tainted() -> Value {
     let mut own = node(1);
@@ -226,18 +231,15 @@ fn run(seed: u64, permille: u64) {
         match rig.below(10) {
             // A node comes.
             0..=3 => {
-                if number.is_multiple_of(2) {
-                    rig.double.put(Kind::Node, node(number));
-                }
+                let is_given = number.is_multiple_of(2);
+                rig.double.put(Kind::Node, if is_given { node(number) } else { bare_node(number) });
                 let node = said.entry(number).or_default();
                 rig.double.put(Kind::Tunnel, tunnel(number, node));
             }
             // One goes.
             4 if said.remove(&number).is_some() => {
                 rig.double.delete(Kind::Tunnel, &format!("node{number}"));
-                if number.is_multiple_of(2) {
-                    rig.double.delete(Kind::Node, &format!("node{number}"));
-                }
+                rig.double.delete(Kind::Node, &format!("node{number}"));
             }
             // One has another key.
             5 => {
