@@ -700,7 +700,7 @@ impl Agent {
         let status = status::status(&known.topology, &outcome, clock::realtime());
         let findings = Findings {
             is_down: self.sessions.is_none(),
-            is_strict: known.topology.settings.mode == Mode::Strict && is_programmed,
+            is_strict: status::strict(&known.topology, is_programmed).0,
             lost: self.lost.clone(),
             ..Findings::of(&known.topology)
         };

@@ -225,7 +225,7 @@ pub struct TunnelConfigSpec {
     /// Whose data plane is used. Auto by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<Backend>,
-    /// The prefixes of all pods; the one word Auto stands for those that kubeadm's configuration or nodes name. Auto by default.
+    /// The prefixes of all pods; the one word Auto stands for those that kubeadm's configuration, or a server of k3s or RKE2, and nodes name. Auto by default.
     #[serde(default, rename = "clusterCIDRs", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "cluster_cidrs")]
     pub cluster_cidrs: Option<Vec<String>>,

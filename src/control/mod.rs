@@ -11,7 +11,7 @@
 //! - [`api`]: the custom resources and their schema.
 //! - [`objects`], [`read`]: what is known of the cluster; one bad field costs only itself.
 //! - [`settings`], [`topology`]: objects → what this node should do. Pure.
-//! - [`pod_network`]: the prefixes of all pods where nobody has named them. Pure.
+//! - [`pod_network`], [`server_args`]: the prefixes of all pods where nobody has named them. Pure.
 //! - [`reconcile`]: what is and what should be → steps in their order. Pure.
 //! - [`belief`]: what is while nobody has asked. Pure.
 //! - [`translated`]: connections that a new way breaks.
@@ -71,6 +71,7 @@ pub mod read;
 pub mod reconcile;
 pub mod remembered;
 pub mod route;
+pub mod server_args;
 pub mod session;
 pub mod settings;
 pub mod status;

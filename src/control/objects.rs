@@ -172,6 +172,8 @@ pub struct Node {
     pub pod_prefixes: Vec<Prefix>,
     /// The zone that it is in.
     pub zone: Option<String>,
+    /// What the server on it says of the pods' network, where k3s or RKE2 made the cluster.
+    pub pod_network: PodNetwork,
 }
 
 /// A pod, as far as it matters.

@@ -1,15 +1,17 @@
-//! The prefixes of all pods where nobody has named them (`clusterCIDRs: Auto`): those that kubeadm made the cluster with. Pure.
+//! The prefixes of all pods where nobody has named them (`clusterCIDRs: Auto`): those that kubeadm made the cluster with, or that servers of
+//! k3s or RKE2 were started with. Pure.
 //!
-//! kubeadm's configuration is an administrator's word, but not about adit, and the pods' network may be another one by now. So, unlike
-//! those that are named, they do not say what a node may not claim; and one that is not the pods' alone is not used, since all of it that
-//! is nobody's is dropped in Strict.
+//! That is an administrator's word, but not about adit, and the pods' network may be another one by now. So, unlike those that are named,
+//! they do not say what a node may not claim; and one that is not the pods' alone is not used, since all of it that is nobody's is dropped
+//! in Strict.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::api::PodAddresses;
-use super::objects::{Fault, Objects};
+use super::objects::{Fault, Objects, PodNetwork};
 use super::read::KUBEADM;
+use super::server_args::CLUSTER_CIDR;
 use crate::config::Prefix;
 
 /// The prefixes of all pods that were found.
@@ -17,6 +19,8 @@ use crate::config::Prefix;
 pub struct Found {
     /// The prefixes: none where nothing is said, or nothing of use.
     pub prefixes: Vec<Prefix>,
+    /// Who says so: the first of them, if there are several.
+    pub by: String,
     /// Whether the pods' blocks that are known are all inside.
     pub is_whole: bool,
 }
@@ -29,27 +33,64 @@ impl Found {
         pod_addresses: PodAddresses,
         faults: &mut Vec<(String, Fault)>,
     ) -> Self {
-        let Some(network) = &objects.pod_network else { return Self::default() };
-        let mut fault = |fault| faults.push((format!("ConfigMap/{}", KUBEADM.1), fault));
-        network.faults.iter().cloned().for_each(&mut fault);
-        let mut prefixes = Vec::new();
-        for prefix in &network.prefixes {
-            match refusal(objects, own, prefix) {
-                None => prefixes.push(*prefix),
-                Some(reason) => fault(Fault { field: "networking.podSubnet".to_owned(), reason }),
+        let mut this = Self::default();
+        for source in sources(objects) {
+            let mut fault = |fault| faults.push((source.object.clone(), fault));
+            source.network.faults.iter().cloned().for_each(&mut fault);
+            for prefix in &source.network.prefixes {
+                match refusal(objects, own, prefix) {
+                    None if this.prefixes.contains(prefix) => {}
+                    None => this.prefixes.push(*prefix),
+                    Some(reason) => fault(Fault { field: source.field.to_owned(), reason }),
+                }
+            }
+            if this.by.is_empty() && !this.prefixes.is_empty() {
+                this.by = source.by;
             }
         }
-        let mut blocks = blocks(objects, pod_addresses);
-        let is_whole = blocks.all(|block| prefixes.iter().any(|prefix| prefix.covers(block)));
-        Self { prefixes, is_whole }
+        let mut blocks = blocks(objects, own, pod_addresses);
+        let is_covered = |block: &Prefix| this.prefixes.iter().any(|prefix| prefix.covers(block));
+        this.is_whole = !this.prefixes.is_empty() && blocks.all(is_covered);
+        this
     }
 }
 
+/// An object that names prefixes of all pods.
+struct Source<'a> {
+    network: &'a PodNetwork,
+    /// Its `Kind/name`, and the field.
+    object: String,
+    field: &'static str,
+    /// What people are told who says so.
+    by: String,
+}
+
+/// Returns kubeadm's word, or else those of all servers of k3s or RKE2.
+fn sources(objects: &Objects) -> Vec<Source<'_>> {
+    if let Some(network) = &objects.pod_network {
+        let (namespace, name) = KUBEADM;
+        let (object, by) = (format!("ConfigMap/{name}"), format!("{namespace}/{name}"));
+        return vec![Source { network, object, field: "networking.podSubnet", by }];
+    }
+    let nodes = objects.nodes.iter().filter(|(_, node)| node.pod_network != PodNetwork::default());
+    let source = nodes.map(|(name, node)| Source {
+        network: &node.pod_network,
+        object: format!("Node/{name}"),
+        field: CLUSTER_CIDR,
+        by: format!("the server on {name}"),
+    });
+    source.collect()
+}
+
 /// Returns the blocks of pods: what the cluster gave, and what the nodes that it gave none say, or all if single pods may be anywhere.
-fn blocks(objects: &Objects, pod_addresses: PodAddresses) -> impl Iterator<Item = &Prefix> {
+fn blocks<'a>(
+    objects: &'a Objects,
+    own: &str,
+    pod_addresses: PodAddresses,
+) -> impl Iterator<Item = &'a Prefix> {
     let given = objects.nodes.values().flat_map(|node| &node.pod_prefixes);
     let has_blocks = |name: &str| objects.nodes.get(name).is_some_and(|node| !node.pod_prefixes.is_empty());
-    let speaking = objects.tunnels.iter();
+    let speaking = objects.tunnels_of_cluster(own);
     let speaking = speaking.filter(move |(name, _)| pod_addresses == PodAddresses::Pods || !has_blocks(name));
     given.chain(speaking.flat_map(|(_, tunnel)| &tunnel.pod_prefixes))
 }
@@ -86,7 +127,7 @@ fn node_addresses(objects: &Objects) -> impl Iterator<Item = (&str, IpAddr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::objects::{Node, PodNetwork, Tunnel};
+    use crate::control::objects::{Node, Tunnel};
 
     fn prefix(text: &str) -> Prefix {
         text.parse().unwrap()
@@ -111,7 +152,7 @@ mod tests {
 
     fn found(objects: &Objects) -> (Vec<String>, bool, Vec<String>) {
         let mut faults = Vec::new();
-        let Found { prefixes, is_whole } = Found::of(objects, "a", PodAddresses::Blocks, &mut faults);
+        let Found { prefixes, is_whole, .. } = Found::of(objects, "a", PodAddresses::Blocks, &mut faults);
         let faults = faults.iter().map(|(object, fault)| format!("{object} {fault}"));
         (prefixes.iter().map(ToString::to_string).collect(), is_whole, faults.collect())
     }
@@ -166,6 +207,31 @@ mod tests {
     }
 
     #[test]
+    fn servers_say_it_together_where_kubeadm_does_not() {
+        let mut objects = cluster(&["10.244.0.0/16"]);
+        let mut serve = |name: &str, prefixes: &[&str], faults: &[&str]| {
+            let prefixes = prefixes.iter().map(|text| prefix(text)).collect();
+            let fault = |text: &&str| Fault { field: "node-args".to_owned(), reason: (*text).to_owned() };
+            let faults = faults.iter().map(fault).collect();
+            objects.nodes.get_mut(name).unwrap().pod_network = PodNetwork { prefixes, faults };
+        };
+        serve("a", &[], &["no list"]);
+        serve("b", &["10.244.0.0/16", "192.0.2.0/24"], &[]);
+        serve("c", &["fd00:244::/48", "10.244.0.0/16"], &[]);
+        assert_eq!(found(&objects), (vec!["10.244.0.0/16".to_owned()], true, Vec::new()), "kubeadm's word");
+        objects.pod_network = None;
+        let faults = [
+            "Node/a node-args: no list",
+            "Node/b --cluster-cidr: 192.0.2.0/24 holds 192.0.2.1, an address of this node",
+        ];
+        let prefixes = ["10.244.0.0/16", "fd00:244::/48"];
+        let both = (prefixes.map(str::to_owned).into(), true, faults.map(str::to_owned).into());
+        assert_eq!(found(&objects), both);
+        let by = Found::of(&objects, "a", PodAddresses::Blocks, &mut Vec::new()).by;
+        assert_eq!(by, "the server on b");
+    }
+
+    #[test]
     fn it_is_the_whole_where_no_pods_are_known_outside() {
         let mut objects = cluster(&["10.244.0.0/16"]);
         let is_whole = |objects: &Objects, pod_addresses| {
@@ -178,6 +244,8 @@ mod tests {
         assert!(!is_whole(&objects, PodAddresses::Pods));
         tunnel.pod_prefixes = vec![prefix("fd00::/64")];
         objects.tunnels.insert("d".to_owned(), tunnel.into());
+        assert!(is_whole(&objects, PodAddresses::Blocks), "there is no such node");
+        objects.nodes.insert("d".to_owned(), Node::default().into());
         assert!(!is_whole(&objects, PodAddresses::Blocks));
     }
 }

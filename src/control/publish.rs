@@ -131,6 +131,7 @@ mod tests {
             addresses: vec![IpAddr::from([192, 0, 2, 1]), "2001:db8::1".parse().unwrap()],
             pod_prefixes: vec!["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
             zone: Some("east".to_owned()),
+            ..Node::default()
         };
         let mut objects = Objects::default();
         objects.insert(Object::Node("a".to_owned(), node));

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::api::{KeyState, Mode, PostQuantum, TunnelConfigSpec};
 use super::objects::{Config, Fault, Node, Object, Objects, Pod, PodNetwork, Tunnel};
+use super::server_args;
 use crate::config::Prefix;
 use crate::crypto::x25519::PublicKey;
 
@@ -115,11 +116,12 @@ pub fn values(objects: &Objects) -> impl Iterator<Item = Value> {
     let nodes = objects.nodes.iter().map(|(name, node)| {
         let addresses = node.addresses.iter();
         let addresses = addresses.map(|addr| json!({ "type": "InternalIP", "address": addr.to_string() }));
-        let labels: BTreeMap<_, _> = node.zone.iter().map(|zone| (ZONE, zone)).collect();
+        let [mut labels, annotations] = server_args::metadata(&node.pod_network.prefixes);
+        labels.extend(node.zone.iter().map(|zone| (ZONE, zone.clone())));
         json!({
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": { "name": name, "uid": node.uid, "labels": labels },
+            "metadata": { "name": name, "uid": node.uid, "labels": labels, "annotations": annotations },
             "spec": { "podCIDRs": texts(&node.pod_prefixes) },
             "status": { "addresses": addresses.collect::<Vec<_>>() },
         })
@@ -273,12 +275,24 @@ fn node(value: &Value) -> Node {
     let mut reader = Reader::new(value);
     let addresses = value.pointer("/status/addresses").and_then(Value::as_array).into_iter().flatten();
     let inside = addresses.filter(|entry| entry["type"] == "InternalIP");
-    Node {
+    let mut node = Node {
         uid: value.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default().to_owned(),
         addresses: inside.filter_map(|entry| own_address(&entry["address"]).ok()).collect(),
         pod_prefixes: reader.list("podCIDRs", |_, text| block(text)),
-        zone: labels(value).remove(ZONE).filter(|zone| !zone.is_empty()),
-    }
+        ..Node::default()
+    };
+    describe(&mut node, &labels(value), &texts_of(value, "annotations"));
+    node
+}
+
+/// Takes over what labels and annotations say of a node.
+pub(super) fn describe(
+    node: &mut Node,
+    labels: &BTreeMap<String, String>,
+    annotations: &BTreeMap<String, String>,
+) {
+    node.zone = labels.get(ZONE).filter(|zone| !zone.is_empty()).cloned();
+    node.pod_network = server_args::pod_network(labels, annotations, &node.pod_prefixes);
 }
 
 fn pod(value: &Value) -> Pod {
@@ -344,10 +358,14 @@ fn pod_network(value: &Value) -> PodNetwork {
     network
 }
 
-/// Returns the labels; those whose values are no text are left out, as no label has such.
 fn labels(value: &Value) -> BTreeMap<String, String> {
-    let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
-    let texts = labels.into_iter().flatten();
+    texts_of(value, "labels")
+}
+
+/// Returns the labels or the annotations; those whose values are no text are left out, as there are no such.
+fn texts_of(value: &Value, field: &str) -> BTreeMap<String, String> {
+    let all = value.pointer("/metadata").and_then(|metadata| metadata.get(field)).and_then(Value::as_object);
+    let texts = all.into_iter().flatten();
     texts.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
 }
 
@@ -631,6 +649,10 @@ mod tests {
                 addresses: vec![IpAddr::from([192, 0, 2, 1])],
                 pod_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
                 zone: Some("z".to_owned()),
+                pod_network: PodNetwork {
+                    prefixes: vec!["10.42.0.0/16".parse().unwrap()],
+                    faults: Vec::new(),
+                },
             },
         ));
         objects.insert(Object::ApiServers("kubernetes".to_owned(), vec![IpAddr::from([192, 0, 2, 9])]));

@@ -12,7 +12,7 @@ use super::api::{
 use super::metrics::server::places;
 use super::objects::{Config, Fault, Objects};
 use super::pod_network::Found;
-use super::read::{KUBEADM, wide_block};
+use super::read::wide_block;
 use crate::config::{NoPrefix, Prefix};
 use crate::sys::netlink::nftables::Chain;
 
@@ -142,8 +142,7 @@ impl Settings {
     /// Returns the catch-all and who says so, where nobody has named it.
     pub fn found_catch_all(&self) -> Option<String> {
         let prefixes: Vec<_> = self.found.prefixes.iter().map(ToString::to_string).collect();
-        let (namespace, name) = KUBEADM;
-        (!prefixes.is_empty()).then(|| format!("{} (by {namespace}/{name})", prefixes.join(", ")))
+        (!prefixes.is_empty()).then(|| format!("{} (by {})", prefixes.join(", "), self.found.by))
     }
 
     /// Tells whether Strict drops no more than what nodes have claimed: nobody has named the prefixes of all pods, nor were they found.

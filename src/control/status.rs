@@ -96,14 +96,14 @@ pub fn status(topology: &Topology, outcome: &Outcome, now: Duration) -> NodeTunn
 }
 
 /// Tells whether what cannot be encrypted is dropped, with a word for it and, if not, what stands in the way.
-fn strict(topology: &Topology, is_programmed: bool) -> (bool, &'static str, String) {
+pub fn strict(topology: &Topology, is_programmed: bool) -> (bool, &'static str, String) {
     if !topology.waits_for.is_empty() {
         return (false, "NotReady", format!("not ready: {}", named(&topology.waits_for)));
     }
     match topology.settings.mode {
         Mode::Strict if is_programmed && topology.settings.lacks_catch_all() => {
             // In short: every agent reads it with each change of the object.
-            (true, "WithoutCatchAll", "no catch-all: name clusterCIDRs".to_owned())
+            (false, "WithoutCatchAll", "no catch-all: name clusterCIDRs".to_owned())
         }
         Mode::Strict if is_programmed => {
             let found = topology.settings.found_catch_all();
@@ -288,7 +288,7 @@ mod tests {
         for cluster in [None, Some("Auto")] {
             configure(&mut objects, cluster);
             let told = told(&objects, Some(Mode::Strict), true);
-            assert!(told.starts_with("True WithoutCatchAll no catch-all: name clusterCIDRs"), "{told}");
+            assert!(told.starts_with("False WithoutCatchAll no catch-all: name clusterCIDRs"), "{told}");
         }
     }
 }

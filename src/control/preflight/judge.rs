@@ -481,7 +481,7 @@ fn catch_all(wanted: &Wanted, _: &Facts) -> (Verdict, String) {
     match settings.cluster_prefixes.as_deref() {
         _ if settings.lacks_catch_all() => match settings.found_catch_all() {
             Some(found) => (Warn, format!("clusterCIDRs is Auto, and there are pods outside of {found}")),
-            None => (Warn, "clusterCIDRs is Auto, and kubeadm's configuration was not found".to_owned()),
+            None => (Warn, "clusterCIDRs is Auto, and neither kubeadm's configuration nor a server of k3s or RKE2 was found".to_owned()),
         },
         Some(prefixes) => (Pass, format!("clusterCIDRs names {} prefixes", prefixes.len())),
         None if settings.mode == Mode::Strict => (Pass, settings.found_catch_all().unwrap_or_default()),

@@ -41,7 +41,7 @@ use super::follow::{News, Pauses, answer, follow, may_list, read_as};
 use super::taint::{Taint, keep_off};
 use crate::control::api::{Mode, NodeTunnel, NodeTunnelStatus, TunnelConfig, TunnelConfigSpec};
 use crate::control::happening::Happening;
-use crate::control::objects::{Named, Node, Object, Objects, Shared};
+use crate::control::objects::{Named, Node, Object, Objects};
 use crate::control::settings::FOR_ALL;
 use crate::control::{read, status};
 
@@ -448,7 +448,7 @@ async fn follow_nodes(client: Client, shared: &Common, own: &str, unwanted: late
                 shared.touched.notify_one();
             }
             if name != own && !shared.lock().wants_node(&name) {
-                shared.set_zone(&name, node.labels().get(read::ZONE));
+                shared.describe(&name, node.labels(), node.annotations());
             } else if let Some(node) = fetch(&api, &name).await {
                 read_as(node, &resource).into_iter().for_each(|node| shared.insert(node));
             }
@@ -619,17 +619,18 @@ impl Common {
         said.iter().for_each(|(name, addresses)| self.doubt(name, addresses));
     }
 
-    /// Notes the zone of a node that is known.
-    fn set_zone(&self, node: &str, zone: Option<&String>) {
-        let is_same = |node: &Shared<Node>| node.zone.as_ref() == zone;
-        if self.lock().objects.nodes.get(node).is_none_or(is_same) {
+    /// Notes what labels and annotations say of a node that is known.
+    fn describe(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+        annotations: &BTreeMap<String, String>,
+    ) {
+        let Some(mut node) = self.lock().objects.nodes.get(name).map(|node| Node::clone(node)) else {
             return;
-        }
-        self.change(|state| {
-            if let Some(node) = state.objects.nodes.get_mut(node) {
-                node.zone = zone.cloned();
-            }
-        });
+        };
+        read::describe(&mut node, labels, annotations);
+        self.insert(Object::Node(name.to_owned(), node));
     }
 
     /// Puts an object in its place. One that says what is known already wakes nobody: every agent hears of what the others write of their

@@ -5,10 +5,10 @@ use std::fs;
 use std::net::UdpSocket;
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::nodes::{Mesh, Node};
-use super::unreliable::{Rig, node};
+use super::unreliable::{Rig, bare_node, node};
 use crate::support::api_double::Kind;
 use crate::support::tunnel::{Key, Program};
 use crate::support::{SOON, need, wait_until};
@@ -154,6 +154,12 @@ fn strict_is_enforced_where_the_interface_cannot_have_an_address() {
     assert!(first.namespace.succeeds(&format!("wg show {}", first.interface)));
 }
 
+/// Returns a `TunnelConfig` that names the prefixes of all pods.
+fn strict_with_catch_all() -> Value {
+    let spec = json!({ "mode": "Strict", "clusterCIDRs": ["10.244.0.0/16", "fd00:244::/32"] });
+    json!({ "metadata": { "name": "default" }, "spec": spec })
+}
+
 #[test]
 fn strict_is_said_to_be_enforced_where_nothing_is_missing_but_an_address() {
     need!("ip", "wg", "setpriv", "nft", "sysctl");
@@ -162,6 +168,7 @@ fn strict_is_said_to_be_enforced_where_nothing_is_missing_but_an_address() {
     own["spec"]["podCIDRs"] = json!(["10.244.1.0/24", "fd00:244:1::/64"]);
     rig.double.put(Kind::Node, own);
     let Node { namespace, interface, .. } = rig.node();
+    rig.double.put(Kind::Config, strict_with_catch_all());
     let off = format!("net.ipv6.conf.{interface}.disable_ipv6=1");
     wait_until("an interface without IPv6", SOON, || namespace.try_run("sysctl", &["-q", "-w", &off]).0);
     let _networks = rig.start_agent_of_all();
@@ -194,7 +201,11 @@ fn a_node_without_ipv6_does_what_is_of_ipv4_and_says_so() {
             },
         })
     };
-    [&stays, &goes].into_iter().for_each(|node| rig.double.put(Kind::Tunnel, tunnel(node)));
+    for said in [&stays, &goes] {
+        rig.double.put(Kind::Node, bare_node(said.0));
+        rig.double.put(Kind::Tunnel, tunnel(said));
+    }
+    rig.double.put(Kind::Config, strict_with_catch_all());
     // As with `ipv6.disable=1`: there are no such sockets, and nobody takes requests about routes, rules and addresses (`rtnetlink.c`,
     // `rtnetlink_rcv_msg`; `fib_rules.c`).
     let _networks = rig.start_agent_of_all_with(&[("ADIT_FAULT", "SocketV6=97,NetlinkV6=95")]);
@@ -204,9 +215,7 @@ fn a_node_without_ipv6_does_what_is_of_ipv4_and_says_so() {
         let all = conditions.iter().filter(|it| it["status"] == "True");
         all.map(|it| it["reason"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
     };
-    wait_until("what is left out", SOON, || {
-        said() == ["Answers", "Published", "WithoutIPv6", "WithoutCatchAll"]
-    });
+    wait_until("what is left out", SOON, || said() == ["Answers", "Published", "WithoutIPv6", "Enforced"]);
     let node = rig.node();
     assert_eq!(node.peers().len(), 2);
     assert!(node.own_routes().contains(&format!("10.244.2.0/24 dev {}", node.interface)));

@@ -108,7 +108,7 @@ fn strict_takes_effect_once_every_node_is_ready_and_stays() {
     third.start_data_plane(Program::Adit);
     third.start_agent_with("KUBECONFIG", &plane.kubeconfig());
     for name in ["node1", "node2", "node3"] {
-        wait_until("Strict", SOON, || enforced(name).starts_with("True WithoutCatchAll "));
+        wait_until("Strict", SOON, || enforced(name).starts_with("False WithoutCatchAll "));
     }
     assert!(has_blackholes(first));
     let (sent, received) = answered(ping);

@@ -1,5 +1,5 @@
-//! `clusterCIDRs: Auto` where kubeadm made the cluster: its configuration says which addresses all pods have, so that in Strict one that no
-//! node has ever claimed is dropped.
+//! `clusterCIDRs: Auto` where kubeadm made the cluster, k3s or RKE2: they say which addresses all pods have, so that in Strict one that no node
+//! has ever claimed is dropped.
 
 use std::fs;
 use std::path::Path;
@@ -42,6 +42,12 @@ fn in_clear(wire: &Wire, from: &Node) -> usize {
     wire.count(Seen::Canary)
 }
 
+/// Returns what the first node's agent says of Strict.
+fn enforced(plane: &ControlPlane) -> String {
+    let path = "jsonpath={range .status.conditions[?(@.type==\"StrictEnforced\")]}{.status} {.reason} {.message}{end}";
+    plane.try_kubectl(&["get", "nodetunnel", "node1", "-o", path]).1
+}
+
 fn has_blackhole(node: &Node) -> bool {
     let (_, table) = node.namespace.try_run("ip", &["route", "show", "table", "8365"]);
     table.contains("blackhole 10.244.0.0/16")
@@ -76,13 +82,9 @@ fn what_nobody_has_claimed_of_kubeadms_network_is_dropped_by_all_that_may_read_o
     let [first, second] = &mut mesh.nodes[..] else { panic!("two nodes") };
     first.wait_until_peers_are(&[as_peer(second)]);
     first.wait_for_pod_of(second);
-    let enforced = |plane: &ControlPlane| {
-        let path = "jsonpath={range .status.conditions[?(@.type==\"StrictEnforced\")]}{.status} {.reason} {.message}{end}";
-        plane.try_kubectl(&["get", "nodetunnel", "node1", "-o", path]).1
-    };
 
     // The control: while nobody names the network, it is seen.
-    wait_until("Strict", SOON, || enforced(&plane).starts_with("True WithoutCatchAll "));
+    wait_until("Strict", SOON, || enforced(&plane).starts_with("False WithoutCatchAll "));
     assert!(in_clear(&wire, first) > 0);
 
     name_subnets(&plane, "10.244.0.0/16,fd00:244::/32");
@@ -129,7 +131,7 @@ fn what_nobody_has_claimed_of_kubeadms_network_is_dropped_by_all_that_may_read_o
         let agent = first.agent.as_ref().unwrap();
         wait_until(fault, SOON, || agent.output().contains(fault));
         assert!(agent.output().contains("ConfigMap/kubeadm-config"));
-        wait_until("Strict without it", SOON, || enforced(&plane).starts_with("True WithoutCatchAll "));
+        wait_until("Strict without it", SOON, || enforced(&plane).starts_with("False WithoutCatchAll "));
         assert!(!has_blackhole(first) && first.namespace.succeeds("ping -n -c 1 -W 1 10.9.0.2"));
     }
     name_subnets(&plane, "10.244.0.0/16");
@@ -143,7 +145,7 @@ fn what_nobody_has_claimed_of_kubeadms_network_is_dropped_by_all_that_may_read_o
     plane.kubectl(&["-n", "kube-system", "delete", "role", "adit-agent"]);
     start_agent(first, &tokens[0]);
     wait_until("all lists are read", SOON, || !has_blackhole(first));
-    wait_until("Strict without it", SOON, || enforced(&plane).starts_with("True WithoutCatchAll "));
+    wait_until("Strict without it", SOON, || enforced(&plane).starts_with("False WithoutCatchAll "));
     first.wait_until_peers_are(&[as_peer(second)]);
     assert!(in_clear(&wire, first) > 0);
     // It is no fault, and the node's check alone tells of it.
@@ -156,6 +158,45 @@ fn what_nobody_has_claimed_of_kubeadms_network_is_dropped_by_all_that_may_read_o
     assert!(told.iter().all(|line| line.contains("WARN preflight check=\"rbac\"")), "{told:?}");
     let text = fs::read_to_string(first.state.path().join("snapshot.json")).unwrap();
     assert!(text.contains("node2"));
+}
+
+#[test]
+fn what_servers_of_k3s_were_started_with_is_dropped_as_well() {
+    need!("ip", "wg", "ping", "nft", "setpriv", "unshare", "mount");
+    let mut mesh = Mesh::new(2);
+    let Some(plane) = ControlPlane::start(&mesh.fabric) else { return };
+    plane.install("{mode: Strict}");
+    mesh.nodes.iter().for_each(|node| plane.apply("node.yaml", &node_object(node)));
+    // What a kubelet may say of its node alone.
+    let annotate = |args: &str| {
+        plane.kubectl(&["annotate", "--overwrite", "node", "node2", &format!("k3s.io/node-args={args}")]);
+    };
+    annotate(r#"["server","--cluster-cidr","10.244.0.0/16,fd00:244::/32"]"#);
+    for node in &mut mesh.nodes {
+        lay_routes(node);
+        node.start_data_plane(Program::Adit);
+        node.start_agent_with("KUBECONFIG", &plane.kubeconfig());
+    }
+    let wire = Wire::open(&mesh.fabric, "port1");
+    let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
+    first.wait_until_peers_are(&[as_peer(second)]);
+    first.wait_for_pod_of(second);
+    wait_until("Strict", SOON, || enforced(&plane).starts_with("False WithoutCatchAll "));
+    assert!(in_clear(&wire, first) > 0);
+
+    plane.kubectl(&["label", "node", "node2", "node-role.kubernetes.io/control-plane=true"]);
+    let found = "True Enforced catch-all: 10.244.0.0/16, fd00:244::/32 (by the server on node2)";
+    wait_until("a route to nowhere", SOON, || has_blackhole(first));
+    wait_until("a word about it", SOON, || enforced(&plane) == found);
+    assert_eq!(in_clear(&wire, first), 0);
+    first.wait_for_pod_of(second);
+
+    annotate(r#"["server","--cluster-cidr=10.0.0.0/7"]"#);
+    let fault = "a cluster's pods have no block wider than /8";
+    let agent = first.agent.as_ref().unwrap();
+    wait_until(fault, SOON, || agent.output().contains(fault) && agent.output().contains("Node/node2"));
+    wait_until("Strict without it", SOON, || enforced(&plane).starts_with("False WithoutCatchAll "));
+    assert!(!has_blackhole(first));
 }
 
 /// An API server that has just started refuses everything until it has read its roles.
