@@ -16,7 +16,6 @@ use super::probe::{Probed, probe};
 use crate::control::api::{Backend, PodAddresses};
 use crate::control::data_plane;
 use crate::control::firewall::Guard;
-use crate::control::uapi_client::Client;
 use crate::control::watch::access::{self, Deed, With};
 use crate::sys::clock;
 use crate::sys::family;
@@ -101,7 +100,8 @@ pub struct DataPlane {
 pub fn look(wanted: &Wanted) -> Facts {
     let settings = &wanted.settings;
     let mut netlink = Netlink::open();
-    let snapshot = Client::new(&wanted.sockets, &settings.interface).snapshot().ok();
+    let driven = data_plane::DataPlane::of(&wanted.sockets, &settings.interface, settings.backend);
+    let snapshot = driven.snapshot().ok();
     let links = ask(&mut netlink, Netlink::links);
     let names: Vec<_> = links.iter().flatten().map(|link| link.name.clone()).collect();
     let mut moments = kept_moments(&wanted.state);

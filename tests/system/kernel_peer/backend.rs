@@ -348,10 +348,12 @@ fn a_real_kernel_without_ipv6_does_all_that_is_of_ipv4() {
     assert!(!log.contains("not yet what it should be"), "{log}");
     let places = "--objects /tmp/objects --state /tmp/state --sockets /tmp/sockets";
     let checks = guest.try_run(&format!("adit preflight --node-name guest {places}")).1;
-    let [ipv6, forwarding, path_mtu] = ["ipv6", "forwarding", "path-mtu"].map(|check| {
+    let [ipv6, forwarding, path_mtu, port] = ["ipv6", "forwarding", "path-mtu", "udp-port"].map(|check| {
         checks.lines().find(|line| line.split_whitespace().nth(1) == Some(check)).unwrap_or_default()
     });
     assert!(ipv6.starts_with("warn") && forwarding.starts_with("pass"), "{checks}");
+    // Its own tunnel's.
+    assert!(port.starts_with("pass") && port.contains("the data plane has port"), "{checks}");
     // The place that a peer names first is none that it is looked for at.
     assert!(!path_mtu.is_empty() && !path_mtu.starts_with("fail"), "{checks}");
     guest.run("kill $(cat /tmp/pid)");
