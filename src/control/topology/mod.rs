@@ -251,8 +251,8 @@ fn orphans(settings: &Settings, own: &Own, claims: &Claims<'_>) -> Vec<Prefix> {
 /// Returns what of this node's pods goes out of the cluster: to no prefix of pods and to no tunnel's address.
 fn masquerade(settings: &Settings, claimed: &BTreeMap<&str, Granted<'_>>, own: &str) -> Masquerade {
     let cluster = settings.catch_all();
-    let inside = claimed.values().flat_map(|granted| granted.pods.iter().chain(&granted.tunnels));
-    let mut inside: Vec<_> = cluster.iter().chain(inside).copied().collect();
+    let known = claimed.values().flat_map(|granted| [&granted.pods, &granted.unclaimed, &granted.tunnels]);
+    let mut inside: Vec<_> = cluster.iter().chain(known.flatten()).copied().collect();
     inside.sort_unstable();
     inside.dedup();
     let sources = claimed.get(own).map(|granted| granted.pods.clone()).unwrap_or_default();

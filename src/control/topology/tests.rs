@@ -491,10 +491,15 @@ fn pods_keep_their_addresses_inside_the_cluster_whatever_the_mode() {
         // One that has said nothing of itself.
         let silent = Node { pod_prefixes: vec![prefix("10.244.9.0/24")], ..Node::default() };
         objects.nodes.insert("d".to_owned(), silent.into());
+        // One that has another block since, and has not said so yet.
+        let given =
+            Node { pod_prefixes: ["10.244.3.0/24", "10.7.0.0/24"].map(prefix).into(), ..Node::default() };
+        objects.nodes.insert("c".to_owned(), given.into());
         know_all(&mut objects);
         let Masquerade { sources, inside } = of(&objects).masquerade;
         assert_eq!(sources, node(1).pod_prefixes, "{mode:?}");
-        let expected = ["10.244.0.0/16", "10.244.9.0/24", "10.244.2.0/32", "fd00::/16", "fd00:3::/64"];
+        let expected =
+            ["10.244.0.0/16", "10.244.9.0/24", "10.244.2.0/32", "10.7.0.0/24", "fd00::/16", "fd00:2::/64"];
         assert!(expected.iter().all(|text| inside.contains(&prefix(text))), "{inside:?}");
         // Nodes are outside: they need not know the way to pods.
         assert!(!inside.iter().any(|prefix| prefix.contains([192, 0, 2, 2].into())));
