@@ -73,11 +73,9 @@ impl<'a> Routing<'a> {
         if encrypts_hosts {
             settings.exempt.iter().for_each(|prefix| this.add(*prefix, Kind::Throw));
         }
-        // By it whoever has named too much says otherwise.
-        for addr in this.api_servers.clone() {
-            if encrypts_hosts || this.is_caught(&Prefix::host(addr)) {
-                this.add(Prefix::host(addr), Kind::Throw);
-            }
+        if encrypts_hosts {
+            let api_servers = this.api_servers.clone();
+            api_servers.into_iter().for_each(|addr| this.add(Prefix::host(addr), Kind::Throw));
         }
         this
     }
@@ -175,7 +173,11 @@ impl<'a> Routing<'a> {
         self.all.add(prefix, kind);
     }
 
-    pub(super) fn finish(self) -> Routes {
+    pub(super) fn finish(mut self) -> Routes {
+        // By an API server whoever has named or claimed too much says otherwise.
+        for addr in &self.api_servers {
+            self.all.let_out(Prefix::host(*addr));
+        }
         let mut routes = no_routes(self.settings);
         if self.settings.mode != Mode::Off {
             let is_strict = self.settings.mode == Mode::Strict;
@@ -190,6 +192,14 @@ impl Table {
     /// Adds an entry; what is exempt is there already, and stays.
     fn add(&mut self, prefix: Prefix, kind: Kind) {
         self.entries.push(Entry { prefix, kind });
+    }
+
+    /// Lets an address past the tunnel, whatever else it is taken for.
+    fn let_out(&mut self, single: Prefix) {
+        let entries = self.entries.iter().filter(|entry| entry.kind != Kind::Throw).map(|entry| entry.prefix);
+        if entries.chain(self.blackholes.iter().copied()).any(|prefix| prefix.covers(&single)) {
+            self.entries.insert(0, Entry { prefix: single, kind: Kind::Throw });
+        }
     }
 
     fn finish(self, is_strict: bool) -> Vec<Entry> {

@@ -481,6 +481,29 @@ fn an_api_server_inside_all_pods_prefixes_is_reached() {
     }
 }
 
+/// Nor does whoever claims too much keep it from saying so.
+#[test]
+fn an_api_server_among_the_pods_of_a_node_is_reached() {
+    let own = Own { api_servers: vec![IpAddr::from([10, 244, 2, 9])], ..Own::new("a", key(1)) };
+    for (mode, is_caught) in [(Mode::Strict, false), (Mode::Strict, true), (Mode::Permissive, false)] {
+        let mut objects = objects(mode);
+        let cluster = is_caught.then(|| vec!["10.0.0.0/8".to_owned(), "fd00::/16".to_owned()]);
+        set(&mut objects, |spec| spec.cluster_cidrs.clone_from(&cluster));
+        // The cluster itself may give the block in which an API server is, or a node call it a pod's.
+        let given = Node { pod_prefixes: vec![prefix("10.244.2.0/24")], ..Node::default() };
+        objects.nodes.insert("b".to_owned(), given.into());
+        objects.api_servers.insert("kubernetes".to_owned(), vec![IpAddr::from([10, 244, 2, 7])]);
+        change(&mut objects, "b", |tunnel| {
+            tunnel.pod_prefixes = ["10.244.2.0/24", "10.244.2.9/32"].map(prefix).into();
+        });
+        let entries = entries(&topology(&objects, &own));
+        for entry in ["throw 10.244.2.7/32", "throw 10.244.2.9/32", "unicast 10.244.2.0/24"] {
+            assert!(entries.contains(&entry.to_owned()), "{mode:?} {entry}: {entries:?}");
+        }
+        assert!(!entries.iter().any(|entry| entry.ends_with("cast 10.244.2.9/32")), "{entries:?}");
+    }
+}
+
 #[test]
 fn pods_keep_their_addresses_inside_the_cluster_whatever_the_mode() {
     for mode in [Mode::Off, Mode::Permissive, Mode::Strict] {
