@@ -26,7 +26,6 @@ use super::api::{Backend, HostTraffic, Mode, PodAddresses};
 use super::belief;
 use super::cni::{self, Cni, Facts};
 use super::data_plane::DataPlane;
-use super::firewall::Firewall;
 use super::happening::{Findings, Silence};
 use super::heal::{self, Healer};
 use super::keep::Keeper;
@@ -36,7 +35,7 @@ use super::metrics::server::{Server, places};
 use super::metrics::{self, Progress, Watched};
 use super::mtu::{Note, Ways};
 use super::objects::{Fault, Objects};
-use super::plan::{Kind, Masquerade};
+use super::plan::Kind;
 use super::preflight::{self, Wanted};
 use super::publish::{published, untold};
 use super::read;
@@ -862,12 +861,7 @@ impl Agent {
     }
 
     /// Makes routes and firewall what they should be, and has them kept so.
-    ///
-    /// The firewall protects what the routes do, those among them that were there before too. Before the lists are complete, one that is
-    /// there is replaced in Strict alone: the objects on disk may have missed that Strict was switched on.
     fn program(&self, topology: &Topology, link: Option<Link>, change: &RouteChange) -> Result<(), String> {
-        let settings = &topology.settings;
-        let is_strict = settings.mode == Mode::Strict;
         let (routes, is_whole) = match change {
             RouteChange::Whole(routes) => (routes.clone(), true),
             RouteChange::Addition(extension) => {
@@ -878,16 +872,8 @@ impl Agent {
         };
         // Behind another network the translation is that one's, in main mode it is ours whatever is encrypted.
         let is_main = self.parts.cni.as_ref().is_some_and(|cni| cni.mode == cni::Mode::Main);
-        let masquerade = if is_main { topology.masquerade.clone() } else { Masquerade::default() };
-        let is_wanted = settings.mode != Mode::Off || !masquerade.sources.is_empty();
-        let firewall = is_wanted.then(|| Firewall {
-            hosts: topology.open_addresses.clone(),
-            masquerade,
-            open_in: settings.open_port_in.clone(),
-            ..Firewall::of(&routes, settings.listen_port, is_strict)
-        });
-        let leaves_firewall = !is_whole && !is_strict;
-        let done = self.parts.healer.set(heal::Desired { link, routes, firewall, leaves_firewall });
+        let desired = heal::Desired::of(topology, routes, is_whole, is_main);
+        let done = self.parts.healer.set(heal::Desired { link, ..desired });
         done.map(drop).map_err(|error| error.to_string())
     }
 }

@@ -14,11 +14,13 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use super::api::Mode;
 use super::failed::Failed;
 use super::firewall::{Firewall, Guard, TABLE};
 use super::link::Link;
-use super::plan::Routes;
+use super::plan::{Masquerade, Routes};
 use super::route::{Outcome, Router};
+use super::topology::Topology;
 use crate::sys::clock::boottime;
 use crate::sys::netlink::nftables::Changes;
 use crate::sys::netlink::{Event, Groups, Monitor, Netlink};
@@ -44,6 +46,27 @@ pub struct Desired {
     pub firewall: Option<Firewall>,
     /// Whether a firewall that is there stays as it is.
     pub leaves_firewall: bool,
+}
+
+impl Desired {
+    /// Returns what the kernel should be where it should have these routes; the interface is left as it is. `is_whole` tells whether these
+    /// are all routes, and `translates` whether what leaves the cluster is ours to translate. Pure.
+    ///
+    /// The firewall protects what the routes do, those among them that were there before too. Before the lists are complete, one that is
+    /// there is replaced in Strict alone: the objects on disk may have missed that Strict was switched on.
+    pub fn of(topology: &Topology, routes: Routes, is_whole: bool, translates: bool) -> Self {
+        let settings = &topology.settings;
+        let is_strict = settings.mode == Mode::Strict;
+        let masquerade = if translates { topology.masquerade.clone() } else { Masquerade::default() };
+        let is_wanted = settings.mode != Mode::Off || !masquerade.sources.is_empty();
+        let firewall = is_wanted.then(|| Firewall {
+            hosts: topology.open_addresses.clone(),
+            masquerade,
+            open_in: settings.open_port_in.clone(),
+            ..Firewall::of(&routes, settings.listen_port, is_strict)
+        });
+        Self { link: None, routes, firewall, leaves_firewall: !is_whole && !is_strict }
+    }
 }
 
 /// What the looks so far amount to.
