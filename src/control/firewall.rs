@@ -112,7 +112,7 @@ impl Firewall {
 
     /// Returns the sets with their families and ranges. Under a blackhole for the whole cluster those of the protected addresses stay the
     /// same when nodes come and go.
-    fn sets(&self) -> Vec<(&'static str, bool, Vec<Range>)> {
+    pub(super) fn sets(&self) -> Vec<(&'static str, bool, Vec<Range>)> {
         let mut sets = Vec::new();
         if self.masquerades() {
             let local = all_of(self.masquerade.sources.iter().copied());

@@ -102,3 +102,14 @@ fn ninth(prefix: &Prefix) -> Option<IpAddr> {
     };
     prefix.contains(addr).then_some(addr)
 }
+
+/// Returns addresses of pods of `own`, one or two of every block that the cluster gave it and nobody else.
+pub(super) fn pods_of_own(objects: &Objects, settings: &Settings, own: &str) -> BTreeSet<IpAddr> {
+    let blocks = objects.nodes.get(own).into_iter().flat_map(|node| &node.pod_prefixes);
+    let named = blocks.flat_map(|prefix| [Some(prefix.addr()), ninth(prefix)]).flatten();
+    let is_lent = |addr: IpAddr| {
+        settings.pod_addresses == PodAddresses::Pods
+            && objects.tunnels.keys().any(|name| name != own && claims(objects, name, addr))
+    };
+    named.filter(|addr| given_to(objects, *addr) == BTreeSet::from([own]) && !is_lent(*addr)).collect()
+}

@@ -5,16 +5,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::OWN;
-use super::model::{DataPlane, addresses, tables, way};
+use super::model::{DataPlane, Wall, addresses, tables, way};
 use super::world::World;
 use crate::config::Prefix;
 use crate::control::api::Mode;
-use crate::control::objects::Objects;
+use crate::control::objects::{Objects, Shared, Tunnel};
 use crate::control::oracle;
 use crate::control::plan::{Kind, Routes};
 use crate::control::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile};
 use crate::control::settings::Settings;
-use crate::control::topology::{Reason, Topology};
+use crate::control::topology::{Degraded, Own, Reason, Topology, topology};
 use crate::crypto::x25519::PublicKey;
 
 impl World {
@@ -84,7 +84,8 @@ impl World {
     /// Until every list is read, what is led into the tunnel still is, and nothing is opened but what the topology says so of.
     pub(super) fn check_stays(&self, before: &Routes, topology: &Topology) {
         for [wanted, now, before] in tables([&topology.routes, &self.routes, before]) {
-            for addr in addresses(&[before, now, wanted]) {
+            let addresses = addresses(&[before, now, wanted]);
+            for addr in addresses.into_iter().filter(|addr| !topology.api_servers.contains(addr)) {
                 let (was, is) = (way(before, addr), way(now, addr));
                 assert!(was != Some(Kind::Unicast) || is == was, "{addr} is lost: {}", self.story());
                 let is_open =
@@ -102,28 +103,53 @@ impl World {
         settings: &Settings,
         is_complete: bool,
     ) -> BTreeSet<IpAddr> {
-        if settings.mode != Mode::Strict || !is_complete {
-            self.guarded.clear();
-            return BTreeSet::new();
+        let (is_strict, open) = (settings.mode == Mode::Strict, self.open(known, settings));
+        match (is_strict, is_complete) {
+            (true, true) => {}
+            (true, false) => {
+                // What the disk tells of this node's pods, and of whom it passes by, is believed.
+                let stays = |addr: &IpAddr| {
+                    !open.contains(addr) && !oracle::may_be_clear_again(known, settings, OWN, *addr)
+                };
+                self.guarded.retain(stays);
+                self.walled.retain(stays);
+                return BTreeSet::new();
+            }
+            // The disk may have missed that Strict was switched on: the firewall stays.
+            (false, false) => {
+                self.guarded.clear();
+                return BTreeSet::new();
+            }
+            (false, true) => {
+                (self.guarded, self.walled) = Default::default();
+                return BTreeSet::new();
+            }
         }
-        let pods = oracle::pods_of_others(known, settings, OWN);
-        // What nobody claims any more is not open for that.
+        let mut pods = oracle::pods_of_others(known, settings, OWN);
+        pods.retain(|addr| !open.contains(addr) && !is_refused(known, *addr));
+        // What nobody claims any more is not open for that, if anybody knows that somebody did.
+        let missed = std::mem::take(&mut self.missed);
         let is_named = |addr: &IpAddr| {
             let mut cluster = settings.cluster_prefixes.iter().flatten().peekable();
             cluster.peek().is_none() || cluster.any(|block| block.contains(*addr))
         };
-        self.guarded.retain(|addr| {
-            let is_gone = is_named(addr) && !oracle::may_be_clear_again(known, settings, OWN, *addr);
-            pods.contains(addr) || is_gone
-        });
+        let stays = |addr: &IpAddr| {
+            let is_gone = is_named(addr)
+                && !oracle::may_be_clear_again(known, settings, OWN, *addr)
+                && !missed.contains(addr);
+            !open.contains(addr) && (pods.contains(addr) || is_gone)
+        };
+        self.guarded.retain(stays);
+        self.walled.retain(stays);
         self.check_leaks(&self.routes);
+        self.check_wall();
         pods
     }
 
-    /// Looks after addresses from here on: the routes have been made for them.
-    pub(super) fn guard(&mut self, pods: BTreeSet<IpAddr>) {
-        self.guarded.extend(pods);
-        self.check_leaks(&self.routes);
+    /// Returns where API servers are that are talked to past the tunnel.
+    fn open(&self, known: &Objects, settings: &Settings) -> BTreeSet<IpAddr> {
+        let all = self.own.api_servers.iter().chain(known.api_servers.values().flatten());
+        all.filter(|_| settings.exempt_api_server).copied().collect()
     }
 
     /// Whatever the plan is, nothing leaves in clear for the pods of another node.
@@ -135,6 +161,87 @@ impl World {
                 self.story()
             );
         }
+    }
+
+    /// Nor does the firewall let it out or in, whatever the routes are.
+    pub(super) fn check_wall(&self) {
+        for addr in &self.walled {
+            let is_protected = self.wall.as_ref().is_some_and(|wall| wall.protects(*addr));
+            assert!(is_protected, "the firewall lets {addr} of another's pods by: {}", self.story());
+        }
+    }
+
+    /// The firewall is that of the topology and of the routes; it hits neither this node's pods nor the way to the API servers.
+    pub(super) fn check_firewall(
+        &self,
+        known: &Objects,
+        topology: &Topology,
+        pods: &BTreeSet<IpAddr>,
+        is_complete: bool,
+    ) {
+        let settings = &topology.settings;
+        let (is_strict, is_off) = (settings.mode == Mode::Strict, settings.mode == Mode::Off);
+        for addr in self.open(known, settings) {
+            let way = way(&self.routes.entries, addr);
+            assert_eq!(way, None, "no way to the API server at {addr}: {}", self.story());
+            if !is_complete && !is_strict {
+                continue;
+            }
+            let is_hit = |wall: &Wall| wall.protects(addr) || is_complete && wall.keeps_pods_from(addr);
+            assert!(!self.wall.as_ref().is_some_and(is_hit), "{addr} is an API server's: {}", self.story());
+        }
+        if !is_complete {
+            return;
+        }
+        let Some(wall) = &self.wall else {
+            assert!(is_off, "there is no firewall: {}", self.story());
+            return;
+        };
+        let made_of = &wall.made_of;
+        assert_eq!(
+            (made_of.is_strict, made_of.listen_port, made_of.fwmark, &made_of.interface),
+            (is_strict, settings.listen_port, self.routes.fwmark, &self.routes.interface),
+            "{}",
+            self.story()
+        );
+        let own = known.tunnels.get(OWN).map(|own| &own.node_addresses[..]).unwrap_or_default();
+        let is_own = made_of.hosts.iter().all(|addr| own.contains(addr));
+        assert!(is_own, "{:?} of {own:?}: {}", made_of.hosts, self.story());
+        for addr in pods {
+            // What is lent to another is inside a block of this node's.
+            let is_lent = topology.masquerade.sources.iter().any(|block| block.contains(*addr));
+            assert!(!wall.is_of_own_pods(*addr) || is_lent, "{addr} is another's pod's: {}", self.story());
+            assert!(!wall.translates_to(*addr), "{addr} is in the cluster: {}", self.story());
+        }
+        for addr in oracle::pods_of_own(known, settings, OWN) {
+            assert!(!wall.protects(addr), "{addr} is of this node's pods: {}", self.story());
+            assert!(!wall.translates_to(addr), "{addr} is in the cluster: {}", self.story());
+        }
+    }
+
+    /// Another key of this node's own makes no difference to whom it talks to, unless somebody else has it.
+    pub(super) fn check_peers_stay(&self, before: &Own) {
+        let others = self.objects.tunnels.iter().filter(|(name, _)| *name != OWN);
+        let has_one = |(_, tunnel): (&String, &Shared<Tunnel>)| {
+            [before, &self.own].iter().any(|own| tunnel.keys.contains(&own.public_key))
+        };
+        if others.into_iter().any(has_one) {
+            return;
+        }
+        let [before, now] =
+            [before, &self.own].map(|own| Topology { degraded: None, ..topology(&self.objects, own) });
+        assert_eq!(before, now, "{}", self.story());
+    }
+
+    /// What this node says of itself has come to name the key that it has.
+    pub(super) fn check_is_known(&self) {
+        let Some((known, topology)) = self.known.as_ref().filter(|(known, _)| known.nodes.contains_key(OWN))
+        else {
+            return;
+        };
+        assert_eq!(known.tunnels[OWN].active, Some(self.own.public_key), "{}", self.story());
+        let is_good = matches!(topology.degraded, None | Some(Degraded::DuplicateKey { .. }));
+        assert!(is_good, "{:?}: {}", topology.degraded, self.story());
     }
 
     pub(super) fn check_topology(&self, known: &Objects, topology: &Topology) {
@@ -168,7 +275,8 @@ impl World {
                 let way = way(&topology.routes.entries, prefix.addr());
                 let is_near =
                     topology.not_encrypted.get(name).is_some_and(|how| how.reason == Reason::SameZone);
-                let is_exempt = oracle::is_exempt(&topology.settings, prefix.addr());
+                let is_exempt = oracle::is_exempt(&topology.settings, prefix.addr())
+                    || topology.api_servers.contains(&prefix.addr());
                 let is_good = match (is_peer, is_strict, tunnel.active.is_some()) {
                     _ if is_near || is_exempt => continue,
                     (true, _, _) => way == Some(Kind::Unicast),
@@ -219,12 +327,11 @@ impl World {
         for (prefix, holder) in &fresh.table {
             assert_eq!(data_plane.table.get(prefix), Some(holder), "{prefix}: {}", self.story());
         }
-        assert_eq!(
-            (data_plane.listen_port, data_plane.fwmark),
-            (fresh.listen_port, fresh.fwmark),
-            "{}",
-            self.story()
-        );
+        let interface = |data_plane: &DataPlane| {
+            (data_plane.private_key.clone(), data_plane.listen_port, data_plane.fwmark)
+        };
+        assert_eq!(interface(data_plane), interface(&fresh), "{}", self.story());
+        assert_eq!(data_plane.fwmark, self.routes.fwmark, "the tunnel's own datagrams: {}", self.story());
         assert_eq!(Some(&self.routes), routes.as_ref(), "{}", self.story());
         let plan = reconcile(&data_plane.snapshot(), topology, &self.private_key, &self.endpoints, occasion);
         let is_edit = |step: &&Step| match step {
@@ -234,4 +341,16 @@ impl World {
         };
         assert_eq!(plan.steps.iter().filter(is_edit).count(), 0, "nothing is left to do: {}", self.story());
     }
+}
+
+/// Tells whether an address is in no block that the cluster gave, and in one that nobody is believed to have: it holds an API server.
+fn is_refused(known: &Objects, addr: IpAddr) -> bool {
+    let given = known.nodes.values().flat_map(|node| &node.pod_prefixes);
+    let claimed = known.tunnels.values().flat_map(|tunnel| &tunnel.pod_prefixes);
+    let holds_server = |prefix: &Prefix| {
+        let servers = known.api_servers.values().flatten();
+        servers.into_iter().any(|server| prefix.contains(*server))
+    };
+    let mut around = claimed.filter(|prefix| prefix.contains(addr));
+    !given.into_iter().any(|block| block.contains(addr)) && around.any(holds_server)
 }

@@ -1,8 +1,8 @@
 //! Random histories of a cluster, acted upon event by event, with the invariants checked after every single change: the objects come,
 //! change, move and go in any order, keys and prefixes are claimed twice, the agent and the data plane are started anew, lists are read in
-//! part.
+//! part, the kernel refuses, API servers move, this node gets another key.
 //!
-//! The data plane and the kernel's routes are models that obey one edit at a time, so that every state in between is seen.
+//! The data plane, the kernel's routes and the firewall are models that obey one edit at a time, so that every state in between is seen.
 //!
 //! - `world`: what happens, and what the agent makes of it.
 //! - `model`: what it acts upon.
@@ -61,11 +61,13 @@ fn ten_thousand_histories_hold_every_invariant() {
         world.partly = None;
         world.data_plane.get_or_insert_default();
         world.say("the end".to_owned());
-        world.random = Random(1);
+        (world.random, world.refuses) = (Random(1), None);
         for _ in 0..3 {
             world.wait();
             world.act();
+            world.publish();
         }
+        world.check_is_known();
         assert_eq!(world.leaving, Leaving::default(), "{}", world.story());
     }
 }

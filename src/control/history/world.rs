@@ -4,18 +4,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::model::{DataPlane, held};
+use super::model::{DataPlane, Wall, held, public};
 use super::{NODES, OWN, Random, key};
 use crate::config::{Prefix, Snapshot};
 use crate::control::api::{HostTraffic, Mode, PodAddresses, Scope, StrictGate, TunnelConfigSpec};
 use crate::control::belief;
 use crate::control::given_up::GivenUp;
+use crate::control::heal::Desired;
 use crate::control::leaving::Leaving;
-use crate::control::objects::{Config, Node, Objects, PodNetwork, Tunnel};
+use crate::control::objects::{Config, Node, Object, Objects, PodNetwork, Tunnel};
+use crate::control::oracle;
 use crate::control::plan::{Entry, Kind, Routes};
+use crate::control::publish::published;
+use crate::control::read;
 use crate::control::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
+use crate::control::remembered::Remembered;
 use crate::control::topology::{Own, Topology, topology};
 use crate::crypto::x25519::PrivateKey;
+
+/// What the kernel took of what it was told.
+#[derive(Clone, Copy)]
+struct Programmed {
+    is_guarded: bool,
+    is_routed: bool,
+}
 
 /// The world as it is, and the agent as far as it knows.
 pub(super) struct World {
@@ -26,20 +38,26 @@ pub(super) struct World {
     pub(super) keeps: Random,
     /// Whether time passes.
     pub(super) waits: Random,
+    /// Whether the kernel refuses what it is told; `None` once it does not any more.
+    pub(super) refuses: Option<Random>,
     pub(super) now: Duration,
     pub(super) objects: Objects,
     /// What the agent has read of them since it was started; `None` once it has read all.
     pub(super) partly: Option<Objects>,
     /// What it has on disk.
-    pub(super) kept: Objects,
+    pub(super) kept: (Objects, Remembered),
     /// All that it knew, and what it made of that, the last time.
     pub(super) known: Option<(Objects, Topology)>,
     pub(super) data_plane: Option<DataPlane>,
     /// What the agent believes that the data plane has.
     pub(super) believed: Option<Snapshot>,
     pub(super) routes: Routes,
-    /// Whether they were made without asking the data plane what it has.
+    /// Whether they were made without asking the data plane what it has, or for another one.
     pub(super) is_blind: bool,
+    /// The firewall, if there is one.
+    pub(super) wall: Option<Wall>,
+    /// Whether what leaves the cluster is this node's to translate.
+    translates: bool,
     /// What waits to be forgotten.
     pub(super) leaving: Leaving,
     pub(super) endpoints: Endpoints,
@@ -47,34 +65,42 @@ pub(super) struct World {
     pub(super) own: Own,
     /// The addresses of other nodes' pods that nothing has left for in clear since Strict was on.
     pub(super) guarded: BTreeSet<IpAddr>,
+    /// Those that the firewall has dropped in clear since then, whichever agent was there.
+    pub(super) walled: BTreeSet<IpAddr>,
+    /// Those of them that the disk had not been told of when the agent ended.
+    pub(super) missed: BTreeSet<IpAddr>,
     pub(super) log: Vec<String>,
 }
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
-        // No agent makes a public key here: that takes longer than all else.
         let private_key = PrivateKey::new([1; 32]);
-        let own = Own::new(OWN, key(1));
+        let own = Own::new(OWN, public(&private_key));
         let routes = topology(&Objects::default(), &own).routes;
         Self {
             random: Random(seed),
             asks: Random(!seed),
             keeps: Random(seed.rotate_left(32)),
             waits: Random(!seed.rotate_left(32)),
+            refuses: Some(Random(seed ^ 0x5555_5555)),
             now: Duration::ZERO,
-            objects: Objects::default(),
+            objects: Objects { pods: Some(BTreeMap::new()), ..Objects::default() },
             partly: None,
-            kept: Objects::default(),
+            kept: <_>::default(),
             known: None,
             data_plane: Some(DataPlane::default()),
             believed: None,
             routes,
             is_blind: false,
+            wall: None,
+            translates: seed % 4 == 0,
             leaving: Leaving::default(),
             endpoints: Endpoints::new(),
             private_key,
             own,
             guarded: BTreeSet::new(),
+            walled: BTreeSet::new(),
+            missed: BTreeSet::new(),
             log: vec![format!("seed {seed}")],
         }
     }
@@ -86,7 +112,7 @@ impl World {
     /// Lets something happen.
     pub(super) fn event(&mut self) {
         let name = self.name();
-        match self.random.below(20) {
+        match self.random.below(24) {
             0..=6 => {
                 let tunnel = self.tunnel(&name);
                 self.say(format!("{name} is {tunnel:?}"));
@@ -129,30 +155,112 @@ impl World {
                 self.objects.pod_network = (name != "n3").then_some(network);
                 self.say(format!("{name} is no more; kubeadm: {:?}", self.objects.pod_network));
             }
-            16 | 17 => {
-                self.say("the agent is started anew".to_owned());
-                self.endpoints.clear();
-                (self.believed, self.known) = (None, None);
-                (self.own.given_up, self.leaving) = (GivenUp::default(), Leaving::default());
-                self.partly = Some(self.kept.clone());
-            }
+            16 | 17 => self.restart(),
             18 => {
                 self.say("the data plane is killed".to_owned());
                 (self.data_plane, self.believed) = (None, None);
                 // Its interface takes the routes with it.
                 self.routes.close();
             }
-            _ => {
+            19 => {
                 self.say("the data plane is started anew".to_owned());
                 (self.data_plane, self.believed) = (Some(DataPlane::default()), None);
                 self.routes.close();
             }
+            20 => {
+                self.say("the node is started anew".to_owned());
+                (self.data_plane, self.wall) = (None, None);
+                for entries in [&mut self.routes.entries, &mut self.routes.from_pods.entries] {
+                    entries.clear();
+                }
+                (self.guarded, self.walled) = Default::default();
+                self.restart();
+            }
+            21 => {
+                let name = format!("kubernetes-{}", self.random.below(2));
+                let addresses = self.api_servers();
+                self.say(format!("API servers by {name}: {addresses:?}"));
+                match addresses[..] {
+                    [] => drop(self.objects.api_servers.remove(&name)),
+                    _ => drop(self.objects.api_servers.insert(name, addresses)),
+                }
+            }
+            _ => self.publish(),
         }
         // A list is read to its end sooner or later.
         if self.partly.is_some() && self.random.chance(40) {
             self.say("all lists are read".to_owned());
             self.partly = None;
         }
+    }
+
+    /// Starts the agent anew, perhaps with another key and another place to ask.
+    fn restart(&mut self) {
+        self.say("the agent is started anew".to_owned());
+        self.endpoints.clear();
+        (self.believed, self.known) = (None, None);
+        (self.own.given_up, self.leaving) = (GivenUp::default(), Leaving::default());
+        let (objects, remembered) = self.kept.clone();
+        self.missed = self.guarded.union(&self.walled).copied().collect();
+        let settings = topology(&objects, &self.own).settings;
+        if settings.mode == Mode::Strict {
+            let told = oracle::pods_of_others(&objects, &settings, OWN);
+            self.missed.retain(|addr| !told.contains(addr) && !remembered.has(&Prefix::host(*addr)));
+        }
+        (self.partly, self.own.remembered) = (Some(objects), remembered);
+        if self.random.chance(30) {
+            self.own.api_servers = self.api_servers();
+            self.say(format!("it asks API servers at {:?}", self.own.api_servers));
+        }
+        if self.random.chance(30) {
+            let before = self.own.clone();
+            self.private_key = PrivateKey::new([1 + self.random.below(NODES + 2); 32]);
+            self.own.public_key = public(&self.private_key);
+            self.say(format!("its key is {:?}", self.own.public_key));
+            self.check_peers_stay(&before);
+        }
+    }
+
+    fn api_servers(&mut self) -> Vec<IpAddr> {
+        let random = &mut self.random;
+        let addr = |random: &mut Random| {
+            let n = 1 + random.below(NODES + 2);
+            IpAddr::from(match random.below(6) {
+                0 => [192, 0, 2, n],
+                1 => [10, 244, n, 9],
+                2 => [10, n, 0, 9],
+                3 => [10, 96, 0, n],
+                _ => [203, 0, 113, n],
+            })
+        };
+        (0..random.below(3)).map(|_| addr(random)).collect()
+    }
+
+    /// Has the agent say of this node what it should, as far as it knows, if it has read all.
+    pub(super) fn publish(&mut self) {
+        let Some((mut known, topology)) = self.known.clone() else { return };
+        let Some(tunnel) = self.published(&known, &topology) else { return };
+        self.say(format!("{OWN} says of itself {tunnel:?}"));
+        known.tunnels.insert(OWN.to_owned(), tunnel.clone().into());
+        assert_eq!(self.published(&known, &topology), None, "it is said again: {}", self.story());
+        // What others say of the object stays.
+        let before = self.objects.tunnels.get(OWN);
+        let (created, is_ready) =
+            before.map(|before| (before.created.clone(), before.is_ready)).unwrap_or_default();
+        self.objects.tunnels.insert(OWN.to_owned(), Tunnel { created, is_ready, ..tunnel }.into());
+    }
+
+    fn published(&self, known: &Objects, topology: &Topology) -> Option<Tunnel> {
+        let value = published(known, &self.own, &topology.settings, &BTreeSet::new(), None)?;
+        let Ok(Object::Tunnel(name, tunnel)) = read::object(&value) else { panic!("{value}") };
+        let own = self.own.public_key;
+        assert_eq!(
+            (&name[..], tunnel.active, &tunnel.keys[..]),
+            (OWN, Some(own), &[own][..]),
+            "{}",
+            self.story()
+        );
+        Some(tunnel)
     }
 
     pub(super) fn say(&mut self, line: String) {
@@ -257,10 +365,6 @@ impl World {
     pub(super) fn act(&mut self) {
         let is_complete = self.partly.is_none();
         let known = self.partly.clone().unwrap_or_else(|| self.objects.clone());
-        // It may end before the disk has what the kernel has.
-        if is_complete && self.keeps.chance(80) {
-            self.kept.clone_from(&known);
-        }
         if self.waits.chance(40) {
             self.wait();
         }
@@ -271,25 +375,31 @@ impl World {
         self.check_topology(&known, &topology);
         self.known = is_complete.then(|| (known.clone(), topology.clone()));
         self.own.remembered.learn(&topology, is_complete);
+        // It may end before the disk has what the kernel has.
+        if is_complete && self.keeps.chance(80) {
+            self.kept = (known.clone(), self.own.remembered.clone());
+        }
         self.own.mode = if is_complete { Some(topology.settings.mode) } else { self.own.mode };
         let pods = self.turn_to(&known, &topology.settings, is_complete);
         let Some(mut data_plane) = self.data_plane.take() else {
             let before = self.routes.clone();
             let is_there = self.keeps.chance(20);
-            match without_data_plane(&topology, is_complete, is_there) {
-                Some(RouteChange::Whole(routes)) => self.routes = routes,
-                Some(RouteChange::Addition(extension)) => {
-                    self.routes = extension.onto(&self.routes);
-                    self.check_stays(&before, &topology);
-                }
-                None => {}
+            let change = without_data_plane(&topology, is_complete, is_there);
+            let done = change.map(|change| self.program(&topology, &change, None, &pods));
+            if done.is_none_or(|done| done.is_routed) {
+                self.is_blind |= is_there && topology.settings.mode == Mode::Strict;
+                self.check_routes(&topology, &before, is_complete);
             }
-            self.is_blind |= is_there && topology.settings.mode == Mode::Strict;
-            self.check_routes(&topology, &before, is_complete);
-            self.guard(pods);
+            if done.is_some_and(|done| done.is_guarded && done.is_routed) {
+                self.check_firewall(&known, &topology, &pods, is_complete);
+            }
             return;
         };
-        let (before, routes_before) = (data_plane.table.clone(), self.routes.clone());
+        // Who had the key that is ours now is no peer any more from the first step on, whatever is led there.
+        let mut before = data_plane.table.clone();
+        before.retain(|_, holder| *holder != self.own.public_key);
+        self.is_blind |= before.len() < data_plane.table.len();
+        let routes_before = self.routes.clone();
         let is_periodic = self.random.chance(20);
         let occasion = Occasion { is_complete, is_periodic, now: Duration::from_secs(1), mtu: None };
         let asks = self.asks.chance(20);
@@ -302,7 +412,7 @@ impl World {
         };
         // A step may fail, and then so do those behind it.
         let fails_at = if self.random.chance(10) { self.random.below(4).into() } else { usize::MAX };
-        let (mut is_whole, mut is_followed) = (true, true);
+        let (mut is_whole, mut is_programmed, mut is_followed) = (true, false, true);
         for (at, step) in plan.steps.iter().enumerate() {
             if at == fails_at {
                 self.say(format!("step {at} fails"));
@@ -325,27 +435,14 @@ impl World {
                     self.leaving.done(self.now);
                 }
                 Step::Link(link) => assert_eq!(link.interface, self.routes.interface),
-                Step::Route(RouteChange::Whole(routes)) => {
-                    // What comes in is there before what goes out is gone: the models' states are both, then one.
-                    let mut both = routes.clone();
-                    let old = [&self.routes.entries, &self.routes.from_pods.entries];
-                    for (both, old) in [&mut both.entries, &mut both.from_pods.entries].into_iter().zip(old) {
-                        let new = both.clone();
-                        let leads = |old: &&Entry| {
-                            old.kind == Kind::Unicast && !new.iter().any(|new| new.prefix == old.prefix)
-                        };
-                        both.extend(old.iter().filter(leads));
+                Step::Route(change) => {
+                    let done = self.program(&topology, change, Some(&data_plane), &pods);
+                    is_programmed = done.is_guarded && done.is_routed;
+                    // Without the firewall all else is done all the same.
+                    if !done.is_routed {
+                        is_whole = false;
+                        break;
                     }
-                    self.check_ways(&both, &data_plane);
-                    self.check_leaks(&both);
-                    self.routes = routes.clone();
-                    self.is_blind = false;
-                    self.guard(pods.clone());
-                }
-                Step::Route(RouteChange::Addition(extension)) => {
-                    self.routes = extension.onto(&self.routes);
-                    assert_eq!(extension.onto(&self.routes), self.routes, "{}", self.story());
-                    self.check_stays(&routes_before, &topology);
                 }
             }
             self.check_ways(&self.routes, &data_plane);
@@ -358,11 +455,70 @@ impl World {
             self.endpoints = plan.endpoints;
             if is_followed {
                 assert_eq!(held(&snapshot), held(&data_plane.snapshot()), "{}", self.story());
-                self.believed = Some(snapshot);
             }
+            self.believed = Some(snapshot).filter(|_| is_followed && is_programmed);
             self.check_end(&topology, &routes_before, &data_plane, is_complete);
+            if is_programmed {
+                self.check_firewall(&known, &topology, &pods, is_complete);
+            }
         }
         self.data_plane = Some(data_plane);
+    }
+
+    /// Has the kernel be told what it should be: the firewall, then the routes. Each may be refused without the other.
+    fn program(
+        &mut self,
+        topology: &Topology,
+        change: &RouteChange,
+        data_plane: Option<&DataPlane>,
+        pods: &BTreeSet<IpAddr>,
+    ) -> Programmed {
+        let before = self.routes.clone();
+        let (routes, is_whole) = match change {
+            RouteChange::Whole(routes) => (routes.clone(), true),
+            RouteChange::Addition(extension) => (extension.onto(&before), false),
+        };
+        if let RouteChange::Addition(extension) = change {
+            assert_eq!(extension.onto(&routes), routes, "{}", self.story());
+        }
+        let refused = [(); 2].map(|()| self.refuses.as_mut().is_some_and(|refuses| refuses.chance(5)));
+        let [is_guarded, is_routed] = refused.map(|is_refused| !is_refused);
+        if refused != [false; 2] {
+            self.say(format!("the kernel takes the firewall: {is_guarded}, the routes: {is_routed}"));
+        }
+        let desired = Desired::of(topology, routes.clone(), is_whole, self.translates);
+        if is_guarded && !(desired.leaves_firewall && self.wall.is_some()) {
+            self.wall = desired.firewall.map(Wall::new);
+        }
+        self.check_wall();
+        if !is_routed {
+            return Programmed { is_guarded, is_routed };
+        }
+        if let Some(data_plane) = data_plane.filter(|_| is_whole) {
+            // What comes in is there before what goes out is gone: the models' states are both, then one.
+            let mut both = routes.clone();
+            let old = [&before.entries, &before.from_pods.entries];
+            for (both, old) in [&mut both.entries, &mut both.from_pods.entries].into_iter().zip(old) {
+                let new = both.clone();
+                let leads = |old: &&Entry| {
+                    old.kind == Kind::Unicast && !new.iter().any(|new| new.prefix == old.prefix)
+                };
+                both.extend(old.iter().filter(leads));
+            }
+            self.check_ways(&both, data_plane);
+            self.check_leaks(&both);
+            self.is_blind = false;
+        }
+        self.routes = routes;
+        self.check_leaks(&self.routes);
+        if !is_whole {
+            self.check_stays(&before, topology);
+        }
+        self.guarded.extend(pods);
+        self.walled.extend(pods.iter().filter(|_| is_guarded));
+        self.check_leaks(&self.routes);
+        self.check_wall();
+        Programmed { is_guarded, is_routed }
     }
 
     pub(super) fn story(&self) -> String {
