@@ -9,8 +9,9 @@
 //!    What a node has just given up and nobody has stays with it for a moment.
 //! 4. Peers: from a node, its pods' prefixes, its own addresses and those of its tunnel are accepted. That is more than is routed to it:
 //!    a pod on the host's network answers from the node's address.
-//! 5. Routes: into the tunnel, past it, or nowhere. In Strict nothing leaves for what is nobody's and was another node's pods'. What is refused has none of its own: a node that could have dropped what it claims could
-//!    have anything dropped. In Strict the blocks that the cluster gave go nowhere until their nodes claim them.
+//! 5. Routes: into the tunnel, past it, or nowhere. In Strict nothing leaves for what is nobody's and was another node's pods'. What is
+//!    refused has none of its own: a node that could have dropped what it claims could have anything dropped. In Strict the blocks that the
+//!    cluster gave go nowhere until their nodes claim them.
 //!
 //! The oldest is the one whose object was made first; if that is not known, the one whose name comes first. Nothing here depends on the
 //! order in which objects came.

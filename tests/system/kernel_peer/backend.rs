@@ -78,20 +78,24 @@ fn boot_with(words: &str) -> Option<(Namespace, Guest)> {
     Some((outside, guest))
 }
 
+/// Starts the guest's peer, which is told this of it beside its key and its pods, and returns it with that key.
+fn start_peer(outside: &Namespace, guest: &mut Guest, more: &str) -> (Tunnel, String) {
+    let ours = Tunnel::start(Program::Adit, outside);
+    let key = guest.run(&format!("adit agent --public-key {STATE}")).trim().to_owned();
+    ours.set(outside, &format!("listen-port {OUR_PORT} peer {key} {more} allowed-ips 10.244.2.0/24"));
+    outside.ip(&format!("addr add 10.244.1.1/32 dev {}", ours.name));
+    outside.ip(&format!("link set {} up", ours.name));
+    outside.ip(&format!("route add 10.244.2.0/24 dev {}", ours.name));
+    (ours, key)
+}
+
 #[test]
 fn the_agent_drives_a_real_kernels_wireguard() {
     need!("ip", "wg", "ping", "strip");
     need!("qemu-system-x86_64", "busybox", "cpio", "modprobe");
     let Some((outside, mut guest)) = boot() else { return };
-    let ours = Tunnel::start(Program::Adit, &outside);
+    let (ours, key) = start_peer(&outside, &mut guest, &format!("endpoint 10.9.0.2:{GUEST_PORT}"));
     let other = Key::generate();
-    let key = guest.run(&format!("adit agent --public-key {STATE}")).trim().to_owned();
-    let line =
-        format!("listen-port {OUR_PORT} peer {key} endpoint 10.9.0.2:{GUEST_PORT} allowed-ips 10.244.2.0/24");
-    ours.set(&outside, &line);
-    outside.ip(&format!("addr add 10.244.1.1/32 dev {}", ours.name));
-    outside.ip(&format!("link set {} up", ours.name));
-    outside.ip(&format!("route add 10.244.2.0/24 dev {}", ours.name));
 
     // The guest has no nftables: it is Off, so that peers are all that there is.
     guest.write(
@@ -300,12 +304,7 @@ fn a_real_kernel_without_ipv6_does_all_that_is_of_ipv4() {
     let Some((outside, mut guest)) = boot_with("ipv6.disable=1") else { return };
     assert!(!guest.try_run("ls /proc/sys/net/ipv6").0);
     guest.run("load-nftables && echo 1 >/proc/sys/net/ipv4/ip_forward");
-    let ours = Tunnel::start(Program::Adit, &outside);
-    let key = guest.run(&format!("adit agent --public-key {STATE}")).trim().to_owned();
-    ours.set(&outside, &format!("listen-port {OUR_PORT} peer {key} allowed-ips 10.244.2.0/24"));
-    outside.ip(&format!("addr add 10.244.1.1/32 dev {}", ours.name));
-    outside.ip(&format!("link set {} up", ours.name));
-    outside.ip(&format!("route add 10.244.2.0/24 dev {}", ours.name));
+    let (ours, key) = start_peer(&outside, &mut guest, "");
     let spec =
         "mode: Strict, strictGate: Immediate, backend: Kernel, interfaceName: mesh7, hostTraffic: PodToNode";
     guest.write(
