@@ -14,7 +14,7 @@ use std::convert::identity;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -57,7 +57,7 @@ use crate::sys::family;
 use crate::sys::netlink::Netlink;
 use crate::sys::poll::{Waits, poll};
 use crate::sys::service::Watchdog;
-use crate::sys::signal::Signals;
+use crate::sys::signal::Ending;
 use crate::sys::watch::{Change, Changes};
 
 /// After a failure, the first wait; each further one is twice as long.
@@ -252,8 +252,8 @@ impl Agent {
         Ok(this)
     }
 
-    /// Runs until a signal comes. What is programmed stays as it is.
-    pub fn run(&mut self, signals: &Signals) {
+    /// Runs until it is asked to end. What is programmed stays as it is.
+    pub fn run(&mut self, ending: &impl Ending) {
         loop {
             if self.leaving.next().is_some_and(|due| clock::boottime() >= due) && self.retry == RETRY_FIRST {
                 self.hurry();
@@ -283,8 +283,8 @@ impl Agent {
                 self.react();
                 continue;
             }
-            let wake = self.wait(signals);
-            if wake.signal && signals.take() {
+            let wake = self.wait(ending.as_fd());
+            if wake.ending && ending.take() {
                 self.keep_objects();
                 return;
             }
@@ -319,9 +319,9 @@ impl Agent {
         self.retry = RETRY_FIRST;
     }
 
-    fn wait(&mut self, signals: &Signals) -> Wake {
+    fn wait(&mut self, ending: BorrowedFd<'_>) -> Wake {
         let source = self.parts.source.fd();
-        let fds = [signals.as_fd(), source, self.data_planes.as_fd(), self.ways.as_fd()].into_iter();
+        let fds = [ending, source, self.data_planes.as_fd(), self.ways.as_fd()].into_iter();
         let fds = fds.chain(self.cni.as_ref().map(Cni::fd));
         let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         let told = self.watchdog.as_ref().map(Watchdog::next);
@@ -339,8 +339,8 @@ impl Agent {
         let ready = [0, 1, 2, 3, 4].map(|at| fds.get(at).is_some_and(|fd| !fd.revents().is_empty()));
         // Without being told, all are asked.
         let is_told = self.waits.have_told(waited, PAUSE);
-        let [signal, source, data_planes, ways, cni] = ready.map(|is_ready| is_ready || !is_told);
-        Wake { signal, source, data_planes, ways, cni }
+        let [ending, source, data_planes, ways, cni] = ready.map(|is_ready| is_ready || !is_told);
+        Wake { ending, source, data_planes, ways, cni }
     }
 
     /// Tells whether the socket of our data plane may be another one.
@@ -886,7 +886,7 @@ fn watch_sockets(directory: &Path) -> io::Result<Changes> {
 
 /// What has happened.
 struct Wake {
-    signal: bool,
+    ending: bool,
     source: bool,
     data_planes: bool,
     ways: bool,
