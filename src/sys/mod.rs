@@ -10,6 +10,7 @@ mod cmsg;
 pub mod echo;
 pub mod family;
 mod fault;
+pub mod mount;
 pub mod netlink;
 pub mod netns;
 pub mod offload;

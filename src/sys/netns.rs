@@ -93,7 +93,7 @@ fn unshare_alone(flags: UnshareFlags) -> io::Result<()> {
     unshare(flags)
 }
 
-fn unshare(flags: UnshareFlags) -> io::Result<()> {
+pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     // SAFETY: the flags leave the table of descriptors shared, which is what threads rely on.
     Ok(unsafe { unshare_unsafe(flags) }?)
 }
