@@ -32,6 +32,10 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Shows a mesh of nodes on this machine: namespaces, real traffic, a capture that searches the wire for what the pods sent.
+    ///
+    /// Every node runs a data plane and an agent. The agents follow a directory of objects that is the demo's alone: it says where others find
+    /// it, to look at them and to change them. Nothing is left behind.
+    #[cfg(feature = "control")]
     Demo(DemoArgs),
     /// Keeps a data plane in step with what the objects of a cluster say: nodes are peers, their pods' prefixes allowed IPs.
     #[cfg(feature = "control")]
@@ -165,6 +169,7 @@ impl InterfaceArgs {
     }
 }
 
+#[cfg(feature = "control")]
 #[derive(Debug, clap::Args)]
 pub(super) struct DemoArgs {
     /// Nodes of the mesh.

@@ -6,6 +6,7 @@ mod args;
 #[cfg(feature = "control")]
 mod cleanup;
 mod daemon;
+#[cfg(feature = "control")]
 mod demo;
 #[cfg(feature = "control")]
 mod inspect;
@@ -21,7 +22,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Args, Command};
+use args::Args;
+#[cfg(any(feature = "control", feature = "reference"))]
+use args::Command;
 
 /// Runs the program and returns its exit status.
 #[expect(clippy::print_stderr, reason = "an error of the command line belongs there")]
@@ -33,6 +36,7 @@ pub fn main() -> ExitCode {
             true => run::run(&args.interface),
             false => daemon::start(&args.interface),
         }),
+        #[cfg(feature = "control")]
         Some(Command::Demo(args)) => demo::run(args),
         #[cfg(feature = "control")]
         Some(Command::Agent(args)) => agent::run(args),
@@ -53,6 +57,8 @@ pub fn main() -> ExitCode {
         Some(Command::Completions(args)) => reference::completions(args),
         #[cfg(feature = "reference")]
         Some(Command::Man(args)) => reference::man(args),
+        #[cfg(not(any(feature = "control", feature = "reference")))]
+        Some(command) => match *command {},
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

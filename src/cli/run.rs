@@ -122,7 +122,11 @@ fn open_once(args: &InterfaceArgs) -> Result<(Tun, Socket), (io::Error, String)>
     Ok((tun, socket))
 }
 
-fn set_mtu(tun: &Tun) -> io::Result<()> {
+/// Gives the interface the MTU that it has unless somebody knows a better one.
+///
+/// # Errors
+/// If it has gone.
+pub(super) fn set_mtu(tun: &Tun) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
     let index = netlink.link(tun.name())?.index;
     netlink.set_mtu(index, DEFAULT_MTU)

@@ -1,30 +1,36 @@
-//! The namespaces, links, addresses and tunnels.
+//! The namespaces, links and addresses, and what the nodes run.
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::config::{AllowedIpEdit, Configure, Edit, PeerEdit, Prefix};
+use super::objects::Objects;
+use super::services::Services;
+use crate::config::{Configure, PeerSnapshot};
+use crate::control::store::Store;
 use crate::crypto::random::Os;
 use crate::crypto::x25519::PrivateKey;
-use crate::device::{Device, Spill};
-use crate::sys::clock;
+use crate::device::Device;
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
-use crate::sys::offload::Wanted;
-use crate::sys::tun::Tun;
 
 /// The UDP port of every node.
 pub(super) const PORT: u16 = 51820;
 
-const TUN: &str = "adit0";
-/// Ethernet's 1500 less 80: IPv6 and UDP headers, header and tag of a data message.
-const TUNNEL_MTU: u32 = 1420;
+/// The interface of every node's tunnel.
+pub(super) const TUNNEL: &str = "adit0";
 
-/// The longest that a tunnel may need to open its port.
-const OPEN_AFTER: Duration = Duration::from_secs(10);
+/// The prefixes of all pods.
+pub(super) const PODS: [(IpAddr, u8); 2] = [
+    (IpAddr::V4(Ipv4Addr::new(10, 244, 0, 0)), 16),
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 0)), 32),
+];
+
+/// The MTU of pods: Ethernet's 1500 less 80, IPv6 and UDP headers, header and tag of a data message.
+const POD_MTU: u32 = 1420;
 
 /// The whole network.
 pub(super) struct Lab {
@@ -35,19 +41,27 @@ pub(super) struct Lab {
 /// A node with its pod.
 pub(super) struct Node {
     pub(super) number: u8,
-    namespace: OwnedFd,
+    pub(super) namespace: OwnedFd,
     pub(super) pod: OwnedFd,
-    key: PrivateKey,
-    tunnel: Option<Tunnel>,
-}
-
-struct Tunnel {
-    device: Device,
-    netlink: Netlink,
-    link: u32,
+    /// Where its services have what a machine would have under `/var` and `/run`.
+    pub(super) directory: PathBuf,
+    /// What its agent keeps, and its key that is there.
+    pub(super) store: Arc<Store>,
+    pub(super) key: PrivateKey,
+    services: Option<Services>,
 }
 
 impl Node {
+    /// Returns the name of its object.
+    pub(super) fn name(&self) -> String {
+        format!("node{}", self.number)
+    }
+
+    /// Returns where its data plane is found.
+    pub(super) fn endpoint(&self) -> SocketAddr {
+        SocketAddr::new(self.underlay(), PORT)
+    }
+
     fn underlay(&self) -> IpAddr {
         Ipv4Addr::new(10, 0, self.number, 1).into()
     }
@@ -57,7 +71,7 @@ impl Node {
     }
 
     /// Returns the pods' prefixes.
-    fn pods(&self) -> [(IpAddr, u8); 2] {
+    pub(super) fn pods(&self) -> [(IpAddr, u8); 2] {
         [(pod_v4(self.number, 0), 24), (pod_v6(self.number, 0), 64)]
     }
 
@@ -66,23 +80,42 @@ impl Node {
         [pod_v4(self.number, 2), pod_v6(self.number, 2)]
     }
 
-    /// Returns the running tunnel.
+    /// Returns the running data plane.
     pub(super) fn device(&self) -> Option<&Device> {
-        self.tunnel.as_ref().map(|tunnel| &tunnel.device)
+        self.services.as_ref().map(|services| &*services.device)
+    }
+
+    /// Returns what the data plane knows of its peers.
+    pub(super) fn peers(&self) -> io::Result<Vec<PeerSnapshot>> {
+        let snapshot = self.device().map(|device| device.snapshot().map_err(io::Error::other)).transpose()?;
+        Ok(snapshot.unwrap_or_default().peers)
+    }
+
+    /// Tells whether there are sessions with as many others as these, and what is for their pods is led into the tunnel.
+    fn reaches_through_tunnel(&mut self, others: &[[IpAddr; 2]]) -> io::Result<bool> {
+        let sessions = self.peers()?.iter().filter(|peer| peer.last_handshake.is_some()).count();
+        let gateways = gateways(self.number);
+        let Some(Services { netlink, link, .. }) = &mut self.services else { return Ok(false) };
+        let mut pairs = others.iter().flat_map(|pods| pods.iter().zip(gateways));
+        let mut leads_there =
+            |to, from| netlink.interface_towards(to, from, 0).is_ok_and(|found| found == *link);
+        Ok(sessions == others.len() && pairs.all(|(to, from)| leads_there(*to, from)))
     }
 
     /// Returns packets that went into the tunnel and that came out of it.
     pub(super) fn packets(&mut self) -> io::Result<(u64, u64)> {
-        match &mut self.tunnel {
-            Some(tunnel) => tunnel.netlink.packets(tunnel.link).map(|(received, sent)| (sent, received)),
+        match &mut self.services {
+            Some(Services { netlink, link, .. }) => {
+                netlink.packets(*link).map(|(received, sent)| (sent, received))
+            }
             None => Ok((0, 0)),
         }
     }
+}
 
-    /// Returns the number of the node with this public key.
-    pub(super) fn has_key(&self, key: &crate::crypto::x25519::PublicKey) -> bool {
-        self.key.public() == *key
-    }
+/// Returns the node's addresses on the link of its pod.
+fn gateways(node: u8) -> [IpAddr; 2] {
+    [pod_v4(node, 1), pod_v6(node, 1)]
 }
 
 fn pod_v4(node: u8, host: u8) -> IpAddr {
@@ -98,16 +131,20 @@ const DEFAULT_V6: (IpAddr, u8) = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
 impl Lab {
     /// Makes namespaces, links and addresses; no pod reaches another yet.
-    pub(super) fn new(nodes: u8) -> io::Result<Self> {
+    pub(super) fn new(nodes: u8, directory: &Path) -> io::Result<Self> {
         let fabric = netns::create()?;
         netns::run_in(&fabric, forward)?;
-        let nodes = (1..=nodes).map(|number| Self::add_node(&fabric, number)).collect::<io::Result<_>>()?;
+        let add = |number| Self::add_node(&fabric, number, directory);
+        let nodes = (1..=nodes).map(add).collect::<io::Result<_>>()?;
         Ok(Self { fabric, nodes })
     }
 
-    fn add_node(fabric: &OwnedFd, number: u8) -> io::Result<Node> {
+    fn add_node(fabric: &OwnedFd, number: u8, directory: &Path) -> io::Result<Node> {
+        let directory = directory.join(format!("node{number}"));
+        let store = Store::open(&directory).map_err(io::Error::other)?;
+        let key = store.private_key(&mut Os).map_err(io::Error::other)?;
         let (namespace, pod) = (netns::create()?, netns::create()?);
-        let node = Node { number, namespace, pod, key: PrivateKey::generate(&mut Os), tunnel: None };
+        let node = Node { number, namespace, pod, directory, store: Arc::new(store), key, services: None };
         netns::run_in(fabric, || {
             let mut netlink = Netlink::open()?;
             let name = format!("node{number}");
@@ -125,9 +162,10 @@ impl Lab {
             netlink.add_route(DEFAULT_V4, Some(node.gateway()), None)?;
             netlink.add_veth("pod", "eth0", &node.pod)?;
             let pod = netlink.link("pod")?.index;
-            netlink.add_address(pod, pod_v4(number, 1), 24)?;
-            netlink.add_address(pod, pod_v6(number, 1), 64)?;
-            netlink.set_up(pod, Some(TUNNEL_MTU))
+            let [v4, v6] = gateways(number);
+            netlink.add_address(pod, v4, 24)?;
+            netlink.add_address(pod, v6, 64)?;
+            netlink.set_up(pod, Some(POD_MTU))
         })?;
         netns::run_in(&node.pod, || {
             let mut netlink = Netlink::open()?;
@@ -136,14 +174,15 @@ impl Lab {
             let eth = netlink.link("eth0")?.index;
             netlink.add_address(eth, pod_v4(number, 2), 24)?;
             netlink.add_address(eth, pod_v6(number, 2), 64)?;
-            netlink.set_up(eth, Some(TUNNEL_MTU))?;
+            netlink.set_up(eth, Some(POD_MTU))?;
             netlink.add_route(DEFAULT_V4, Some(pod_v4(number, 1)), None)?;
             netlink.add_route(DEFAULT_V6, Some(pod_v6(number, 1)), None)
         })?;
         Ok(node)
     }
 
-    /// Routes pods' packets over the fabric as they are. Only IPv4: the fabric has no other addresses.
+    /// Routes pods' packets over the fabric as they are, as a pod network without encryption would: whatever is not led into a tunnel goes that
+    /// way.
     pub(super) fn route_in_clear(&self) -> io::Result<()> {
         netns::run_in(&self.fabric, || {
             let mut netlink = Netlink::open()?;
@@ -168,73 +207,31 @@ impl Lab {
         })
     }
 
-    /// Takes back the routes of [`Self::route_in_clear`].
-    pub(super) fn unroute_in_clear(&self) -> io::Result<()> {
-        netns::run_in(&self.fabric, || {
-            let mut netlink = Netlink::open()?;
-            self.nodes.iter().flat_map(Node::pods).try_for_each(|pods| netlink.remove_route(pods))
-        })?;
-        self.nodes
-            .iter()
-            .try_for_each(|node| netns::run_in(&node.namespace, || Netlink::open()?.remove_route(DEFAULT_V6)))
+    /// Starts data plane and agent on every node: what these do is said by `objects` alone, to which each node is added.
+    pub(super) fn start(&mut self, objects: &Objects) -> io::Result<()> {
+        self.nodes.iter().try_for_each(|node| objects.add(node))?;
+        for node in &mut self.nodes {
+            node.services = Some(Services::start(node, objects.path())?);
+        }
+        Ok(())
     }
 
-    /// Starts an interface on every node, with every other node as a peer, and routes pods' packets into it.
-    pub(super) fn start_tunnels(&mut self) -> io::Result<()> {
-        let peers: Vec<_> = self.nodes.iter().map(as_peer).collect();
-        for (at, node) in self.nodes.iter_mut().enumerate() {
-            let mut edits = vec![Edit::PrivateKey(Some(node.key.clone())), Edit::ListenPort(PORT)];
-            let others = peers.iter().enumerate().filter(|&(other, _)| other != at);
-            edits.extend(others.map(|(_, peer)| Edit::Peer(peer.clone())));
-            let routes: Vec<_> = (1..=u8::try_from(peers.len()).unwrap_or(u8::MAX))
-                .filter(|&number| number != node.number)
-                .flat_map(|number| [(pod_v4(number, 0), 24), (pod_v6(number, 0), 64)])
-                .collect();
-            let tunnel = netns::run_in(&node.namespace, || {
-                let device = Device::start(
-                    Tun::create(TUN, 1, &Wanted::default())?,
-                    Wanted::default(),
-                    Spill::Auto,
-                    || {},
-                )?;
-                device.apply(edits).map_err(io::Error::other)?;
-                let mut netlink = Netlink::open()?;
-                let link = netlink.link(TUN)?.index;
-                netlink.set_up(link, Some(TUNNEL_MTU))?;
-                routes.into_iter().try_for_each(|route| netlink.add_route(route, None, Some(link)))?;
-                Ok(Tunnel { device, netlink, link })
-            })?;
-            node.tunnel = Some(tunnel);
+    /// Tells whether every node has a session with every other, and leads into the tunnel what is for the other's pods.
+    pub(super) fn is_tunnelled(&mut self) -> io::Result<bool> {
+        let pods: Vec<_> = self.nodes.iter().map(|node| (node.number, node.pod_addrs())).collect();
+        for node in &mut self.nodes {
+            let others = pods.iter().filter(|(other, _)| *other != node.number);
+            let others: Vec<_> = others.map(|(_, pods)| *pods).collect();
+            if !node.reaches_through_tunnel(&others)? {
+                return Ok(false);
+            }
         }
-        self.nodes.iter().try_for_each(|node| netns::run_in(&node.namespace, wait_for_port))
+        Ok(true)
     }
-}
-
-/// Waits until the port is open in the calling thread's namespace: a device opens it a moment after its link is up, and whoever spoke to it
-/// before would be answered by the system, in clear.
-fn wait_for_port() -> io::Result<()> {
-    let deadline = clock::boottime() + OPEN_AFTER;
-    // proc(5): local address and port in hexadecimal digits.
-    let entry = format!(" 00000000:{PORT:04X} ");
-    while !fs::read_to_string("/proc/thread-self/net/udp")?.contains(&entry) {
-        if clock::boottime() > deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "a tunnel did not open its port"));
-        }
-        std::thread::yield_now();
-    }
-    Ok(())
 }
 
 fn clear_v6(node: u8, host: u16) -> IpAddr {
     Ipv6Addr::new(0xfd00, 0, u16::from(node), 0, 0, 0, 0, host).into()
-}
-
-fn as_peer(node: &Node) -> PeerEdit {
-    let mut peer = PeerEdit::new(node.key.public());
-    peer.endpoint = Some(SocketAddr::new(node.underlay(), PORT));
-    let prefixes = node.pods().into_iter().filter_map(|(addr, len)| Prefix::new(addr, len));
-    peer.allowed_ips = prefixes.map(AllowedIpEdit::Add).collect();
-    peer
 }
 
 /// Lets the calling thread's namespace forward packets.

@@ -6,25 +6,35 @@
 //! pod 3 ── node 3 ─┘
 //! ```
 //!
+//! Every node runs a data plane and an agent in this process, as `adit -f IFNAME` and `adit agent --objects DIRECTORY` would. Peers, routes,
+//! rules and firewall come from the objects of one directory, which only this process has, and whoever looks for it below `/proc/PID/root`.
+//!
 //! Three runs: with the tunnel off, where a search of the fabric must find what the pods send; with the tunnel on, where it must find
-//! WireGuard messages and nothing else; and one at full speed, without the capture that would slow it down.
+//! WireGuard messages and nothing else; and one at full speed, without the capture that would slow it down. From the first to the second
+//! nothing changes but the mode in an object: the way in clear stays there.
 
 mod lab;
+mod objects;
+mod services;
 mod table;
 mod traffic;
 mod wire;
 
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::args::{DemoArgs, Level, LogFormat};
 use super::log;
+use crate::control::api::Mode;
 use crate::sys::clock;
+use crate::sys::mount;
 use crate::sys::netns;
 use crate::sys::signal::Signals;
 use lab::Lab;
+use objects::Objects;
 use table::Table;
 use traffic::{Pace, Traffic};
 use wire::Watcher;
@@ -34,6 +44,9 @@ const SEARCHED: Duration = Duration::from_secs(2);
 
 /// A new IPv6 link needs a second or two before it can be used (RFC 4862 §5.4).
 const SETTLED: Duration = Duration::from_secs(15);
+
+/// The longest that agents may need to do what the objects say, with a handshake that is lost and sent again.
+const FOLLOWED: Duration = Duration::from_secs(15);
 
 /// Runs the demonstration.
 ///
@@ -51,27 +64,37 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), String> {
     let fail = |what: &str, error: &io::Error| format!("{what}: {error}");
 
     say(&format!(
-        "A mesh of {} nodes in network namespaces on this machine; a pod behind each; TCP over IPv4 and UDP over IPv6 between all pods.\n",
+        "A mesh of {} nodes in network namespaces on this machine; a pod behind each; TCP over IPv4 and UDP over IPv6 between all pods.",
         args.nodes
     ));
-    let mut lab = Lab::new(args.nodes).map_err(|error| fail("the network", &error))?;
+    let directory = own_directory()?;
+    let objects = Objects::new(&directory).map_err(|error| fail("the objects", &error))?;
+    let mut lab = Lab::new(args.nodes, &directory).map_err(|error| fail("the network", &error))?;
     let pattern = traffic::pattern();
+    lab.route_in_clear().map_err(|error| fail("routes", &error))?;
+    lab.start(&objects).map_err(|error| fail("data planes and agents", &error))?;
+    say(&format!(
+        "Every node runs a data plane and an agent. The agents do what the objects say in /proc/{}/root{}, and follow changes.\n",
+        std::process::id(),
+        objects.path().display()
+    ));
 
     // 1. The control: if the search finds nothing here, finding nothing later means nothing.
-    lab.route_in_clear().map_err(|error| fail("routes", &error))?;
     let seen = searched_run(&lab, &pattern, &signals)?;
     let Some(clear) = seen else { return interrupted() };
-    say(&format!("1. Tunnel off. On the fabric, {clear}"));
+    say(&format!("1. Tunnel off (mode: Off). On the fabric, {clear}"));
     if clear.with_pattern == 0 {
         return Err("the search does not find the pods' bytes even in clear: it proves nothing".to_owned());
     }
-    lab.unroute_in_clear().map_err(|error| fail("routes", &error))?;
 
     // 2. The proof.
-    lab.start_tunnels().map_err(|error| fail("the tunnels", &error))?;
+    objects.set_mode(Mode::Strict).map_err(|error| fail("the objects", &error))?;
+    if !await_tunnels(&mut lab, &signals)? {
+        return interrupted();
+    }
     let seen = searched_run(&lab, &pattern, &signals)?;
     let Some(sealed) = seen else { return interrupted() };
-    say(&format!("2. Tunnel on.  On the fabric, {sealed}"));
+    say(&format!("2. Tunnel on (mode: Strict). On the fabric, {sealed}"));
     let is_proved = sealed.wireguard > 0 && sealed.other == 0 && sealed.with_pattern == 0 && sealed.lost == 0;
 
     // 3. The speed.
@@ -122,6 +145,20 @@ fn searched_run(
     Ok((!is_interrupted).then(|| watcher.stop()))
 }
 
+/// Waits until every agent has done what the objects say. Tells whether that came before a signal.
+fn await_tunnels(lab: &mut Lab, signals: &Signals) -> Result<bool, String> {
+    let deadline = clock::boottime() + FOLLOWED;
+    while !lab.is_tunnelled().map_err(|error| format!("the tunnels: {error}"))? {
+        if clock::boottime() > deadline {
+            return Err("the agents have not led the pods' packets into tunnels".to_owned());
+        }
+        if wait(signals, Duration::from_millis(5)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn interrupted() -> Result<(), String> {
     Err("interrupted; everything is cleaned up".to_owned())
 }
@@ -144,4 +181,11 @@ fn become_able() -> Result<(), String> {
     netns::become_root_of_user_namespace().map_err(|error| {
         format!("this needs root, or a system that lets users make namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone): {error}")
     })
+}
+
+/// Returns an empty directory that is gone with this process, however it ends.
+fn own_directory() -> Result<PathBuf, String> {
+    let place = std::env::temp_dir();
+    let covered = place.canonicalize().and_then(|directory| mount::cover(&directory).map(|()| directory));
+    covered.map_err(|error| format!("a directory of its own in the place of {}: {error}", place.display()))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::lab::{Lab, Node};
 use super::traffic::Totals;
-use crate::config::{Configure, PeerSnapshot};
+use crate::config::PeerSnapshot;
 use crate::sys::clock;
 
 /// What was last printed, to be printed over.
@@ -21,7 +21,7 @@ pub(super) struct Table {
 impl Table {
     /// Takes the first sample.
     pub(super) fn new(lab: &Lab, is_terminal: bool) -> io::Result<Self> {
-        let last = lab.nodes.iter().map(sample).collect::<io::Result<_>>()?;
+        let last = lab.nodes.iter().map(Node::peers).collect::<io::Result<_>>()?;
         Ok(Self { is_terminal, lines: 0, last, at: clock::boottime() })
     }
 
@@ -32,25 +32,25 @@ impl Table {
         let mut text = String::new();
         row(&mut text, ["node", "peer", "sent", "received", "last handshake", "drops"]);
         for (node, last) in lab.nodes.iter().zip(&mut self.last) {
-            let sample = sample(node)?;
-            for (i, peer) in sample.iter().enumerate() {
-                let before =
-                    last.get(i).map_or((peer.tx_bytes, peer.rx_bytes), |old| (old.tx_bytes, old.rx_bytes));
-                let to = lab.nodes.iter().find(|other| other.has_key(&peer.public_key));
+            let peers = node.peers()?;
+            for (i, peer) in peers.iter().enumerate() {
+                // One that has come since, or once more, begins here.
+                let before = last.iter().find(|old| old.public_key == peer.public_key).unwrap_or(peer);
+                let to = lab.nodes.iter().find(|other| other.key.public() == peer.public_key);
                 let drops = if i == 0 { drops(node) } else { String::new() };
                 row(
                     &mut text,
                     [
                         &node.number.to_string(),
                         &to.map(|other| other.number.to_string()).unwrap_or_default(),
-                        &rate(peer.tx_bytes - before.0, seconds),
-                        &rate(peer.rx_bytes - before.1, seconds),
+                        &rate(peer.tx_bytes.saturating_sub(before.tx_bytes), seconds),
+                        &rate(peer.rx_bytes.saturating_sub(before.rx_bytes), seconds),
                         &age(peer),
                         &drops,
                     ],
                 );
             }
-            *last = sample;
+            *last = peers;
         }
         self.at = now;
         let mut out = io::stdout().lock();
@@ -81,12 +81,6 @@ impl Table {
         }
         writeln!(out)
     }
-}
-
-/// Returns what is known of the peers of a node.
-fn sample(node: &Node) -> io::Result<Vec<PeerSnapshot>> {
-    let snapshot = node.device().map(|device| device.snapshot().map_err(io::Error::other)).transpose()?;
-    Ok(snapshot.unwrap_or_default().peers)
 }
 
 fn row(text: &mut String, [node, peer, sent, received, handshake, drops]: [&str; 6]) {
