@@ -93,7 +93,7 @@ impl World {
             routes,
             is_blind: false,
             wall: None,
-            translates: seed % 4 == 0,
+            translates: seed.is_multiple_of(4),
             leaving: Leaving::default(),
             endpoints: Endpoints::new(),
             private_key,
