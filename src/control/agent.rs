@@ -71,6 +71,8 @@ const WAYS_AFTER: Duration = Duration::from_millis(200);
 /// How long nobody has to be there, where anybody may be the data plane, until the kernel is asked to be it: whoever is started with the
 /// agent is there by then.
 const STAND_IN_AFTER: Duration = Duration::from_secs(10);
+/// How long after other nodes have become peers some are asked whether they answer: they have to learn of this node as well.
+const ASK_AFTER: Duration = Duration::from_secs(5);
 /// The time between two attempts to serve metrics where they cannot be served.
 const SERVE_RETRY: Duration = Duration::from_secs(1);
 /// The time between two looks for news, where the system does not let us wait for them.
@@ -124,6 +126,9 @@ pub struct Agent {
     /// Whether the node was checked for what the whole of the objects wants, and what was said to be wrong with it.
     is_checked: bool,
     found_wrong: preflight::Told,
+    /// Whether other nodes were asked whether they answer, and when they are to be.
+    has_asked: bool,
+    ask_due: Option<Duration>,
     /// What was said about faults.
     said: BTreeSet<(String, Fault)>,
     /// What the data plane has, and who that is, while nothing speaks against it; and when it is to be read again.
@@ -217,6 +222,8 @@ impl Agent {
             endpoints: Endpoints::new(),
             is_checked: false,
             found_wrong: preflight::Told::default(),
+            has_asked: false,
+            ask_due: None,
             said: BTreeSet::new(),
             believed: None,
             read_due: None,
@@ -276,6 +283,9 @@ impl Agent {
             if self.keep.is_some_and(|keep| clock::boottime() >= keep) {
                 self.keep_objects();
             }
+            if self.ask_due.is_some_and(|due| clock::boottime() >= due) {
+                self.ask_others();
+            }
             if let Some(watchdog) = &mut self.watchdog {
                 watchdog.tell(|| true);
             }
@@ -328,7 +338,9 @@ impl Agent {
         let [leaving, read, telling] = [self.leaving.next(), self.read_due, self.telling.next()]
             .map(|due| due.filter(|_| self.retry == RETRY_FIRST));
         let given_up = self.own.given_up.next();
-        let until = [self.keep, self.ways_due, self.serve_due, told, leaving, read, telling, given_up];
+        let asking = self.ask_due;
+        let until =
+            [self.keep, self.ways_due, self.serve_due, told, leaving, read, telling, given_up, asking];
         let until = until.into_iter().flatten().fold(self.next, Duration::min);
         let time = until.saturating_sub(clock::boottime());
         let timeout = Timespec {
@@ -499,17 +511,58 @@ impl Agent {
                 &Objects::default()
             }
         };
+        let mut wanted = self.wanted(objects);
+        wanted.cluster = self.parts.source.reach();
+        let config = self.known.as_ref().map(|known| known.objects.configs.contains_key(FOR_ALL));
+        wanted.makes_config = self.parts.makes_config && config == Some(false);
+        wanted.removes_taint = self.parts.startup_taint.is_some();
+        self.log_preflight(wanted);
+    }
+
+    /// Has some of the peers asked, once, a while after all is programmed for the first time.
+    fn plan_to_ask(&mut self) {
+        if !self.has_asked && self.may_ask().is_some() {
+            self.ask_due.get_or_insert_with(|| clock::boottime() + ASK_AFTER);
+        }
+    }
+
+    /// Says who of the peers does not answer, and to whom the way is too narrow.
+    fn ask_others(&mut self) {
+        self.ask_due = None;
+        // Otherwise it is planned anew.
+        let Some(Known { objects, topology, .. }) = self.may_ask() else { return };
+        let mut wanted = self.wanted(objects);
+        wanted.ask(&self.own.name, |target| {
+            let is_peer = topology.peers.contains_key(&target.public_key);
+            let is_ready =
+                objects.tunnels.get(&target.node).is_some_and(|tunnel| tunnel.is_ready != Some(false));
+            is_peer && is_ready && target.inside.is_some()
+        });
+        tracing::debug!(peers = wanted.targets.len(), "peers are asked whether they answer");
+        self.log_preflight(wanted);
+        self.has_asked = true;
+    }
+
+    /// Returns what is known if that is all there is, and this node and others should be each other's peers.
+    fn may_ask(&self) -> Option<&Known> {
+        let known = self.known.as_ref().filter(|known| known.is_complete)?;
+        let is_peer = known.topology.degraded.is_none() && !known.topology.peers.is_empty();
+        (is_peer && self.is_answered == Some(true)).then_some(known)
+    }
+
+    /// Returns what objects say that this node is to do, and where.
+    fn wanted(&self, objects: &Objects) -> Wanted {
         let mut wanted = Wanted::of(objects, Some(&self.own.name));
         if let Some(interface) = &self.parts.interface {
             wanted.settings.interface.clone_from(interface);
         }
         wanted.state = self.parts.store.directory().to_owned();
         wanted.sockets.clone_from(&self.parts.sockets);
-        wanted.cluster = self.parts.source.reach();
-        let config = self.known.as_ref().map(|known| known.objects.configs.contains_key(FOR_ALL));
-        wanted.makes_config = self.parts.makes_config && config == Some(false);
-        wanted.removes_taint = self.parts.startup_taint.is_some();
-        // Who is asked may take his time, and nothing waits for it.
+        wanted
+    }
+
+    /// Has the node looked at beside the loop: who is asked may take his time, and nothing waits for it.
+    fn log_preflight(&self, wanted: Wanted) {
         let checking = std::thread::Builder::new().name("preflight".to_owned());
         let told = preflight::Told::clone(&self.found_wrong);
         if let Err(error) = checking.spawn(move || preflight::log(&wanted, &told)) {
@@ -618,6 +671,7 @@ impl Agent {
         let wait = match outcome {
             Ok(()) => {
                 self.retry = RETRY_FIRST;
+                self.plan_to_ask();
                 self.parts.resync
             }
             Err(error) => {

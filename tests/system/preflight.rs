@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use adit::sys::clock::realtime;
 use serde_json::{Value, json};
 
-use crate::control::nodes::{Directory, Mesh};
+use crate::control::nodes::{Directory, Mesh, Node};
 use crate::support::api_double::{ApiDouble, Kind, Manners};
 use crate::support::tunnel::Program;
 use crate::support::{Namespace, SOON, need, wait_until};
@@ -307,6 +307,9 @@ fn nodes_that_do_not_answer_and_ways_that_are_narrow_are_found_and_nothing_else(
     let [first, second, third] = &mesh.nodes[..] else { panic!("three nodes") };
     first.wait_for_pod_of(second);
     first.wait_for_pod_of(third);
+    // Agents ask others of themselves, and whoever is heard from answers.
+    mesh.nodes.iter_mut().for_each(|node| drop(node.agent.take()));
+    let [first, second, _] = &mesh.nodes[..] else { panic!("three nodes") };
     let [state, objects] = [&first.state, &mesh.objects].map(|directory| directory.path().to_str().unwrap());
     let place = ["--node-name", "node1", "--state", state, "--objects", objects, "--interface"];
     let run = |more: &[&str]| {
@@ -354,6 +357,51 @@ fn nodes_that_do_not_answer_and_ways_that_are_narrow_are_found_and_nothing_else(
     assert_eq!(otherwise(&[]), [unknown]);
     open();
     assert_eq!(otherwise(&[]), [""; 0]);
+}
+
+/// An agent asks by itself once its peers are programmed, and goes on meanwhile.
+#[test]
+fn an_agent_says_which_peers_do_not_answer_and_to_which_the_way_is_narrow() {
+    need!("ip", "wg", "nft", "ping");
+    let mut mesh = Mesh::new(3);
+    mesh.start(Program::Adit);
+    let objects = mesh.objects.path().to_str().unwrap().to_owned();
+    let [first, second, third] = &mut mesh.nodes[..] else { panic!("three nodes") };
+    first.wait_for_pod_of(second);
+    first.wait_for_pod_of(third);
+    // Whoever is heard from answers: nobody is to speak of himself.
+    drop((second.agent.take(), third.agent.take()));
+    let start_anew = |node: &mut Node| {
+        drop(node.agent.take());
+        node.start_agent_in(&[("ADIT_OBJECTS", &objects), ("ADIT_LOG_LEVEL", "debug")]);
+    };
+    let said = |node: &Node, words: &str| node.agent.as_ref().unwrap().output().contains(words);
+
+    start_anew(first);
+    wait_until("what peers answer", SOON * 2, || said(first, "2 nodes answer through the tunnel"));
+    for words in ["no answer through the tunnel", "the way to node", "no echo request"] {
+        assert!(!said(first, words), "{words}: {}", first.agent.as_ref().unwrap().output());
+    }
+
+    for (node, rule) in [(&*second, "udp dport 51820"), (&*third, "ip length > 1400 icmp type echo-request")]
+    {
+        node.namespace.sh("nft add table inet test");
+        node.namespace.run("nft", &["add chain inet test in { type filter hook input priority -300; }"]);
+        node.namespace.sh(&format!("nft add rule inet test in {rule} drop"));
+    }
+    start_anew(first);
+    wait_until("the question", SOON, || said(first, "peers are asked"));
+    let more = "10.77.0.0/16";
+    mesh.publish(&mesh.nodes[2], &mesh.nodes[2].key, &[more]);
+    let [first, second, third] = &mesh.nodes[..] else { panic!("three nodes") };
+    first.wait_until_peers_are(&[second.as_peer(&[]), third.as_peer(&[more])]);
+    let silent = "no answer through the tunnel from node2";
+    assert!(!said(first, silent), "the loop has waited for the answers");
+    wait_until("the silent peer", SOON * 2, || said(first, silent));
+    assert!(said(first, "the way to node3 takes 1400 bytes, not 1500"));
+    let output = first.agent.as_ref().unwrap().output();
+    assert_eq!(output.matches("no answer through the tunnel").count(), 1, "{output}");
+    assert!(!output.contains("from node2, ") && !output.contains("the way to node2"), "{output}");
 }
 
 #[test]

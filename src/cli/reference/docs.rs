@@ -431,7 +431,8 @@ fn drops() -> String {
 
 fn preflight() -> String {
     let mut text = format!(
-        "{MADE}# Pre-flight checks\n\n`adit preflight` makes them; an agent makes them when it starts and logs what does not pass. Each ends as `pass`; \
+        "{MADE}# Pre-flight checks\n\n`adit preflight` makes them; an agent makes them when it starts and logs what does not pass; `peers` and what the ways to them take (`path-mtu`) \
+        five seconds after it has peers, of 16 of them at most. Each ends as `pass`; \
         `warn`, it works but not in every way; `fail`, it does not; or `skip`, it could not be looked at. The evidence says what was seen.\n\n\
         | Check | Why | What helps |\n|---|---|---|\n"
     );

@@ -50,6 +50,9 @@ pub(super) struct Check {
     pub(super) judge: fn(&Wanted, &Facts) -> (Verdict, String),
 }
 
+/// The checks for which other nodes are asked.
+pub(super) const ASKING: [&str; 2] = ["path-mtu", "peers"];
+
 /// All checks.
 pub(super) const CHECKS: &[Check] = &[
     Check {

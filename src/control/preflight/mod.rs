@@ -9,7 +9,7 @@
 //! looked at without a privilege that is missing is skipped, so that one fault shows as one failure.
 //!
 //! - `look`, `judge`: as above.
-//! - `probe`: other nodes are asked, where somebody waits for the answers.
+//! - `probe`: other nodes are asked, where somebody waits for the answers, and once by an agent whose peers they have become.
 
 mod judge;
 mod look;
@@ -101,6 +101,16 @@ impl Wanted {
             ..Self::default()
         }
     }
+
+    /// Has a few of the other nodes asked that may be: those whose names come after `node`'s, and behind the last one the first again. So
+    /// nobody is asked by more nodes than he asks, however many are started at once.
+    pub fn ask(&mut self, node: &str, may_be: impl FnMut(&Target) -> bool) {
+        self.targets.retain(may_be);
+        let behind = self.targets.partition_point(|target| target.node.as_str() <= node);
+        self.targets.rotate_left(behind);
+        self.targets.truncate(probe::AT_ONCE);
+        self.probes = true;
+    }
 }
 
 /// Returns name, reason and help of every check.
@@ -168,10 +178,12 @@ pub fn judge(wanted: &Wanted, facts: &Facts) -> Vec<Finding> {
 /// What was logged of a node.
 pub type Told = Arc<Mutex<Vec<Finding>>>;
 
-/// Looks and judges, and logs what did not pass and was not told before: one line a check. One look at a time.
+/// Looks and judges, and logs what did not pass and was not told before: one line a check. One look at a time. Where other nodes are asked,
+/// it is what they answered that is logged, and nothing else.
 pub fn log(wanted: &Wanted, told: &Told) {
     let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-    let findings = judge(wanted, &look(wanted));
+    let mut findings = judge(wanted, &look(wanted));
+    findings.retain(|finding| !wanted.probes || judge::ASKING.contains(&finding.id));
     for finding in findings.iter().filter(|finding| !told.contains(finding)) {
         let Finding { id, result, evidence, why, fix } = finding;
         match result {
@@ -180,5 +192,36 @@ pub fn log(wanted: &Wanted, told: &Told) {
             Verdict::Fail => tracing::error!(check = id, %result, evidence, why, fix, "preflight"),
         }
     }
-    *told = findings;
+    told.retain(|finding| findings.iter().all(|other| other.id != finding.id));
+    told.append(&mut findings);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::objects::{Object, Tunnel};
+    use crate::crypto::x25519::PublicKey;
+
+    #[test]
+    fn each_of_many_nodes_asks_a_few_and_is_asked_by_as_many() {
+        let mut objects = Objects::default();
+        let names: Vec<_> = (0..100).map(|n| format!("node{n:02}")).collect();
+        for (n, name) in (0..).zip(&names) {
+            let tunnel = Tunnel { active: Some(PublicKey::new([n; 32])), ..Tunnel::default() };
+            objects.insert(Object::Tunnel(name.clone(), tunnel));
+        }
+        let asked = |node: &str| {
+            let mut wanted = Wanted::of(&objects, Some(node));
+            wanted.ask(node, |target| target.node != "node07");
+            assert!(wanted.probes);
+            wanted.targets.into_iter().map(|target| target.node).collect::<Vec<_>>()
+        };
+        assert_eq!(asked("node05")[..2], ["node06", "node08"]);
+        assert_eq!(asked("node98")[..2], ["node99", "node00"]);
+        let all: Vec<_> = names.iter().flat_map(|name| asked(name)).collect();
+        assert_eq!(all.len(), 1600);
+        let count = |name: &String| all.iter().filter(|other| *other == name).count();
+        // The one whose neighbour is not asked.
+        assert!(names.iter().filter(|name| *name != "node07").all(|name| (16..=17).contains(&count(name))));
+    }
 }

@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Wanted;
 use crate::config::{PeerSnapshot, Snapshot};
+use crate::control::api::{HostTraffic, Mode};
 use crate::control::data_plane::DataPlane;
 use crate::crypto::x25519::PublicKey;
 use crate::sys::clock;
@@ -25,8 +26,8 @@ use crate::sys::thread;
 /// The most nodes that are asked.
 const MOST: usize = 64;
 
-/// The most that are asked at once.
-const AT_ONCE: usize = 16;
+/// The most that are asked at once, and by an agent at all.
+pub(super) const AT_ONCE: usize = 16;
 
 /// How long an answer through the tunnel may take: Keepalive-Timeout of [W] §6.1, and two more seconds.
 const PATIENCE: Duration = Duration::from_secs(12);
@@ -40,6 +41,9 @@ const ECHO_ATTEMPTS: u16 = 2;
 
 /// What every way takes: RFC 1122 §3.3.3, RFC 8200 §5.
 const LEAST: [u32; 2] = [576, 1280];
+
+/// Why no echo is asked for where nodes let nothing of each other's in but through the tunnel.
+const UNHEARD: &str = "it drops what comes from nodes in clear";
 
 /// A node that can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,13 +91,14 @@ pub enum Way {
 pub(super) fn probe(wanted: &Wanted, mtu: u32) -> Vec<Probed> {
     let settings = &wanted.settings;
     let data_plane = DataPlane::of(&wanted.sockets, &settings.interface, settings.backend);
+    let is_unheard = settings.mode == Mode::Strict && settings.host_traffic == HostTraffic::Encrypt;
     let mut probed = Vec::new();
     let targets = &wanted.targets[..wanted.targets.len().min(MOST)];
     for targets in targets.chunks(AT_ONCE) {
         let answers = answers(&data_plane, targets, wanted);
         let ways: Vec<_> = std::thread::scope(|scope| {
             let asked = targets.iter().map(|target| {
-                let (place, mark) = (target.place, settings.fwmark);
+                let (place, mark) = (target.place.filter(|_| !is_unheard), settings.fwmark);
                 thread::spawn_scoped(scope, move || place.map(|place| way(place, mtu, mark)))
             });
             // All are begun before the first is waited for.
@@ -105,7 +110,8 @@ pub(super) fn probe(wanted: &Wanted, mtu: u32) -> Vec<Probed> {
             asked.into_iter().map(outcome).collect()
         });
         for ((target, answers), way) in targets.iter().zip(answers).zip(ways) {
-            let way = way.unwrap_or_else(|| Way::Unasked("nobody says where it is".to_owned()));
+            let why = if is_unheard { UNHEARD } else { "nobody says where it is" };
+            let way = way.unwrap_or_else(|| Way::Unasked(why.to_owned()));
             probed.push(Probed { node: target.node.clone(), answers, way });
         }
     }
@@ -231,5 +237,23 @@ mod tests {
                 unasked("nobody says where it is")
             ]
         );
+    }
+
+    #[test]
+    fn who_drops_what_comes_in_clear_is_asked_for_no_echo() {
+        let target = Target {
+            node: "other".to_owned(),
+            public_key: PublicKey::new([1; 32]),
+            place: Some(Ipv4Addr::LOCALHOST.into()),
+            inside: None,
+        };
+        let mut wanted = Wanted {
+            targets: vec![target],
+            sockets: "/nowhere".into(),
+            ..Wanted::of(&Objects::default(), None)
+        };
+        (wanted.settings.mode, wanted.settings.host_traffic) = (Mode::Strict, HostTraffic::Encrypt);
+        let probed = probe(&wanted, 1420);
+        assert_eq!(probed[0].way, Way::Unasked("it drops what comes from nodes in clear".to_owned()));
     }
 }
