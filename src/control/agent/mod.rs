@@ -8,9 +8,16 @@
 //!
 //! Objects are kept on disk a second after they have changed, and at the end. Until the source has read every list, the loop acts on what
 //! was kept, and removes nothing: a process that was killed may have known a second more.
+//!
+//! - `check`: whether the node can do it.
+//! - `step`: what is done at a look.
+//! - `tell`: what others are told of it.
+
+mod check;
+mod step;
+mod tell;
 
 use std::collections::BTreeSet;
-use std::convert::identity;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,35 +29,29 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::api::{Backend, HostTraffic, Mode, PodAddresses};
-use super::belief;
-use super::cni::{self, Cni, Facts};
-use super::data_plane::DataPlane;
-use super::happening::{Findings, Silence};
-use super::heal::{self, Healer};
-use super::keep::Keeper;
-use super::leaving::Leaving;
-use super::link::Link;
-use super::metrics::server::{Server, places};
-use super::metrics::{self, Progress, Watched};
-use super::mtu::{Note, Ways};
-use super::objects::{Fault, Objects};
-use super::plan::Kind;
-use super::preflight::{self, Wanted};
-use super::publish::{published, untold};
-use super::read;
-use super::reconcile::{Endpoints, Occasion, RouteChange, Step, reconcile, without_data_plane};
-use super::route::Router;
-use super::session::{self, Session};
-use super::settings::{FOR_ALL, NO_CATCH_ALL};
-use super::status::{self, Outcome};
-use super::store::Store;
-use super::telling::Telling;
-use super::topology::{Own, Topology, topology};
-use super::translated::Forgetter;
-use super::uapi_client::{Failed, Listener};
-use super::watch::Source;
 use crate::config::{Prefix, Snapshot};
+use crate::control::api::{Backend, Mode, PodAddresses};
+use crate::control::cni::{self, Cni};
+use crate::control::data_plane::DataPlane;
+use crate::control::happening::{Findings, Silence};
+use crate::control::heal::Healer;
+use crate::control::keep::Keeper;
+use crate::control::leaving::Leaving;
+use crate::control::metrics::server::Server;
+use crate::control::metrics::{self, Progress};
+use crate::control::mtu::{Note, Ways};
+use crate::control::objects::{Fault, Objects};
+use crate::control::preflight;
+use crate::control::publish::{published, untold};
+use crate::control::read;
+use crate::control::reconcile::Endpoints;
+use crate::control::session::Session;
+use crate::control::store::Store;
+use crate::control::telling::Telling;
+use crate::control::topology::{Own, Topology, topology};
+use crate::control::translated::Forgetter;
+use crate::control::uapi_client::Listener;
+use crate::control::watch::Source;
 use crate::crypto::x25519::PrivateKey;
 use crate::sys::clock;
 use crate::sys::family;
@@ -64,17 +65,8 @@ use crate::sys::watch::{Change, Changes};
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// How long changes of objects are gathered before they are kept on disk.
 const KEEP_AFTER: Duration = Duration::from_secs(1);
-/// How long after a look that has not read what the data plane has it is read.
-const READ_AFTER: Duration = Duration::from_secs(1);
 /// How long changes of links and routes are gathered before the ways to the peers are looked at.
 const WAYS_AFTER: Duration = Duration::from_millis(200);
-/// How long nobody has to be there, where anybody may be the data plane, until the kernel is asked to be it: whoever is started with the
-/// agent is there by then.
-const STAND_IN_AFTER: Duration = Duration::from_secs(10);
-/// How long after other nodes have become peers some are asked whether they answer: they have to learn of this node as well.
-const ASK_AFTER: Duration = Duration::from_secs(5);
-/// The time between two attempts to serve metrics where they cannot be served.
-const SERVE_RETRY: Duration = Duration::from_secs(1);
 /// The time between two looks for news, where the system does not let us wait for them.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The longest wait after a failure.
@@ -502,74 +494,6 @@ impl Agent {
         self.mtu != before
     }
 
-    /// Says what this node cannot do of what is wanted, as far as that is known, and was not said before.
-    fn check(&self) {
-        let objects = match &self.known {
-            Some(known) => &known.objects,
-            None => {
-                tracing::info!("the objects are not known yet: the node is checked for what is the default");
-                &Objects::default()
-            }
-        };
-        let mut wanted = self.wanted(objects);
-        wanted.cluster = self.parts.source.reach();
-        let config = self.known.as_ref().map(|known| known.objects.configs.contains_key(FOR_ALL));
-        wanted.makes_config = self.parts.makes_config && config == Some(false);
-        wanted.removes_taint = self.parts.startup_taint.is_some();
-        self.log_preflight(wanted);
-    }
-
-    /// Has some of the peers asked, once, a while after all is programmed for the first time.
-    fn plan_to_ask(&mut self) {
-        if !self.has_asked && self.may_ask().is_some() {
-            self.ask_due.get_or_insert_with(|| clock::boottime() + ASK_AFTER);
-        }
-    }
-
-    /// Says who of the peers does not answer, and to whom the way is too narrow.
-    fn ask_others(&mut self) {
-        self.ask_due = None;
-        // Otherwise it is planned anew.
-        let Some(Known { objects, topology, .. }) = self.may_ask() else { return };
-        let mut wanted = self.wanted(objects);
-        wanted.ask(&self.own.name, |target| {
-            let is_peer = topology.peers.contains_key(&target.public_key);
-            let is_ready =
-                objects.tunnels.get(&target.node).is_some_and(|tunnel| tunnel.is_ready != Some(false));
-            is_peer && is_ready && target.inside.is_some()
-        });
-        tracing::debug!(peers = wanted.targets.len(), "peers are asked whether they answer");
-        self.log_preflight(wanted);
-        self.has_asked = true;
-    }
-
-    /// Returns what is known if that is all there is, and this node and others should be each other's peers.
-    fn may_ask(&self) -> Option<&Known> {
-        let known = self.known.as_ref().filter(|known| known.is_complete)?;
-        let is_peer = known.topology.degraded.is_none() && !known.topology.peers.is_empty();
-        (is_peer && self.is_answered == Some(true)).then_some(known)
-    }
-
-    /// Returns what objects say that this node is to do, and where.
-    fn wanted(&self, objects: &Objects) -> Wanted {
-        let mut wanted = Wanted::of(objects, Some(&self.own.name));
-        if let Some(interface) = &self.parts.interface {
-            wanted.settings.interface.clone_from(interface);
-        }
-        wanted.state = self.parts.store.directory().to_owned();
-        wanted.sockets.clone_from(&self.parts.sockets);
-        wanted
-    }
-
-    /// Has the node looked at beside the loop: who is asked may take his time, and nothing waits for it.
-    fn log_preflight(&self, wanted: Wanted) {
-        let checking = std::thread::Builder::new().name("preflight".to_owned());
-        let told = preflight::Told::clone(&self.found_wrong);
-        if let Err(error) = checking.spawn(move || preflight::log(&wanted, &told)) {
-            tracing::warn!(%error, "the node cannot be checked");
-        }
-    }
-
     /// Keeps the objects on disk, if they have changed.
     fn keep_objects(&mut self) {
         let (Some(known), Some(_)) = (&self.known, self.keep.take()) else { return };
@@ -604,49 +528,6 @@ impl Agent {
         kept.map_err(|error| format!("the mode cannot be kept: {error}"))?;
         self.mode_kept = Some(mode);
         Ok(())
-    }
-
-    /// Logs what is otherwise than it was.
-    fn tell(&mut self, topology: &Topology) {
-        for (object, fault) in topology.faults.difference(&self.said) {
-            tracing::warn!(object, field = fault.field, reason = fault.reason, "a field is not obeyed");
-        }
-        self.said.clone_from(&topology.faults);
-        let before = self.known.as_ref().map(|known| &known.topology);
-        if before.is_none_or(|before| before.degraded != topology.degraded)
-            && let Some(degraded) = &topology.degraded
-        {
-            tracing::error!(%degraded, "this node is not what it should be");
-        }
-        if before.is_none_or(|before| before.waits_for != topology.waits_for)
-            && !topology.waits_for.is_empty()
-        {
-            tracing::info!(
-                nodes = status::named(&topology.waits_for),
-                "Strict waits for nodes that are not ready"
-            );
-        }
-        let lacks_catch_all = topology.settings.lacks_catch_all();
-        if lacks_catch_all && before.is_none_or(|before| !before.settings.lacks_catch_all()) {
-            tracing::warn!("{NO_CATCH_ALL}");
-        }
-        if topology.lacks_ipv6 && before.is_none_or(|before| !before.lacks_ipv6) {
-            tracing::warn!("{}", status::NO_IPV6);
-        }
-        if before.is_none_or(|before| before.orphans != topology.orphans) && !topology.orphans.is_empty() {
-            let prefixes = topology.orphans.len();
-            tracing::warn!(prefixes, first = %topology.orphans[0], "what was other nodes' pods' and is nobody's is dropped");
-        }
-        for (node, how) in &topology.not_encrypted {
-            if before.is_none_or(|before| before.not_encrypted.get(node) != Some(how)) {
-                let (reason, dropped) = (how.reason, how.is_dropped);
-                if reason.is_wanted() {
-                    tracing::info!(node, %reason, "a node is not talked to through the tunnel, as is wanted");
-                } else {
-                    tracing::warn!(node, %reason, dropped, "a node is not talked to through the tunnel");
-                }
-            }
-        }
     }
 
     /// Looks at everything once and sets the moment of the next look.
@@ -689,246 +570,6 @@ impl Agent {
             self.periodic = now + self.parts.resync;
         }
         self.next = self.periodic.min(now + wait);
-    }
-
-    /// Has metrics served where they are wanted. That they cannot be is no reason to leave anything else undone; it is tried again
-    /// soon: in an update of the cluster's pods the one that leaves has the port until it is gone.
-    fn serve_metrics(&mut self) {
-        let settings = self.known.as_ref().map(|known| &known.topology.settings);
-        let wanted = self.parts.metrics.as_ref().or_else(|| settings?.metrics_address.as_ref());
-        if wanted == self.served.as_ref().map(|(place, _)| place)
-            && self.served.as_ref().is_none_or(|(_, server)| server.is_some())
-        {
-            return;
-        }
-        let wanted = wanted.cloned();
-        self.serve_due = None;
-        // A server that moves to another address of the same port is in its own way.
-        let before = self.served.take().map(|(place, _)| place);
-        let Some(place) = wanted else { return };
-        let server = places(&place).map_err(io::Error::other).and_then(|places| {
-            let watched = Arc::new(Watched::new(Arc::clone(&self.progress))?);
-            Server::start(&places, Arc::new(move |path: &str| watched.answer(path)))
-        });
-        match &server {
-            Ok(_) => tracing::info!(place, "metrics are served"),
-            // What goes on failing is said once.
-            Err(error) if before.as_ref() != Some(&place) => {
-                tracing::error!(place, %error, "metrics cannot be served");
-            }
-            Err(_) => {}
-        }
-        self.serve_due = server.is_err().then(|| clock::boottime() + SERVE_RETRY);
-        self.served = Some((place, server.ok()));
-    }
-
-    /// Tells who answers the CNI plugin what was found.
-    fn tell_cni(&mut self, failure: Option<&String>) {
-        let (Some(cni), Some(known)) = (&self.cni, &self.known) else { return };
-        let settings = &known.topology.settings;
-        let link = self.netlink.link(&settings.interface).ok();
-        let published = known.objects.tunnels.get(&self.own.name).map(|tunnel| &tunnel.pod_prefixes[..]);
-        cni.tell(Facts {
-            mtu: settings.mtu.or_else(|| link.map(|link| link.mtu)),
-            has_data_plane: self.is_answered == Some(true),
-            ..Facts::of(&known.topology, published.unwrap_or_default(), failure)
-        });
-    }
-
-    /// Has the taint removed that keeps pods away, while those that come are held until they are protected.
-    fn let_pods_come(&mut self) {
-        let holds = self.cni.as_ref().is_some_and(Cni::holds_pods);
-        let taint = self.parts.startup_taint.as_deref().filter(|_| holds);
-        self.parts.source.want_untainted(&self.own.name, taint);
-    }
-
-    /// Tells the cluster what was found, if that is something new and its time has come.
-    fn report(&mut self, failure: Option<&String>) {
-        let known = self.known.as_ref().filter(|known| known.is_complete);
-        let known = known.filter(|known| known.objects.tunnels.contains_key(&self.own.name));
-        let Some(known) = known else { return self.telling.forget() };
-        let healer = self.parts.healer.report();
-        let is_programmed = healer.is_guarded && healer.is_routed;
-        let outcome = Outcome { sessions: self.sessions, failure: failure.cloned(), is_programmed };
-        let status = status::status(&known.topology, &outcome, clock::realtime());
-        let findings = Findings {
-            is_down: self.sessions.is_none(),
-            is_strict: status::strict(&known.topology, is_programmed).0,
-            lost: self.lost.clone(),
-            ..Findings::of(&known.topology)
-        };
-        for happening in findings.since(&self.findings) {
-            self.parts.source.tell(&self.own.name, happening);
-        }
-        self.findings = findings;
-        if let Some(status) = self.telling.found(status, clock::boottime()) {
-            self.parts.source.report(&self.own.name, status);
-        }
-    }
-
-    fn step(&mut self) -> Result<(), String> {
-        let Some(client) = self.client() else { return Ok(()) };
-        let listener = client.listener();
-        // Whatever fails from here on has it read the next time.
-        let believed = self.believed.take().filter(|(who, _)| Some(*who) == listener);
-        let is_read = believed.is_none();
-        let mut snapshot = match believed {
-            Some((_, snapshot)) => {
-                self.read_due.get_or_insert_with(|| clock::boottime() + READ_AFTER);
-                snapshot
-            }
-            None => self.read(&client)?,
-        };
-        if self.look_at_ways(Some(&snapshot)) {
-            self.publish();
-        }
-        let Some(known) = &self.known else { return Ok(()) };
-        if self.is_answered.replace(true) != Some(true) {
-            self.missing = Some(match client {
-                DataPlane::Kernel(_) => Duration::ZERO,
-                DataPlane::Socket(_) => Duration::MAX,
-            });
-            metrics::lock(&self.progress).client = Some(client.clone());
-            tracing::info!(data_plane = %client, peers = snapshot.peers.len(), "the data plane answers");
-        }
-        if is_read {
-            self.sessions = Some(session::count(&snapshot.peers, clock::realtime()));
-            let peers = &known.topology.peers;
-            let lost = self.silence.look(&snapshot, clock::realtime()).iter();
-            self.lost = lost.filter_map(|key| Some(peers.get(key)?.node.clone())).collect();
-        }
-        let (is_complete, is_periodic) = (known.is_complete, self.is_periodic);
-        let occasion = Occasion { is_complete, is_periodic, now: clock::realtime(), mtu: self.mtu };
-        let plan = reconcile(&snapshot, &known.topology, &self.parts.private_key, &self.endpoints, occasion);
-        let mut edited = 0;
-        let mut is_followed = true;
-        let mut ready = None;
-        let mut programmed = Ok(());
-        for step in &plan.steps {
-            match step {
-                Step::Configure(edits) => {
-                    if let Err(error) = client.apply(edits) {
-                        return Err(self.program_without(&error, true).unwrap_or_else(identity));
-                    }
-                    is_followed &= belief::follow(&mut snapshot, edits);
-                    edited += edits.len();
-                }
-                // Made with the routes and before them, but what fails of it does not keep these from being made.
-                Step::Link(link) => ready = Some(link.clone()),
-                Step::Route(change) => match self.program(&known.topology, ready.take(), change) {
-                    // Whatever else is missing, and for however long: who is gone is listened to no more.
-                    Err(error) if self.parts.healer.report().is_routed => programmed = Err(error),
-                    done => done?,
-                },
-                Step::Greet(edits) => {
-                    client.apply(edits).map_err(|error| error.to_string())?;
-                    is_followed = false;
-                }
-                Step::Forget(edits) => {
-                    let now = clock::boottime();
-                    let due = self.leaving.due(edits, now);
-                    if !due.is_empty() {
-                        client.apply(&due).map_err(|error| error.to_string())?;
-                        is_followed &= belief::follow(&mut snapshot, &due);
-                    }
-                    self.leaving.done(now);
-                    edited += due.len();
-                }
-            }
-        }
-        if edited > 0 {
-            let peers = known.topology.peers.len();
-            tracing::info!(edited, peers, is_complete, "the data plane is in step");
-        }
-        if !plan.steps.iter().any(|step| matches!(step, Step::Forget(_))) {
-            self.leaving = Leaving::default();
-        }
-        self.endpoints = plan.endpoints;
-        programmed?;
-        self.believed = listener.filter(|_| is_followed).map(|who| (who, snapshot));
-        self.forget_translated();
-        Ok(())
-    }
-
-    /// Reads what the data plane has.
-    fn read(&mut self, client: &DataPlane) -> Result<Snapshot, String> {
-        (self.sessions, self.read_due) = (None, None);
-        client.ensure().and_then(|_| client.snapshot()).map_err(|error| {
-            self.stand_in(client);
-            self.without_data_plane(&error)
-        })
-    }
-
-    /// Has the kernel be the data plane, where that may be anybody and nobody is there. That its interface is there is told by the kernel.
-    fn stand_in(&mut self, client: &DataPlane) {
-        let settings = self.known.as_ref().map(|known| &known.topology.settings);
-        if settings.is_none_or(|settings| settings.backend != Backend::Auto) {
-            self.missing = None;
-            return;
-        }
-        let now = clock::boottime();
-        if now.saturating_sub(*self.missing.get_or_insert(now)) < STAND_IN_AFTER {
-            return;
-        }
-        match client.stand_in() {
-            Ok(true) => tracing::info!("nobody is the data plane: the kernel is, from here on"),
-            Ok(false) => {}
-            Err(error) => tracing::debug!(%error, "the kernel cannot be the data plane"),
-        }
-    }
-
-    /// Lets connections begin anew whose packets are led into the tunnel from here on, if their answers would be dropped.
-    fn forget_translated(&mut self) {
-        let Some(Known { topology, .. }) = &self.known else { return };
-        let settings = &topology.settings;
-        let is_concerned = settings.mode == Mode::Strict && settings.host_traffic != HostTraffic::Encrypt;
-        let entries =
-            topology.routes.entries.iter().filter(|entry| is_concerned && entry.kind == Kind::Unicast);
-        let now: BTreeSet<_> = entries.map(|entry| entry.prefix).collect();
-        let new = now.difference(&self.tunnelled).copied().collect::<BTreeSet<_>>();
-        self.tunnelled = now;
-        if new.is_empty() {
-            return;
-        }
-        let own = self.own.links.iter().map(|(addr, _)| *addr);
-        self.forgetter.forget(new, own.filter(|addr| !topology.addresses.contains(addr)).collect());
-    }
-
-    /// Does what the objects say all the same, and closes what would lead into nothing.
-    fn without_data_plane(&mut self, error: &Failed) -> String {
-        let was_there = std::mem::replace(&mut self.is_there, error.is_of_somebody());
-        if self.is_answered == Some(false) && self.is_there == was_there {
-            return error.to_string();
-        }
-        let told = self.program_without(error, self.is_there);
-        self.is_answered = told.is_ok().then_some(false);
-        told.unwrap_or_else(identity)
-    }
-
-    /// Makes routes and firewall what they should be without the data plane's doing, and returns why it does nothing; as an error, together with
-    /// why they are not.
-    fn program_without(&self, error: &Failed, is_there: bool) -> Result<String, String> {
-        let Some(Known { topology, is_complete, .. }) = &self.known else { return Ok(error.to_string()) };
-        let change = without_data_plane(topology, *is_complete, is_there);
-        let done = change.map_or(Ok(()), |change| self.program(topology, None, &change));
-        done.map(|()| error.to_string()).map_err(|reason| format!("{error}; and the routes: {reason}"))
-    }
-
-    /// Makes routes and firewall what they should be, and has them kept so.
-    fn program(&self, topology: &Topology, link: Option<Link>, change: &RouteChange) -> Result<(), String> {
-        let (routes, is_whole) = match change {
-            RouteChange::Whole(routes) => (routes.clone(), true),
-            RouteChange::Addition(extension) => {
-                let router = Router::open().map_err(|error| error.to_string());
-                let there = router?.there(&extension.routes).map_err(|error| error.to_string())?;
-                (extension.onto(&there), false)
-            }
-        };
-        // Behind another network the translation is that one's, in main mode it is ours whatever is encrypted.
-        let is_main = self.parts.cni.as_ref().is_some_and(|cni| cni.mode == cni::Mode::Main);
-        let desired = heal::Desired::of(topology, routes, is_whole, is_main);
-        let done = self.parts.healer.set(heal::Desired { link, ..desired });
-        done.map(drop).map_err(|error| error.to_string())
     }
 }
 
