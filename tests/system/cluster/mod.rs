@@ -367,7 +367,7 @@ fn a_cluster_without_a_pod_network_has_one_that_is_encrypted_by_one_command() {
     run_eager(&cluster, &wire, "eager-off", [first, second], Seen::Canary);
     cluster.plane.kubectl(&["delete", "pod", "eager-off"]);
 
-    cluster.set_mode("Strict");
+    cluster.plane.configure(r#"{"mode":"Strict","clusterCIDRs":["10.244.0.0/16"]}"#);
     let path = "jsonpath={.items[*].status.conditions[?(@.type==\"StrictEnforced\")].status}";
     wait_until("Strict on both nodes", A_WHILE, || {
         cluster.plane.kubectl(&["get", "nodetunnels", "-o", path]) == "True True"

@@ -262,7 +262,7 @@ fn nodes_of_a_cluster_find_each_other_and_outlive_its_api_server() {
     plane.define();
     // As the README says.
     plane.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/cni/manifests/config.yaml")]);
-    plane.configure(r#"{"mode":"Strict"}"#);
+    plane.configure(r#"{"mode":"Strict","clusterCIDRs":["10.244.0.0/16","fd00:244::/32"]}"#);
     for node in &mut mesh.nodes {
         node.start_data_plane(Program::Adit);
         node.start_agent_with("KUBECONFIG", &plane.kubeconfig());

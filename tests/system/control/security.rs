@@ -202,7 +202,7 @@ fn pods_of_three_nodes_talk_and_nothing_of_it_is_in_clear_once_one_command_says_
     };
     // The control: this is what is seen where nothing is encrypted.
     wait_until("answers in clear", SOON, || seen() == Some([(8, 0); 3]));
-    plane.configure(r#"{"mode":"Strict"}"#);
+    plane.configure(r#"{"mode":"Strict","clusterCIDRs":["10.244.0.0/16","fd00:244::/32"]}"#);
     wait_until("Strict, and all answers", SOON, || {
         let path = "jsonpath={.items[*].status.conditions[?(@.type==\"StrictEnforced\")].status}";
         plane.kubectl(&["get", "nodetunnels", "-o", path]) == "True True True" && all_answer()
