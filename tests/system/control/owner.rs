@@ -54,16 +54,19 @@ fn what_a_node_said_goes_with_the_node_though_that_was_made_anew_or_left_it_behi
         node.start_data_plane(Program::Adit);
         node.start_agent_with("KUBECONFIG", &plane.kubeconfig());
     }
-    let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
+    let [first, second] = &mut mesh.nodes[..] else { panic!("two nodes") };
     first.wait_until_peers_are(&[as_peer(second)]);
 
     // Left behind: the collector takes the owner away, once it knows of what there is to own. The kubelet of a node that runs makes it anew.
     let owners = ["get", "nodetunnel", "node2", "-o", "jsonpath={.metadata.ownerReferences}"];
     wait_until("an object that is left behind", COLLECTED, || {
         wait_until("an owner", SOON, || is_owned(&plane, second));
+        // It would name the node that is just going, which is no owner either, before anybody could look.
+        drop(second.agent.take());
         plane.kubectl(&["delete", "node", "node2", "--cascade=orphan"]);
         let left = plane.try_kubectl(&owners);
         plane.apply("node.yaml", &node_object(second));
+        second.start_agent_with("KUBECONFIG", &plane.kubeconfig());
         left == (true, String::new())
     });
     wait_until("the node that is there for an owner", SOON, || is_owned(&plane, second));
