@@ -728,6 +728,7 @@ impl Drop for Blast {
 fn steady_traffic_does_not_stall() {
     need!("ip", "wg");
     let pair = Pair::new("2");
+    [&pair.ta, &pair.tb].iter().for_each(|tunnel| tunnel.process.prefer());
     let flow = pair.flow();
     flow.goes_on("at first");
     pause(Duration::from_secs(10));
