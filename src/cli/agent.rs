@@ -69,6 +69,7 @@ pub(super) fn run(args: &AgentArgs) -> Result<(), String> {
         resync,
         store: Arc::new(store),
         makes_config: args.default_mode.is_some(),
+        asks_others: true,
         source,
         metrics: args.metrics.clone(),
         healer: Healer::start(resync).map_err(|error| format!("netlink: {error}"))?,

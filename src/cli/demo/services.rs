@@ -78,6 +78,8 @@ impl Running {
                 resync: RESYNC,
                 store,
                 makes_config: false,
+                // An echo that a node asks another for is no WireGuard message.
+                asks_others: false,
                 source: Box::new(Directory::open(&objects)?),
                 metrics: None,
                 healer: Healer::start(RESYNC)?,

@@ -31,7 +31,7 @@ impl Agent {
 
     /// Has some of the peers asked, once, a while after all is programmed for the first time.
     pub(super) fn plan_to_ask(&mut self) {
-        if !self.has_asked && self.may_ask().is_some() {
+        if self.parts.asks_others && !self.has_asked && self.may_ask().is_some() {
             self.ask_due.get_or_insert_with(|| clock::boottime() + ASK_AFTER);
         }
     }

@@ -90,6 +90,8 @@ pub struct Parts {
     pub store: Arc<Store>,
     /// Whether the `TunnelConfig` for all nodes is made there if there is none.
     pub makes_config: bool,
+    /// Whether other nodes are asked, once, whether they answer.
+    pub asks_others: bool,
     /// Where objects come from.
     pub source: Box<dyn Source>,
     /// Where metrics are served, in place of what the objects say; see [`places`].
