@@ -81,8 +81,9 @@ const REST_CASE: &str = "api-server-rest-1000";
 /// Programs without which nothing can be measured.
 const NEEDED: &[&str] = &["setpriv", "ip", "wg"];
 
-/// What comes to rest in this time is at rest: an agent looks once more 5 s after it has told what it found at first.
-const REST: Duration = Duration::from_secs(10);
+/// What comes to rest in this time is at rest: an agent looks once more 5 s after it has told what it found at first, and asks its peers
+/// whether they answer, which takes 17 s from when it has them.
+const REST: Duration = Duration::from_secs(20);
 
 /// How long an agent is left alone before it is taken to be at rest.
 const RESTED: Duration = Duration::from_secs(30);
