@@ -7,7 +7,7 @@
 //!   belongs to one peer, the last to be given it);
 //! - a peer or prefix that stays is not touched: there is deliberately no "replace all".
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use super::{AllowedIpEdit, Desired, DesiredPeer, Edit, PeerEdit, PeerSnapshot, Prefix, Snapshot};
 use crate::crypto::x25519::PublicKey;
@@ -39,7 +39,7 @@ impl Difference {
 pub fn diff(actual: &Snapshot, desired: &Desired) -> Difference {
     let mut difference = Difference { additions: interface_edits(actual, desired), removals: Vec::new() };
     let holders = holders(desired);
-    let known: BTreeMap<_, _> = actual.peers.iter().map(|peer| (peer.public_key, peer)).collect();
+    let known: HashMap<_, _> = actual.peers.iter().map(|peer| (peer.public_key, peer)).collect();
     for (key, peer) in &desired.peers {
         let edit = additions(*key, known.get(key).copied(), peer, &holders);
         difference.additions.extend(edit.map(Edit::Peer));
@@ -66,7 +66,7 @@ fn interface_edits(actual: &Snapshot, desired: &Desired) -> Vec<Edit> {
 }
 
 /// Returns who is to hold each prefix.
-fn holders(desired: &Desired) -> BTreeMap<Prefix, PublicKey> {
+fn holders(desired: &Desired) -> HashMap<Prefix, PublicKey> {
     let peers = desired.peers.iter();
     peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(|prefix| (*prefix, *key))).collect()
 }
@@ -75,7 +75,7 @@ fn additions(
     key: PublicKey,
     actual: Option<&PeerSnapshot>,
     desired: &DesiredPeer,
-    holders: &BTreeMap<Prefix, PublicKey>,
+    holders: &HashMap<Prefix, PublicKey>,
 ) -> Option<PeerEdit> {
     let mut edit = PeerEdit::new(key);
     let preshared_key = actual.map(|peer| peer.preshared_key.clone()).unwrap_or_default();
@@ -97,7 +97,7 @@ fn additions(
     (actual.is_none() || is_change).then_some(edit)
 }
 
-fn removals(actual: &PeerSnapshot, stays: bool, holders: &BTreeMap<Prefix, PublicKey>) -> Option<PeerEdit> {
+fn removals(actual: &PeerSnapshot, stays: bool, holders: &HashMap<Prefix, PublicKey>) -> Option<PeerEdit> {
     let mut edit = PeerEdit::new(actual.public_key);
     edit.remove = !stays;
     if stays {
@@ -112,7 +112,7 @@ fn removals(actual: &PeerSnapshot, stays: bool, holders: &BTreeMap<Prefix, Publi
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::net::SocketAddr;
 
     use proptest::prelude::*;

@@ -5,8 +5,10 @@
 
 pub mod diff;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,8 +19,9 @@ use crate::crypto::x25519::{PrivateKey, PublicKey};
 /// A symmetric pre-shared key ([W] §5.2); all zero means none.
 pub type PresharedKey = Secret<32>;
 
-/// An IP prefix in canonical form: host bits are zero.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// An IP prefix in canonical form: host bits are zero. In order come IPv4 before IPv6, lower addresses before higher ones, and shorter
+/// prefixes before longer ones.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Prefix {
     addr: IpAddr,
     len: u8,
@@ -63,6 +66,41 @@ impl Prefix {
     /// Tells whether all of `other` lies in this prefix, which it does if both are equal.
     pub fn covers(&self, other: &Self) -> bool {
         self.len <= other.len && self.contains(other.addr)
+    }
+}
+
+/// Returns what an address is ordered by, as integers: thousands are compared for each change of the cluster, and addresses themselves are
+/// compared byte by byte.
+pub(crate) fn rank(addr: IpAddr) -> (bool, u128) {
+    match addr {
+        IpAddr::V4(addr) => (false, u32::from(addr).into()),
+        IpAddr::V6(addr) => (true, addr.into()),
+    }
+}
+
+impl Ord for Prefix {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        (rank(self.addr), self.len).cmp(&(rank(other.addr), other.len))
+    }
+}
+
+impl Hash for Prefix {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self.addr {
+            IpAddr::V4(addr) => state.write_u64(u64::from(u32::from(addr)) << 8 | u64::from(self.len)),
+            IpAddr::V6(addr) => {
+                state.write_u128(addr.into());
+                state.write_u8(self.len);
+            }
+        }
+    }
+}
+
+impl PartialOrd for Prefix {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -188,8 +226,8 @@ pub struct DesiredPeer {
     pub endpoint: Option<SocketAddr>,
     /// Seconds between persistent keepalives; 0 for none.
     pub persistent_keepalive: u16,
-    /// The prefixes that the peer should hold.
-    pub allowed_ips: BTreeSet<Prefix>,
+    /// The prefixes that the peer should hold, in order, each once.
+    pub allowed_ips: Vec<Prefix>,
 }
 
 /// Configuration and counters of an interface at one moment.
@@ -319,4 +357,28 @@ pub trait Configure: Send + Sync {
     /// # Errors
     /// [`Refused::Gone`] if the interface is going away.
     fn statistics(&self) -> Result<Statistics, Refused>;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_prefix() -> impl Strategy<Value = Prefix> {
+        // Few values, so that parts are the same.
+        let v4 = (any::<u32>(), 0..=32_u8)
+            .prop_map(|(addr, len)| (IpAddr::from((addr & 0x8101_0081).to_be_bytes()), len));
+        let v6 = (any::<u128>(), 0..=128_u8)
+            .prop_map(|(addr, len)| (IpAddr::from((addr & (0x81 << 120 | 0x0101)).to_be_bytes()), len));
+        prop_oneof![v4, v6].prop_map(|(addr, len)| Prefix::new(addr, len).unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn prefixes_are_ordered_as_their_parts_are(one in any_prefix(), other in any_prefix()) {
+            prop_assert_eq!(one.cmp(&other), (one.addr, one.len).cmp(&(other.addr, other.len)));
+            prop_assert_eq!(one.cmp(&other).is_eq(), one == other);
+        }
+    }
 }

@@ -1,20 +1,20 @@
 //! Blocks of addresses, and what each of them stands for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use crate::config::Prefix;
 
 /// Blocks with a value each.
 #[derive(Debug)]
 pub(super) struct Blocks<V> {
-    values: BTreeMap<Prefix, V>,
+    values: HashMap<Prefix, V>,
     /// The lengths of all of them, by family: what covers an address need not be looked for among others.
     lens: BTreeSet<(bool, u8)>,
 }
 
 impl<V> Default for Blocks<V> {
     fn default() -> Self {
-        Self { values: BTreeMap::new(), lens: BTreeSet::new() }
+        Self { values: HashMap::new(), lens: BTreeSet::new() }
     }
 }
 

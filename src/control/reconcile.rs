@@ -13,7 +13,7 @@
 //! Nothing is removed on the word of a list that is not complete: what the data plane holds beyond it stays, a prefix stays with the
 //! peer that holds it, and the routes are added to those that are there; see [`super::extend`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ pub fn reconcile(
     remembered: &Endpoints,
     occasion: Occasion,
 ) -> Plan {
-    let known: BTreeMap<_, _> = actual.peers.iter().map(|peer| (peer.public_key, peer)).collect();
+    let known: HashMap<_, _> = actual.peers.iter().map(|peer| (peer.public_key, peer)).collect();
     let mut endpoints = Endpoints::new();
     let mut desired = Desired {
         private_key: Some(private_key.clone()),
@@ -181,6 +181,8 @@ fn hold_back(actual: &Snapshot, desired: &mut Desired) {
             ..DesiredPeer::default()
         });
         entry.allowed_ips.extend(&peer.allowed_ips);
+        entry.allowed_ips.sort_unstable();
+        entry.allowed_ips.dedup();
     }
 }
 

@@ -177,7 +177,7 @@ struct Known {
     objects: Objects,
     /// Whether every list was read to its end; else it is what was kept on disk, and routes may be there that are not in it.
     is_complete: bool,
-    topology: Topology,
+    topology: Arc<Topology>,
 }
 
 impl Agent {
@@ -433,7 +433,7 @@ impl Agent {
 
     /// Takes in what has happened to links and routes.
     fn take_ways(&mut self) {
-        let topology = self.known.as_ref().map(|known| &known.topology);
+        let topology = self.known.as_ref().map(|known| &*known.topology);
         let news = self.ways.take(topology.map(|topology| &topology.routes));
         if news.ways {
             self.ways_due.get_or_insert_with(|| clock::boottime() + WAYS_AFTER);
@@ -517,6 +517,7 @@ impl Agent {
         self.own.remembered.learn(&topology, is_complete);
         let wants_pods = topology.settings.pod_addresses == PodAddresses::Pods;
         self.parts.source.want_pods(&self.own.name, wants_pods);
+        let topology = Arc::new(topology);
         metrics::lock(&self.progress).know(&topology, is_complete, client);
         self.known = Some(Known { objects, is_complete, topology });
         // What was done without a data plane was done for other objects.

@@ -24,7 +24,7 @@ impl Agent {
             tracing::warn!(object, field = fault.field, reason = fault.reason, "a field is not obeyed");
         }
         self.said.clone_from(&topology.faults);
-        let before = self.known.as_ref().map(|known| &known.topology);
+        let before = self.known.as_ref().map(|known| &*known.topology);
         if before.is_none_or(|before| before.degraded != topology.degraded)
             && let Some(degraded) = &topology.degraded
         {

@@ -29,7 +29,7 @@ use super::data_plane::DataPlane;
 use super::firewall::{Counters, Guard};
 use super::route::PROTOCOL;
 use super::session::{self, Session};
-use super::topology::Topology;
+use super::topology::{self, Topology};
 use crate::config::{PeerSnapshot, Snapshot, Statistics};
 use crate::crypto::x25519::PublicKey;
 use crate::sys::clock;
@@ -46,9 +46,9 @@ const STUCK: Duration = Duration::from_secs(60);
 pub struct Progress {
     /// The data plane; `None` until it is known which one is ours.
     pub client: Option<DataPlane>,
-    /// The nodes that should be peers.
-    pub nodes: BTreeMap<PublicKey, String>,
-    /// How many allowed IPs all of them together should have.
+    /// What the node should do.
+    pub topology: Option<Arc<Topology>>,
+    /// How many allowed IPs all its peers together should have.
     pub prefixes: usize,
     /// How many routes there should be.
     pub routes: usize,
@@ -78,18 +78,22 @@ pub struct Progress {
 
 impl Progress {
     /// Takes over what the node should do.
-    pub fn know(&mut self, topology: &Topology, is_complete: bool, client: DataPlane) {
-        let nodes = topology.peers.iter().map(|(key, peer)| (*key, peer.node.clone()));
+    pub fn know(&mut self, topology: &Arc<Topology>, is_complete: bool, client: DataPlane) {
         let is_dropped = topology.not_encrypted.values().filter(|how| how.is_dropped).count();
         let settings = &topology.settings;
         self.client = Some(client);
-        self.nodes = nodes.collect();
+        self.topology = Some(Arc::clone(topology));
         self.prefixes = topology.peers.values().map(|peer| peer.allowed_ips.len()).sum();
         self.routes = topology.routes.entries.len() + topology.routes.from_pods.entries.len();
         self.not_encrypted = (is_dropped, topology.not_encrypted.len() - is_dropped);
         self.is_degraded = topology.degraded.is_some();
         self.is_complete = is_complete;
         self.peers_max = if settings.metrics_per_peer { settings.metrics_max_peers as usize } else { 0 };
+    }
+
+    /// The peers that there should be.
+    fn peers(&self) -> Option<&BTreeMap<PublicKey, topology::Peer>> {
+        self.topology.as_ref().map(|topology| &topology.peers)
     }
 
     /// Notes that something has happened that may call for steps.
@@ -253,7 +257,8 @@ fn text(progress: &Progress, sample: &Sample, now: Duration) -> String {
         "Whether this node is not what it should be; its NodeTunnel says why.",
     )
     .sample(&[], u8::from(progress.is_degraded));
-    all.family("adit_desired_peers", Gauge, "Peers that there should be.").sample(&[], progress.nodes.len());
+    all.family("adit_desired_peers", Gauge, "Peers that there should be.")
+        .sample(&[], progress.peers().map_or(0, BTreeMap::len));
     all.family("adit_desired_prefixes", Gauge, "Allowed IPs that the peers should have, all together.")
         .sample(&[], progress.prefixes);
     all.family("adit_desired_routes", Gauge, "Routes that there should be, those that drop among them.")
@@ -342,7 +347,8 @@ fn add_peers(all: &mut Exposition, progress: &Progress, peers: &[PeerSnapshot], 
         let mut family = all.family(name, kind, help);
         for peer in &peers {
             let key = BASE64.encode(peer.public_key.as_bytes());
-            let node = progress.nodes.get(&peer.public_key).map_or("", String::as_str);
+            let node =
+                progress.peers().and_then(|peers| peers.get(&peer.public_key)).map_or("", |peer| &peer.node);
             family.sample(&[("node", node), ("public_key", &key)], value(peer));
         }
     }
@@ -359,6 +365,7 @@ pub(crate) fn every_metric() -> String {
 mod tests {
     use super::*;
     use crate::config::Durations;
+    use crate::control::objects::Objects;
     use crate::control::session::tests::peer;
 
     const NOW: Duration = Duration::from_secs(1000);
@@ -400,7 +407,13 @@ mod tests {
         let mut progress =
             Progress { peers_max: 500, prefixes: 5, routes: 4, not_encrypted: (1, 2), ..Progress::default() };
         progress.events_lost.store(7, Relaxed);
-        progress.nodes.insert(PublicKey::new([1; 32]), "node1".to_owned());
+        let key = PublicKey::new([1; 32]);
+        let own = topology::Own::new("node2", PublicKey::new([2; 32]));
+        let mut topology = topology::topology(&Objects::default(), &own);
+        let node1 =
+            topology::Peer { node: "node1".to_owned(), endpoints: Vec::new(), allowed_ips: Vec::new() };
+        topology.peers.insert(key, node1);
+        progress.topology = Some(Arc::new(topology));
         progress.begin(Duration::from_secs(5));
         progress.end(Duration::from_secs(7), Some(&"no".to_owned()));
         let text = text(&progress, &sample(), NOW);

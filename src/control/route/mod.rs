@@ -21,7 +21,7 @@ use std::io;
 
 use super::failed::Failed;
 use super::plan::{Entry, FromPods, Kind, Routes};
-use crate::config::Prefix;
+use crate::config::{Prefix, rank};
 use crate::sys::netlink::{Netlink, Packets, RouteFilter, RouteKind, Rule, TableRoute};
 
 /// What our routes and rules are marked with (`rtm_protocol`). No program is known to use this number.
@@ -211,10 +211,10 @@ fn is_ours(rule: &Rule, desired: &Routes) -> bool {
 }
 
 /// What the kernel tells routes apart by, the strongest of a table first.
-type Key = (std::cmp::Reverse<u8>, u32, std::net::IpAddr, u32);
+type Key = (std::cmp::Reverse<u8>, u32, (bool, u128), u32);
 
 fn key(route: &TableRoute) -> Key {
-    (std::cmp::Reverse(route.destination.1), route.metric, route.destination.0, route.table)
+    (std::cmp::Reverse(route.destination.1), route.metric, rank(route.destination.0), route.table)
 }
 
 /// Returns the routes in the order of their keys, each once.
@@ -237,7 +237,7 @@ fn routes_of(desired: &Routes, interface: Option<u32>) -> Vec<(Key, TableRoute)>
         })
     });
     let mut routes: Vec<_> = routes.map(|route| (key(&route), route)).collect();
-    routes.sort_unstable();
+    routes.sort_unstable_by_key(|(key, _)| *key);
     routes.dedup();
     routes
 }

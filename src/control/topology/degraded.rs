@@ -1,6 +1,6 @@
 //! Whether this node is what it should be: known to the others by the key that it has.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt;
 
 use super::Own;
@@ -50,7 +50,7 @@ impl fmt::Display for Degraded {
 pub(super) fn degraded(
     own: &Own,
     tunnel: Option<&Tunnel>,
-    keys: &BTreeMap<PublicKey, &str>,
+    keys: &HashMap<PublicKey, &str>,
 ) -> Option<Degraded> {
     let Some(tunnel) = tunnel else { return Some(Degraded::NotPublished) };
     match keys.get(&own.public_key) {

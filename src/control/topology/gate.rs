@@ -1,6 +1,6 @@
 //! The gate before Strict: a node that was in another mode waits until all others are ready.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use super::Own;
@@ -41,7 +41,7 @@ pub(super) fn waits_for(
     settings: &Settings,
     objects: &Objects,
     own: &Own,
-    keys: &BTreeMap<PublicKey, &str>,
+    keys: &HashMap<PublicKey, &str>,
 ) -> BTreeMap<String, Unready> {
     let may_wait = settings.mode == Mode::Strict
         && settings.strict_gate == StrictGate::WhenAllReady

@@ -16,6 +16,7 @@
 //! The oldest is the one whose object was made first; if that is not known, the one whose name comes first. Nothing here depends on the
 //! order in which objects came.
 //!
+//! - `members`: whose objects count, and which of them are older.
 //! - `claims`: 3.
 //! - `routing`: 5.
 //! - `gate`: whom Strict waits for.
@@ -24,6 +25,7 @@
 mod claims;
 mod degraded;
 mod gate;
+mod members;
 mod routing;
 #[cfg(test)]
 mod tests;
@@ -35,10 +37,11 @@ use std::net::{IpAddr, SocketAddr};
 use self::claims::{Claims, Granted};
 use self::degraded::degraded;
 use self::gate::waits_for;
+use self::members::{Member, Members};
 use self::routing::Routing;
 use super::api::{HostTraffic, Mode};
 use super::given_up::GivenUp;
-use super::objects::{Fault, Objects, Tunnel};
+use super::objects::{Fault, Objects};
 use super::plan::{Masquerade, Routes};
 use super::remembered::Remembered;
 use super::settings::Settings;
@@ -138,8 +141,8 @@ pub struct Peer {
     pub node: String,
     /// Where it is found, the preferred place first.
     pub endpoints: Vec<SocketAddr>,
-    /// What is accepted from it, and sent to it if it is routed into the tunnel.
-    pub allowed_ips: BTreeSet<Prefix>,
+    /// What is accepted from it, and sent to it if it is routed into the tunnel: in order, each once.
+    pub allowed_ips: Vec<Prefix>,
 }
 
 /// Returns what the node `own` should do.
@@ -155,26 +158,21 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         settings
     };
     for (name, tunnel) in objects.tunnels.iter() {
-        let stray = (!objects.is_of_cluster(name, &own.name)).then(|| Fault {
-            field: "metadata.name".to_owned(),
-            reason: format!("the cluster has no node {name}"),
-        });
-        let found = tunnel.faults.iter().cloned().chain(stray);
-        faults.extend(found.map(|fault| (format!("NodeTunnel/{name}"), fault)));
+        faults.extend(tunnel.faults.iter().map(|fault| (format!("NodeTunnel/{name}"), fault.clone())));
     }
-    let by_age = by_age(objects, &own.name);
-    let keys = key_owners(&by_age);
+    let members = Members::of(objects, &own.name);
+    for name in &members.strays {
+        let reason = format!("the cluster has no node {name}");
+        faults.insert((format!("NodeTunnel/{name}"), Fault { field: "metadata.name".to_owned(), reason }));
+    }
+    let keys = members.key_owners();
     let waits_for = waits_for(&settings, objects, own, &keys);
     if !waits_for.is_empty() {
         settings.mode = Mode::Permissive;
     }
-    let mut claims = Claims::new(&settings, objects);
-    for (name, tunnel) in &by_age {
-        claims.add_pods(name, tunnel);
-    }
-    for (name, tunnel) in &by_age {
-        claims.add_addresses(name, tunnel);
-    }
+    let mut claims = Claims::new(&settings, objects, &members);
+    members.by_age.iter().for_each(|at| claims.add_pods(*at));
+    members.by_age.iter().for_each(|at| claims.add_addresses(*at));
     let mut routing = Routing::new(&settings, own, objects);
     claims.add_given_up(&own.given_up, |tunnel| routing.nearness(Some(tunnel)).is_some());
     claims.add_silent();
@@ -187,7 +185,7 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     // Whoever heard from us would take us for the node that has our key, and send us what is for that one ([W] §2.1: a peer is found where
     // its last authentic packet came from).
     let is_another = keys.get(&own.public_key).is_some_and(|node| *node != own.name);
-    for (name, granted) in &claimed {
+    for (Member { name, .. }, granted) in members.all.iter().zip(&claimed) {
         if *name == own.name {
             routing.add_own(granted);
             continue;
@@ -198,8 +196,11 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
         let is_peer = |key: &PublicKey| !is_another && keys.get(key) == Some(name) && *key != own.public_key;
         let key = active.filter(is_peer);
         if let (Some(key), Some(tunnel)) = (key, tunnel) {
+            let mut allowed_ips: Vec<_> = granted.all().collect();
+            allowed_ips.sort_unstable();
+            allowed_ips.dedup();
             let (node, endpoints) = ((*name).to_owned(), tunnel.endpoints.clone());
-            peers.insert(key, Peer { node, endpoints, allowed_ips: granted.all().collect() });
+            peers.insert(key, Peer { node, endpoints, allowed_ips });
         }
         let reason = match (active, key) {
             _ if settings.mode == Mode::Off => Some(Reason::ModeOff),
@@ -214,14 +215,14 @@ pub fn topology(objects: &Objects, own: &Own) -> Topology {
     }
     routing.add_orphans(&orphans);
     let has_pods = |single: &Prefix| claims.has(single) || own.remembered.has(single);
-    routing.let_out(claimed.values().flat_map(|granted| &granted.nodes), has_pods);
+    routing.let_out(claimed.iter().flat_map(|granted| &granted.nodes), has_pods);
     let is_open = settings.host_traffic == HostTraffic::Plain || routing.is_exempt;
     let own_addresses = own_tunnel.filter(|_| is_open).map(|tunnel| tunnel.node_addresses.clone());
     let mut topology = Topology {
         peers,
         waits_for,
         open_addresses: own_addresses.unwrap_or_default(),
-        masquerade: masquerade(&settings, &claimed, &own.name),
+        masquerade: masquerade(&settings, &claimed, members.place(&own.name)),
         api_servers: routing.api_servers.clone(),
         guarded: std::mem::take(&mut routing.guarded),
         routes: routing.finish(),
@@ -250,32 +251,12 @@ fn orphans(settings: &Settings, own: &Own, claims: &Claims<'_>) -> Vec<Prefix> {
 }
 
 /// Returns what of this node's pods goes out of the cluster: to no prefix of pods and to no tunnel's address.
-fn masquerade(settings: &Settings, claimed: &BTreeMap<&str, Granted<'_>>, own: &str) -> Masquerade {
+fn masquerade(settings: &Settings, claimed: &[Granted<'_>], own: Option<usize>) -> Masquerade {
     let cluster = settings.catch_all();
-    let known = claimed.values().flat_map(|granted| [&granted.pods, &granted.unclaimed, &granted.tunnels]);
+    let known = claimed.iter().flat_map(|granted| [&granted.pods, &granted.unclaimed, &granted.tunnels]);
     let mut inside: Vec<_> = cluster.iter().chain(known.flatten()).copied().collect();
     inside.sort_unstable();
     inside.dedup();
-    let sources = claimed.get(own).map(|granted| granted.pods.clone()).unwrap_or_default();
+    let sources = own.map(|at| claimed[at].pods.clone()).unwrap_or_default();
     Masquerade { sources, inside }
-}
-
-/// Returns the nodes, the oldest first.
-fn by_age<'a>(objects: &'a Objects, own: &str) -> Vec<(&'a str, &'a Tunnel)> {
-    let tunnels = objects.tunnels_of_cluster(own);
-    let mut nodes: Vec<_> = tunnels.map(|(name, tunnel)| (name.as_str(), tunnel)).collect();
-    // They come by name, and stay so among those of one age.
-    nodes.sort_by_key(|(_, tunnel)| &tunnel.created);
-    nodes
-}
-
-/// Returns which node each key belongs to.
-fn key_owners<'a>(by_age: &[(&'a str, &Tunnel)]) -> BTreeMap<PublicKey, &'a str> {
-    let mut owners = BTreeMap::new();
-    for (name, tunnel) in by_age {
-        for key in &tunnel.keys {
-            owners.entry(*key).or_insert(*name);
-        }
-    }
-    owners
 }

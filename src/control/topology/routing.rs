@@ -211,10 +211,12 @@ impl Table {
             at.is_ok_and(|at| entries[at].kind == Kind::Throw)
         };
         blackholes.retain(|prefix| !is_thrown(prefix));
+        blackholes.sort_unstable();
         let unicast = entries.iter().filter(|entry| is_strict && entry.kind == Kind::Unicast);
         blackholes.extend(unicast.map(|entry| entry.prefix));
         entries.extend(blackholes.into_iter().map(|prefix| Entry { prefix, kind: Kind::Blackhole }));
-        entries.sort_unstable();
+        // Both parts are in order, or nearly: what is in order is only merged.
+        entries.sort();
         entries.dedup();
         entries
     }

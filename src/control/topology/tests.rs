@@ -9,7 +9,7 @@ use super::*;
 use crate::config::Prefix;
 use crate::control::api::{PodAddresses, Scope, StrictGate, TunnelConfigSpec};
 use crate::control::blocks::Blocks;
-use crate::control::objects::{Config, Node, PodNetwork};
+use crate::control::objects::{Config, Node, PodNetwork, Tunnel};
 use crate::control::plan::Entry;
 
 fn key(number: u8) -> PublicKey {
