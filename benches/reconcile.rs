@@ -45,7 +45,7 @@ fn bench_reconcile(criterion: &mut Criterion, name: &str, topology: &Topology) {
         topology.peers.iter().filter_map(|(key, peer)| Some((*key, *peer.endpoints.first()?))).collect();
     let peers = topology.peers.iter().map(|(key, peer)| PeerSnapshot {
         endpoint: peer.endpoints.first().copied(),
-        allowed_ips: peer.allowed_ips.iter().copied().collect(),
+        allowed_ips: peer.allowed_ips.clone(),
         ..PeerSnapshot::new(*key)
     });
     let mut actual = Snapshot {

@@ -85,6 +85,13 @@ impl Ord for Prefix {
     }
 }
 
+impl PartialOrd for Prefix {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl Hash for Prefix {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match self.addr {
@@ -94,13 +101,6 @@ impl Hash for Prefix {
                 state.write_u8(self.len);
             }
         }
-    }
-}
-
-impl PartialOrd for Prefix {
-    #[inline]
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
     }
 }
 
