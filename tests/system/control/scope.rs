@@ -28,18 +28,16 @@ fn publish(mesh: &Mesh, node: &Node, endpoint: &str, zone: &str) {
 fn assert_way(wire: &Wire, from: &Node, to: &Node, is_clear: bool) {
     let (pattern, from_addr) = (canary_pattern(), format!("10.244.{}.1", from.number));
     let ping = format!("ping -n -c 1 -W 1 -p {pattern} -I {from_addr} 10.244.{}.1", to.number);
-    // What is under way settles first.
-    wait_until("an answer on that way", SOON, || {
+    let question_and_answer = if is_clear { (2, 0) } else { (0, 2) };
+    let seen = || {
         wire.forget(Seen::Canary);
         wire.forget(Seen::WireGuard);
-        from.namespace.succeeds(&ping) && (wire.count(Seen::Canary) > 0) == is_clear
-    });
+        from.namespace.succeeds(&ping).then(|| (wire.count(Seen::Canary), wire.count(Seen::WireGuard)))
+    };
+    // What is under way settles first, on both nodes.
+    wait_until("an answer on that way", SOON, || seen() == Some(question_and_answer));
     for _ in 0..5 {
-        wire.forget(Seen::Canary);
-        wire.forget(Seen::WireGuard);
-        assert!(from.namespace.succeeds(&ping));
-        let seen = (wire.count(Seen::Canary), wire.count(Seen::WireGuard));
-        assert_eq!(seen, if is_clear { (2, 0) } else { (0, 2) }, "frames in clear, and encrypted");
+        assert_eq!(seen(), Some(question_and_answer), "frames in clear, and encrypted");
     }
 }
 

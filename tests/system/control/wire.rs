@@ -11,6 +11,7 @@ use crate::support::{Namespace, SOON, wait_until};
 /// What may be seen on the wire.
 #[derive(Clone, Copy)]
 pub(crate) enum Seen {
+    /// A packet through the tunnel: keepalives come when they like and are not counted.
     WireGuard,
     Canary,
 }
@@ -29,11 +30,12 @@ impl Wire {
 
     /// Returns how often it was seen.
     pub(crate) fn count(&self, what: Seen) -> usize {
-        // Ethernet, IPv4, UDP to 51820, a data message.
+        // Ethernet, IPv4, UDP to 51820, a data message that is longer than a keepalive: 16 bytes of header and 16 of tag.
         let is_wireguard = |frame: &[u8]| {
             frame.get(23) == Some(&17)
                 && frame.get(36..38) == Some(&51820_u16.to_be_bytes())
                 && frame.get(42) == Some(&4)
+                && frame.len() > 42 + 32
         };
         let mut counts = self.counts.lock().unwrap();
         let mut frame = [0; 2048];
