@@ -18,6 +18,7 @@ use adit::sys::netlink::{Event, Groups, Monitor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
+use crate::applier::Applier;
 use crate::cluster::{ADDRESS, ControlPlane, node_object};
 use crate::nodes::Mesh;
 use crate::others::{self, MANAGER, Others, STATUS_MANAGER};
@@ -155,6 +156,10 @@ impl Lab {
         let node = &self.mesh.nodes[0];
         let mut monitor = node.namespace.enter(|| Monitor::open_for(Groups::ROUTES)).unwrap();
         let mut listener = Listener::new(&self.api, &self.mesh);
+        let applier = match &self.api {
+            Api::Double(_) => None,
+            Api::Real(plane, _) => Some(Applier::start(plane.namespace(), &plane.kubeconfig())),
+        };
         let one = |turn: u32| {
             let number = 2 + turn * 7 % (self.size.nodes - 1);
             // What the change before this one leads to, to its end.
@@ -166,43 +171,27 @@ impl Lab {
             let expected =
                 object["spec"]["podPrefixes"].as_array().and_then(|prefixes| prefixes.last()?.as_str());
             let expected: Prefix = expected.expect("there are some").parse().expect("it is one");
-            std::thread::scope(|scope| {
-                // kubectl is not waited for: the event is there before it has ended.
-                self.change(scope, number, object);
-                let (mut heard, mut routed) = (listener.source.is_none().then_some(asked), None);
-                while heard.is_none() || routed.is_none() {
-                    wait(monitor.as_fd(), listener.source.as_ref().map(Source::fd), 1000);
-                    let now = boottime();
-                    let is_ours =
-                        |event: &Event| matches!(event, Event::Route { table, .. } if *table == TABLE);
-                    if routed.is_none() && monitor.take().iter().any(is_ours) {
-                        routed = Some(now);
-                    }
-                    if heard.is_none() && listener.has_heard(number, &expected) {
-                        heard = Some(now);
-                    }
-                    assert!(now < asked + PATIENCE, "a change is not followed: {}", self.agent().output());
+            // That the real API server has answered is not waited for: the event is there before.
+            match (&self.api, &applier) {
+                (Api::Double(double), _) => double.apply(Kind::Tunnel, &object, MANAGER),
+                (Api::Real(..), applier) => applier.as_ref().expect("it was started").apply(object),
+            }
+            let (mut heard, mut routed) = (listener.source.is_none().then_some(asked), None);
+            while heard.is_none() || routed.is_none() {
+                wait(monitor.as_fd(), listener.source.as_ref().map(Source::fd), 1000);
+                let now = boottime();
+                let is_ours = |event: &Event| matches!(event, Event::Route { table, .. } if *table == TABLE);
+                if routed.is_none() && monitor.take().iter().any(is_ours) {
+                    routed = Some(now);
                 }
-                routed.unwrap().saturating_sub(heard.unwrap())
-            })
+                if heard.is_none() && listener.has_heard(number, &expected) {
+                    heard = Some(now);
+                }
+                assert!(now < asked + PATIENCE, "a change is not followed: {}", self.agent().output());
+            }
+            routed.unwrap().saturating_sub(heard.unwrap())
         };
         (0..count).map(one).collect()
-    }
-
-    /// Begins to give a node the prefixes of `object`.
-    fn change<'scope>(
-        &'scope self,
-        scope: &'scope std::thread::Scope<'scope, '_>,
-        number: u32,
-        object: Value,
-    ) {
-        match &self.api {
-            Api::Double(double) => double.apply(Kind::Tunnel, &object, MANAGER),
-            Api::Real(plane, _) => {
-                let file = plane.write(&format!("node{number}.json"), &object.to_string());
-                scope.spawn(move || apply(plane, &file, MANAGER));
-            }
-        }
     }
 
     /// Has a node join, and returns how often the agents of the others, and ours, wrote what they found of it in this time.

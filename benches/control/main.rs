@@ -41,6 +41,8 @@ use bars::{Bar, Cell, OURS, Panel};
 use lab::{Api, Lab, Size};
 use support::{Process, pause};
 
+#[expect(clippy::unwrap_used, reason = "as in the tests")]
+mod applier;
 #[path = "../common/bars.rs"]
 #[expect(dead_code, reason = "nobody else is here")]
 mod bars;
