@@ -87,8 +87,11 @@ pub fn reconcile(
     remembered: &Endpoints,
     occasion: Occasion,
 ) -> Plan {
-    let known: HashMap<_, _> = actual.peers.iter().map(|peer| (peer.public_key, peer)).collect();
-    let mut endpoints = Endpoints::new();
+    let places: HashMap<_, _> =
+        actual.peers.iter().zip(0..).map(|(peer, at)| (peer.public_key, at)).collect();
+    let mut is_in_step = vec![false; actual.peers.len()];
+    let mut endpoints = Vec::with_capacity(topology.peers.len());
+    let persistent_keepalive = topology.settings.persistent_keepalive;
     let mut desired = Desired {
         private_key: Some(private_key.clone()),
         listen_port: topology.settings.listen_port,
@@ -96,14 +99,27 @@ pub fn reconcile(
         peers: BTreeMap::new(),
     };
     for (key, peer) in &topology.peers {
-        let choice = choose(&peer.endpoints, known.get(key).copied(), remembered.get(key), occasion);
+        let place: Option<usize> = places.get(key).copied();
+        let found = place.map(|at| &actual.peers[at]);
+        let choice = choose(&peer.endpoints, found, remembered.get(key), occasion);
         endpoints.extend(choice.remember.map(|endpoint| (*key, endpoint)));
-        desired.peers.insert(*key, desired_peer(peer, choice.set, topology.settings.persistent_keepalive));
+        // What one peer is to hold no other is to hold: those that have it already are in nobody's way.
+        if let Some(at) = place.filter(|_| occasion.is_complete)
+            && is_as_wanted(&actual.peers[at], peer, choice.set, persistent_keepalive)
+        {
+            is_in_step[at] = true;
+            continue;
+        }
+        desired.peers.insert(*key, desired_peer(peer, choice.set, persistent_keepalive));
     }
     if !occasion.is_complete {
         hold_back(actual, &mut desired);
     }
-    let Difference { additions, removals } = diff(actual, &desired);
+    let is_new = actual.peers.is_empty();
+    let others = actual.peers.iter().zip(is_in_step).filter(|(_, is_in_step)| !is_in_step);
+    let others = others.map(|(peer, _)| peer.clone()).collect();
+    let actual = Snapshot { private_key: actual.private_key.clone(), peers: others, ..*actual };
+    let Difference { additions, removals } = diff(&actual, &desired);
     let mut steps = Vec::new();
     if !additions.is_empty() {
         steps.push(Step::Configure(additions));
@@ -111,13 +127,13 @@ pub fn reconcile(
     let (interface, mtu) = (topology.settings.interface.clone(), topology.settings.mtu.or(occasion.mtu));
     steps.push(Step::Link(Link { interface, mtu, addresses: topology.addresses.clone() }));
     steps.push(Step::Route(change(topology, topology.routes.clone(), occasion.is_complete)));
-    if actual.peers.is_empty() && !topology.peers.is_empty() {
+    if is_new && !topology.peers.is_empty() {
         steps.push(Step::Greet(greetings(topology)));
     }
     if !removals.is_empty() {
         steps.push(Step::Forget(removals));
     }
-    Plan { steps, endpoints }
+    Plan { steps, endpoints: endpoints.into_iter().collect() }
 }
 
 /// Returns what is to be done about the routes while the data plane does not do what it is asked for. If there is none, nothing is led into the
@@ -155,6 +171,19 @@ fn greetings(topology: &Topology) -> Vec<Edit> {
     };
     let each = topology.peers.keys().flat_map(|key| keepalives.map(|seconds| (*key, seconds)));
     each.map(|each| Edit::Peer(edit(each))).collect()
+}
+
+/// Tells whether the data plane has a peer as [`desired_peer`] says.
+fn is_as_wanted(
+    found: &PeerSnapshot,
+    peer: &Peer,
+    endpoint: Option<SocketAddr>,
+    persistent_keepalive: u16,
+) -> bool {
+    found.allowed_ips == peer.allowed_ips
+        && found.persistent_keepalive == persistent_keepalive
+        && (endpoint.is_none() || found.endpoint == endpoint)
+        && found.preshared_key == PresharedKey::default()
 }
 
 fn desired_peer(peer: &Peer, endpoint: Option<SocketAddr>, persistent_keepalive: u16) -> DesiredPeer {
