@@ -71,6 +71,9 @@ const AGAIN_MAX: Duration = Duration::from_secs(640);
 /// How the comment of a rule in another's chain begins; the port follows.
 const OPENING: &str = "adit: the tunnel's port ";
 
+/// Sets by their names, with their families and ranges.
+type Sets = Vec<(&'static str, bool, Vec<Range>)>;
+
 /// What the firewall should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Firewall {
@@ -112,8 +115,8 @@ impl Firewall {
 
     /// Returns the sets with their families and ranges. Under a blackhole for the whole cluster those of the protected addresses stay the
     /// same when nodes come and go.
-    pub(super) fn sets(&self) -> Vec<(&'static str, bool, Vec<Range>)> {
-        let mut sets = Vec::new();
+    pub(super) fn sets(&self) -> Sets {
+        let mut sets = Sets::new();
         if self.masquerades() {
             let local = all_of(self.masquerade.sources.iter().copied());
             let cluster = all_of(self.masquerade.inside.iter().copied());
@@ -290,9 +293,13 @@ struct Made {
 }
 
 /// Programs the table in the network namespace that it was opened in.
+///
+/// It remembers what the table holds: whoever keeps one for longer hears of what others change, and says so by [`Self::forget`].
 pub struct Guard {
     nftables: Nftables,
     made: Option<Made>,
+    /// The table's sets as of the last look and what was done since; `None` if the kernel is to be asked.
+    known: Option<Sets>,
     /// Others' chains in which there may be a rule of ours; `None` if an earlier process may have left some.
     opened: Option<BTreeSet<Chain>>,
     /// Why chains could not be opened, as it was said.
@@ -305,7 +312,13 @@ impl Guard {
     /// # Errors
     /// `EPROTONOSUPPORT` if the kernel has no netfilter; if no descriptor is left.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { nftables: Nftables::open()?, made: None, opened: None, said: BTreeMap::new() })
+        let nftables = Nftables::open()?;
+        Ok(Self { nftables, made: None, known: None, opened: None, said: BTreeMap::new() })
+    }
+
+    /// Has the kernel asked the next time for what the table holds: somebody else may have changed it.
+    pub fn forget(&mut self) {
+        self.known = None;
     }
 
     /// Returns the number that the kernel calls it by in notices of what it has changed.
@@ -326,28 +339,41 @@ impl Guard {
     }
 
     fn sync_table(&mut self, desired: &Firewall) -> Result<bool, Failed> {
-        let found = self.nftables.fingerprint(TABLE).map_err(reading)?;
-        let frame = desired.frame();
-        let is_intact = self
-            .made
-            .as_ref()
-            .is_some_and(|made| made.frame == frame && found.as_ref() == Some(&made.fingerprint));
+        let (frame, sets) = (desired.frame(), desired.sets());
+        // If anything fails from here on, the kernel is asked the next time.
+        let known = self.known.take();
+        let is_intact = match &self.made {
+            Some(made) if made.frame == frame && known.is_none() => {
+                self.nftables.fingerprint(TABLE).map_err(reading)?.as_ref() == Some(&made.fingerprint)
+            }
+            Some(made) => made.frame == frame,
+            None => false,
+        };
         if !is_intact {
             self.replace(desired, frame)?;
+            self.known = Some(sets);
             return Ok(true);
         }
-        self.complete(desired, frame)?;
+        if self.complete(desired, frame)? {
+            self.known = Some(sets);
+            return Ok(false);
+        }
         let mut batch = Batch::new(TABLE);
-        for (set, _, wanted) in desired.sets() {
-            let found = self.nftables.ranges(TABLE, set);
+        for (at, (set, _, wanted)) in sets.iter().enumerate() {
+            // Under one frame the sets are the same.
+            let found = match &known {
+                Some(known) => Ok(known[at].2.clone()),
+                None => self.nftables.ranges(TABLE, set),
+            };
             let found = found.map_err(|error| Failed::new(format!("reading set {set}"), error))?;
             let only_in = |one: &[Range], other: &[Range]| -> Vec<Range> {
                 one.iter().filter(|range| other.binary_search(range).is_err()).copied().collect()
             };
-            batch.remove_ranges(set, &only_in(&found, &wanted));
-            batch.add_ranges(set, &only_in(&wanted, &found));
+            batch.remove_ranges(set, &only_in(&found, wanted));
+            batch.add_ranges(set, &only_in(wanted, &found));
         }
         self.nftables.commit(&batch)?;
+        self.known = Some(sets);
         Ok(!batch.is_empty())
     }
 
@@ -368,23 +394,25 @@ impl Guard {
         self.note(frame, able, AGAIN)
     }
 
-    /// Puts the table in the place of the one that is left without some of what belongs to it, if the kernel takes more by now.
-    fn complete(&mut self, desired: &Firewall, frame: Frame) -> Result<(), Failed> {
-        let Some(Made { able, again, .. }) = &mut self.made else { return Ok(()) };
+    /// Puts the table in the place of the one that is left without some of what belongs to it, if the kernel takes more by now, and tells
+    /// whether it did.
+    fn complete(&mut self, desired: &Firewall, frame: Frame) -> Result<bool, Failed> {
+        let Some(Made { able, again, .. }) = &mut self.made else { return Ok(false) };
         if Able::choices(&frame).next() == Some(*able) || boottime() < again.due {
-            return Ok(());
+            return Ok(false);
         }
         *again = Again::after((again.pause * 2).min(AGAIN_MAX));
         let (before, pause) = (*able, again.pause);
         let better = Able::choices(&frame).take_while(|able| *able != before);
-        let (Some(able), _) = self.make(desired, &frame, better)? else { return Ok(()) };
+        let (Some(able), _) = self.make(desired, &frame, better)? else { return Ok(false) };
         if able.clamps && !before.clamps {
             tracing::info!("pods' TCP is told of the tunnel's MTU");
         }
         if able.translates && !before.translates {
             tracing::info!("pods reach what is outside of the cluster");
         }
-        self.note(frame, able, pause)
+        self.note(frame, able, pause)?;
+        Ok(true)
     }
 
     /// Replaces the table by one with the most that the kernel takes of these; returns which that is, and what was refused of those before.
@@ -492,7 +520,7 @@ impl Guard {
     /// # Errors
     /// If the kernel refuses.
     pub fn cleanup(&mut self) -> Result<(), Failed> {
-        self.made = None;
+        (self.made, self.known) = (None, None);
         self.open_port(&[], "", 0)?;
         if !self.has_table()? {
             return Ok(());

@@ -235,18 +235,32 @@ impl Keeper {
                 }
             }
             if self.desired.is_some() && due.is_some_and(|due| due <= boottime()) {
-                self.router.forget();
+                self.forget();
                 let done = self.look(true);
                 (earliest, due) = self.next(done.is_ok());
             }
         }
     }
 
-    /// Takes in the notices, and tells whether one may concern us: then the router asks the kernel the next time.
+    /// Has the kernel asked for everything the next time.
+    fn forget(&mut self) {
+        self.router.forget();
+        if let Some((_, guard)) = &mut self.netfilter {
+            guard.forget();
+        }
+    }
+
+    /// Takes in the notices, and tells whether one may concern us: then the kernel is asked the next time.
     fn has_notice(&mut self) -> bool {
         let firewall = self.desired.as_ref().and_then(|desired| desired.firewall.as_ref());
         let open_in = firewall.map(|firewall| &firewall.open_in[..]).unwrap_or_default();
-        let has_changed = self.netfilter.as_mut().is_some_and(|(changes, _)| changes.take(TABLE, open_in));
+        let has_changed = self.netfilter.as_mut().is_some_and(|(changes, guard)| {
+            let has_changed = changes.take(TABLE, open_in);
+            if has_changed {
+                guard.forget();
+            }
+            has_changed
+        });
         let events = self.monitor.take();
         let Some(desired) = &self.desired else { return false };
         let (routes, interface) = (&desired.routes, self.router.interface());
