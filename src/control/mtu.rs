@@ -46,6 +46,8 @@ struct Found {
     links: BTreeMap<u32, Link>,
     /// The interface by which a peer is reached, and the route's own MTU; `None` if nothing leads there.
     ways: BTreeMap<IpAddr, Option<(u32, Option<u32>)>>,
+    /// The peers that were asked about last, as they were named, and the narrowest way: mostly they are the same the next time.
+    last: Option<(Vec<IpAddr>, u32)>,
 }
 
 /// Leaves out what every link has. Each pod comes with a link whose addresses are the same as those of others, or its own alone: nothing
@@ -98,6 +100,7 @@ impl Ways {
                         self.followed == link.name && self.interface.replace(link.index) != Some(link.index);
                     if let Some(found) = &mut self.found {
                         found.links.insert(link.index, link);
+                        found.last = None;
                     }
                 }
                 Event::LinkGone(index) => {
@@ -134,20 +137,25 @@ impl Ways {
 
     /// Returns the MTU in bytes that the ways to `peers` leave, for datagrams with this mark; where there are none, the links that have the
     /// node's `own` addresses. `None` if nothing leads anywhere.
-    pub fn mtu(
-        &mut self,
-        peers: &BTreeSet<IpAddr>,
-        own: &[IpAddr],
-        mark: u32,
-        has_ipv6: bool,
-    ) -> Option<u32> {
-        self.links.clear();
+    pub fn mtu(&mut self, peers: &[IpAddr], own: &[IpAddr], mark: u32, has_ipv6: bool) -> Option<u32> {
+        let least = if has_ipv6 { LEAST_IPV6 } else { LEAST };
+        let narrowest = self.narrowest(peers, own, mark);
+        narrowest.map(|mtu| mtu.clamp(least, MOST))
+    }
+
+    fn narrowest(&mut self, peers: &[IpAddr], own: &[IpAddr], mark: u32) -> Option<u32> {
         if self.found.as_ref().is_none_or(|found| found.mark != mark) {
             let links = self.netlink.links().ok()?.into_iter().map(|link| (link.index, link)).collect();
-            self.found = Some(Found { mark, links, ways: BTreeMap::new() });
+            self.found = Some(Found { mark, links, ways: BTreeMap::new(), last: None });
         }
-        let Some(Found { links, ways, .. }) = &mut self.found else { return None };
+        let Some(Found { links, ways, last, .. }) = &mut self.found else { return None };
         self.interface = links.values().find(|link| link.name == self.followed).map(|link| link.index);
+        if let Some((asked, narrowest)) = last
+            && *asked == peers
+        {
+            return Some(*narrowest);
+        }
+        self.links.clear();
         let mut narrowest: Option<u32> = None;
         let mut see = |interface: u32, mtu: Option<u32>, is_ipv6: bool| {
             let Some(link) = links.get(&interface) else { return };
@@ -156,11 +164,12 @@ impl Ways {
             let inner = outer.saturating_sub(overhead(is_ipv6));
             narrowest = Some(narrowest.map_or(inner, |narrowest| narrowest.min(inner)));
         };
-        ways.retain(|peer, _| peers.contains(peer));
-        for peer in peers {
-            let ask = || self.netlink.way_towards(*peer, mark).ok().map(|way| (way.interface, way.mtu));
+        let each: BTreeSet<_> = peers.iter().copied().collect();
+        ways.retain(|peer, _| each.contains(peer));
+        for peer in each {
+            let ask = || self.netlink.way_towards(peer, mark).ok().map(|way| (way.interface, way.mtu));
             // A peer that nothing leads to has no say.
-            if let Some((interface, mtu)) = *ways.entry(*peer).or_insert_with(ask) {
+            if let Some((interface, mtu)) = *ways.entry(peer).or_insert_with(ask) {
                 see(interface, mtu, peer.is_ipv6());
             }
         }
@@ -172,8 +181,8 @@ impl Ways {
                 }
             }
         }
-        let least = if has_ipv6 { LEAST_IPV6 } else { LEAST };
-        narrowest.map(|mtu| mtu.clamp(least, MOST))
+        *last = narrowest.filter(|_| !peers.is_empty()).map(|narrowest| (peers.to_vec(), narrowest));
+        narrowest
     }
 }
 
@@ -293,7 +302,7 @@ mod tests {
                 Ok(())
             })?;
             let mut ways = Ways::open()?;
-            let peers = |texts: &[&str]| texts.iter().map(|text| addr(text)).collect::<BTreeSet<_>>();
+            let peers = |texts: &[&str]| texts.iter().map(|text| addr(text)).collect::<Vec<_>>();
             let mut mtu = |texts: &[&str]| ways.mtu(&peers(texts), &[], 7, false);
             assert_eq!(mtu(&["10.1.0.2"]), Some(9000 - 60));
             assert_eq!(mtu(&["fd01::2"]), Some(9000 - 80));

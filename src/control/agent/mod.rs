@@ -116,6 +116,8 @@ pub struct Agent {
     netlink: Netlink,
     data_planes: Changes,
     known: Option<Known>,
+    /// What was known before the last change, until that is obeyed.
+    outdated: Option<Known>,
     endpoints: Endpoints,
     /// Whether the node was checked for what the whole of the objects wants, and what was said to be wrong with it.
     is_checked: bool,
@@ -213,6 +215,7 @@ impl Agent {
             forgetter: Forgetter::start()?,
             parts,
             known: None,
+            outdated: None,
             endpoints: Endpoints::new(),
             is_checked: false,
             found_wrong: preflight::Told::default(),
@@ -406,8 +409,15 @@ impl Agent {
         if !std::mem::replace(&mut self.is_checked, true) {
             self.check();
         }
-        self.look_at_ways(None);
-        self.publish();
+        let is_published =
+            self.known.as_ref().is_some_and(|known| known.objects.tunnels.contains_key(&self.own.name));
+        if is_published && self.mtu.is_some() {
+            // What leads to a node that came, and what is said of this one, is looked at once that one is programmed.
+            self.ways_due = Some(Duration::ZERO);
+        } else {
+            self.look_at_ways(None);
+            self.publish();
+        }
         self.keep.get_or_insert_with(|| clock::boottime() + KEEP_AFTER);
     }
 
@@ -445,7 +455,8 @@ impl Agent {
         }
     }
 
-    /// Looks at this node's addresses and at the ways to the peers, and tells whether either has changed.
+    /// Looks at this node's addresses and at the ways to the peers, tells whether either has changed, and has said what is to be said of this
+    /// node.
     fn has_moved(&mut self) -> bool {
         let links = self.ways.addresses().unwrap_or_else(|_| self.own.links.clone());
         let mut is_changed = links != self.own.links;
@@ -453,10 +464,8 @@ impl Agent {
             self.own.links = links;
             self.know_anew();
         }
-        if self.look_at_ways(None) {
-            self.publish();
-            is_changed = true;
-        }
+        is_changed |= self.look_at_ways(None);
+        self.publish();
         is_changed
     }
 
@@ -468,16 +477,17 @@ impl Agent {
         }
     }
 
-    /// Looks at the ways to the peers, to where the data plane has them and where they say they are, and tells whether what they leave for a
-    /// packet has changed.
-    fn look_at_ways(&mut self, snapshot: Option<&Snapshot>) -> bool {
+    /// Looks at the ways to the peers, to where the data plane has them, as just read or as believed, and where they say they are, and tells
+    /// whether what they leave for a packet has changed.
+    fn look_at_ways(&mut self, read: Option<&Snapshot>) -> bool {
         self.ways_due = None;
         let Some(known) = &self.known else { return false };
+        let snapshot = read.or_else(|| self.believed.as_ref().map(|(_, snapshot)| snapshot));
         let topology = &known.topology;
         let said = topology.peers.values().filter_map(|peer| peer.endpoints.first());
         let found = snapshot.into_iter().flat_map(|snapshot| &snapshot.peers);
         let found = found.filter_map(|peer| peer.endpoint.as_ref());
-        let peers = said.chain(found).map(|endpoint| endpoint.ip().to_canonical()).collect();
+        let peers: Vec<_> = said.chain(found).map(|endpoint| endpoint.ip().to_canonical()).collect();
         let own = known.objects.tunnels.get(&self.own.name);
         let own = own.into_iter().flat_map(|own| &own.endpoints).map(SocketAddr::ip);
         let node = known.objects.nodes.get(&self.own.name);
@@ -502,6 +512,7 @@ impl Agent {
         self.keeper.keep(known.objects.clone(), self.own.remembered.clone());
     }
 
+    /// Takes in objects, and what is to be done about them. What was known before is given back once that is done: it is large.
     fn know(&mut self, objects: Objects, is_complete: bool) {
         let mut topology = topology(&objects, &self.own);
         if let Some(interface) = &self.parts.interface {
@@ -519,7 +530,7 @@ impl Agent {
         self.parts.source.want_pods(&self.own.name, wants_pods);
         let topology = Arc::new(topology);
         metrics::lock(&self.progress).know(&topology, is_complete, client);
-        self.known = Some(Known { objects, is_complete, topology });
+        self.outdated = self.known.replace(Known { objects, is_complete, topology });
         // What was done without a data plane was done for other objects.
         self.is_answered.take_if(|is_answered| !*is_answered);
     }
@@ -568,6 +579,7 @@ impl Agent {
                 wait
             }
         };
+        self.outdated = None;
         let now = clock::boottime();
         if self.is_periodic {
             self.periodic = now + self.parts.resync;

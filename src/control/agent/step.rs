@@ -38,7 +38,8 @@ impl Agent {
             }
             None => self.read(&client)?,
         };
-        if self.look_at_ways(Some(&snapshot)) {
+        // Where they are believed to be was looked at when they were read.
+        if is_read && self.look_at_ways(Some(&snapshot)) {
             self.publish();
         }
         let Some(known) = &self.known else { return Ok(()) };
