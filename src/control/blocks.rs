@@ -1,6 +1,6 @@
 //! Blocks of addresses, and what each of them stands for.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use crate::config::Prefix;
 
@@ -8,13 +8,13 @@ use crate::config::Prefix;
 #[derive(Debug)]
 pub(super) struct Blocks<V> {
     values: HashMap<Prefix, V>,
-    /// The lengths of all of them, by family: what covers an address need not be looked for among others.
-    lens: BTreeSet<(bool, u8)>,
+    /// The lengths of all of them, the longest first, of IPv4 and of IPv6: what covers an address need not be looked for among others.
+    lens: [Vec<u8>; 2],
 }
 
 impl<V> Default for Blocks<V> {
     fn default() -> Self {
-        Self { values: HashMap::new(), lens: BTreeSet::new() }
+        Self { values: HashMap::new(), lens: [const { Vec::new() }; 2] }
     }
 }
 
@@ -30,7 +30,10 @@ impl<V> Blocks<V> {
     /// Adds a block; of several values the last one counts.
     pub(super) fn insert(&mut self, block: Prefix, value: V) {
         self.values.insert(block, value);
-        self.lens.insert((block.addr().is_ipv6(), block.len()));
+        let lens = &mut self.lens[usize::from(block.addr().is_ipv6())];
+        if let Err(at) = lens.binary_search_by(|len| block.len().cmp(len)) {
+            lens.insert(at, block.len());
+        }
     }
 
     /// Returns the value of this very block.
@@ -40,9 +43,9 @@ impl<V> Blocks<V> {
 
     /// Returns the most specific block that covers `prefix`, and its value.
     pub(super) fn around(&self, prefix: &Prefix) -> Option<(Prefix, &V)> {
-        let family = prefix.addr().is_ipv6();
-        let lens = self.lens.range((family, 0)..=(family, prefix.len())).rev();
-        let mut around = lens.filter_map(|(_, len)| Prefix::new(prefix.addr(), *len));
+        let lens = self.lens[usize::from(prefix.addr().is_ipv6())].iter();
+        let mut around =
+            lens.filter(|len| **len <= prefix.len()).filter_map(|len| Prefix::new(prefix.addr(), *len));
         around.find_map(|block| Some((block, self.values.get(&block)?)))
     }
 }

@@ -13,15 +13,14 @@ use crate::sys::netlink::nftables::Range;
 /// One sweep from the lowest address to the highest. Of two prefixes one holds the other or they are apart, so that what is open at an
 /// address is a stack with the strongest on top.
 pub(super) fn protected(entries: &[Entry], is_ipv6: bool) -> Vec<Range> {
-    let mut own: Vec<_> = entries.iter().filter(|entry| entry.prefix.addr().is_ipv6() == is_ipv6).collect();
-    own.sort_unstable_by_key(|entry| {
-        (entry.prefix.addr(), entry.prefix.len(), Reverse(metric_of(entry.kind)))
-    });
+    let own = entries.iter().filter(|entry| entry.prefix.addr().is_ipv6() == is_ipv6);
+    let mut own: Vec<_> = own.map(|entry| (bounds(&entry.prefix), entry.kind)).collect();
+    // Of two that begin together the longer one holds the other.
+    own.sort_by_key(|((first, last), kind)| (*first, Reverse(*last), Reverse(metric_of(*kind))));
     let mut sweep = Sweep::default();
-    for entry in own {
-        let (first, last) = bounds(&entry.prefix);
+    for ((first, last), kind) in own {
         sweep.close_before(first);
-        sweep.open.push((last, entry.kind != Kind::Throw));
+        sweep.open.push((last, kind != Kind::Throw));
     }
     sweep.close_all();
     let addr = |number| addr_of(number, is_ipv6);

@@ -236,10 +236,18 @@ fn routes_of(desired: &Routes, interface: Option<u32>) -> Vec<(Key, TableRoute)>
             protocol: PROTOCOL,
         })
     });
-    let mut routes: Vec<_> = routes.map(|route| (key(&route), route)).collect();
-    routes.sort_unstable_by_key(|(key, _)| *key);
-    routes.dedup();
-    routes
+    // Entries are in the order of their addresses: what is of one length and strength is two lists in order, and they are only merged.
+    let mut alike = BTreeMap::<_, Vec<_>>::new();
+    for (key, route) in routes.map(|route| (key(&route), route)) {
+        alike.entry((key.0, key.1)).or_default().push((key, route));
+    }
+    let mut all = Vec::with_capacity(alike.values().map(Vec::len).sum());
+    for mut routes in alike.into_values() {
+        routes.sort_by_key(|(key, _)| *key);
+        all.append(&mut routes);
+    }
+    all.dedup();
+    all
 }
 
 /// Returns a rule for each family that has routes, and one for each prefix of pods that has routes of its own.

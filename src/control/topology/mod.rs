@@ -254,9 +254,7 @@ fn orphans(settings: &Settings, own: &Own, claims: &Claims<'_>) -> Vec<Prefix> {
 fn masquerade(settings: &Settings, claimed: &[Granted<'_>], own: Option<usize>) -> Masquerade {
     let cluster = settings.catch_all();
     let known = claimed.iter().flat_map(|granted| [&granted.pods, &granted.unclaimed, &granted.tunnels]);
-    let mut inside: Vec<_> = cluster.iter().chain(known.flatten()).copied().collect();
-    inside.sort_unstable();
-    inside.dedup();
+    let inside = cluster.iter().chain(known.flatten()).copied().collect();
     let sources = own.map(|at| claimed[at].pods.clone()).unwrap_or_default();
     Masquerade { sources, inside }
 }
