@@ -683,4 +683,40 @@ mod tests {
             Ok(())
         });
     }
+
+    #[test]
+    fn what_a_table_holds_is_remembered_until_somebody_may_have_changed_it() {
+        in_a_namespace(|guard| {
+            let prefix = |second| Prefix::new([10, second, 0, 0].into(), 16).unwrap();
+            let routes = Routes { interface: "adit0".to_owned(), fwmark: 1, ..Routes::default() };
+            let mut desired = Firewall::of(&routes, 51820, true);
+            let mut protect =
+                |second| desired.entries.push(Entry { prefix: prefix(second), kind: Kind::Blackhole });
+            protect(1);
+            protect(3);
+            assert!(guard.sync(&desired).unwrap());
+            // Of what is remembered only the difference is told to the kernel.
+            desired.entries.remove(0);
+            desired.entries.push(Entry { prefix: prefix(5), kind: Kind::Blackhole });
+            assert!(guard.sync(&desired).unwrap());
+            let both = [3, 5].map(|n| ([10, n, 0, 0].into(), [10, n, 255, 255].into()));
+            assert_eq!(guard.nftables.ranges(TABLE, PROTECTED[0].0)?, both);
+
+            let mut batch = Batch::new(TABLE);
+            batch.remove_ranges(PROTECTED[0].0, &both[..1]);
+            Nftables::open()?.commit(&batch).unwrap();
+            assert!(!guard.sync(&desired).unwrap(), "nobody has said so");
+            guard.forget();
+            assert!(guard.sync(&desired).unwrap());
+            assert_eq!(guard.nftables.ranges(TABLE, PROTECTED[0].0)?, both);
+
+            // What fails has the kernel asked.
+            Nftables::open()?.commit(&batch).unwrap();
+            desired.entries.remove(0);
+            assert!(guard.sync(&desired).is_err(), "it is not there to be removed");
+            assert!(guard.sync(&desired).is_ok());
+            assert_eq!(guard.nftables.ranges(TABLE, PROTECTED[0].0)?, both[1..]);
+            Ok(())
+        });
+    }
 }

@@ -262,6 +262,8 @@ fn choose(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::objects::{Objects, Tunnel};
+    use crate::control::topology::{Own, topology};
 
     type Maybe = Option<SocketAddr>;
     type Case<'a> = (&'a [SocketAddr], Maybe, u64, Maybe, bool, Maybe, Maybe);
@@ -312,5 +314,70 @@ mod tests {
         let occasion =
             Occasion { is_complete: true, is_periodic: false, now: Duration::from_secs(NOW), mtu: None };
         assert_eq!(choose(&both, None, Some(&b), occasion), Choice { set: Some(a), remember: Some(a) });
+    }
+
+    /// Beside peers that are as they should be, one that is otherwise in one way.
+    #[test]
+    fn a_peer_that_is_otherwise_in_any_way_is_brought_in_step_and_no_other_is_touched() {
+        let mut objects = Objects::default();
+        for n in 1..=4 {
+            let tunnel = Tunnel {
+                active: Some(PublicKey::new([n; 32])),
+                keys: vec![PublicKey::new([n; 32])],
+                endpoints: vec![endpoint(n)],
+                pod_prefixes: vec![format!("10.244.{n}.0/24").parse().unwrap()],
+                ..Tunnel::default()
+            };
+            objects.tunnels.insert(format!("node{n}"), tunnel.into());
+        }
+        let private_key = PrivateKey::new([9; 32]);
+        let topology = topology(&objects, &Own::new("node1", PublicKey::new([1; 32])));
+        let peers = topology.peers.iter().map(|(key, peer)| PeerSnapshot {
+            endpoint: peer.endpoints.first().copied(),
+            persistent_keepalive: topology.settings.persistent_keepalive,
+            allowed_ips: peer.allowed_ips.clone(),
+            ..PeerSnapshot::new(*key)
+        });
+        let in_step = Snapshot {
+            private_key: Some(private_key.clone()),
+            listen_port: topology.settings.listen_port,
+            fwmark: topology.settings.fwmark,
+            peers: peers.collect(),
+        };
+        let edits = |actual: &Snapshot, remembered: &Endpoints| -> Vec<Edit> {
+            let occasion =
+                Occasion { is_complete: true, is_periodic: false, now: Duration::from_secs(1), mtu: None };
+            let plan = reconcile(actual, &topology, &private_key, remembered, occasion);
+            let edits = plan.steps.into_iter().filter_map(|step| match step {
+                Step::Configure(edits) | Step::Forget(edits) => Some(edits),
+                Step::Link(_) | Step::Route(_) | Step::Greet(_) => None,
+            });
+            edits.flatten().collect()
+        };
+        assert!(edits(&in_step, &Endpoints::new()).is_empty());
+        let elsewhere: Endpoints = topology.peers.keys().map(|key| (*key, endpoint(9))).collect();
+        let ways: [(fn(&mut PeerSnapshot), &Endpoints); 5] = [
+            (|peer| peer.preshared_key = PresharedKey::new([7; 32]), &Endpoints::new()),
+            (|peer| peer.persistent_keepalive += 1, &Endpoints::new()),
+            (|peer| peer.allowed_ips.clear(), &Endpoints::new()),
+            (|peer| peer.allowed_ips.insert(0, "10.99.0.0/16".parse().unwrap()), &Endpoints::new()),
+            // It was told to be where it is no more.
+            (|peer| peer.endpoint = Some(endpoint(9)), &elsewhere),
+        ];
+        for (at, (change, remembered)) in ways.into_iter().enumerate() {
+            let mut actual = in_step.clone();
+            change(&mut actual.peers[1]);
+            let changed = actual.peers[1].public_key;
+            match &edits(&actual, remembered)[..] {
+                [Edit::Peer(edit)] => assert_eq!(edit.public_key, changed, "way {at}"),
+                others => panic!("way {at}: {others:?}"),
+            }
+        }
+        let mut actual = in_step.clone();
+        actual.peers.remove(1);
+        assert_eq!(edits(&actual, &Endpoints::new()).len(), 1, "it is added");
+        actual = in_step;
+        actual.peers.push(PeerSnapshot::new(PublicKey::new([5; 32])));
+        assert_eq!(edits(&actual, &Endpoints::new()).len(), 1, "it is removed");
     }
 }
