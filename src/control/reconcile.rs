@@ -266,6 +266,7 @@ mod tests {
     use crate::control::topology::{Own, topology};
 
     type Maybe = Option<SocketAddr>;
+    type Way<'a> = (fn(&mut PeerSnapshot), &'a Endpoints);
     type Case<'a> = (&'a [SocketAddr], Maybe, u64, Maybe, bool, Maybe, Maybe);
 
     fn endpoint(number: u8) -> SocketAddr {
@@ -356,7 +357,7 @@ mod tests {
         };
         assert!(edits(&in_step, &Endpoints::new()).is_empty());
         let elsewhere: Endpoints = topology.peers.keys().map(|key| (*key, endpoint(9))).collect();
-        let ways: [(fn(&mut PeerSnapshot), &Endpoints); 5] = [
+        let ways: [Way<'_>; 5] = [
             (|peer| peer.preshared_key = PresharedKey::new([7; 32]), &Endpoints::new()),
             (|peer| peer.persistent_keepalive += 1, &Endpoints::new()),
             (|peer| peer.allowed_ips.clear(), &Endpoints::new()),
