@@ -1,5 +1,6 @@
 //! The control thread: the only one that changes the protocol's state.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering::SeqCst;
@@ -20,6 +21,7 @@ use crate::sys::poll::{Waits, replace, wait};
 use crate::sys::tun::Queue;
 use crate::sys::udp::{Datagram, SendBatch};
 use crate::wireguard::dropped::Dropped;
+use crate::wireguard::endpoint::scope;
 use crate::wireguard::interface::{Interface, Transmit};
 use crate::wireguard::peer::Peer;
 use crate::wireguard::time::Instant;
@@ -73,10 +75,12 @@ pub(super) struct Control {
     slept: Duration,
 }
 
-/// Whose source addresses are yet to be checked, after routes or addresses have changed.
+/// Whose source addresses are yet to be checked: all, after routes or addresses have changed, and every one that is learned.
 #[derive(Default)]
 struct Sources {
     have_changed: bool,
+    /// By their numbers: who speaks to us from many places waits once.
+    learned: BTreeMap<u32, Arc<Peer>>,
     rest: Vec<Arc<Peer>>,
     began: Instant,
     /// On a router that learns routes all day, checks take a quarter of the thread's time at most.
@@ -86,12 +90,25 @@ struct Sources {
 impl Sources {
     /// Begins if there is reason to.
     fn begin(&mut self, interface: &Interface, now: Instant) {
-        if self.rest.is_empty() && self.have_changed && now >= self.not_before {
-            self.have_changed = false;
+        if self.rest.is_empty() && self.are_due() && now >= self.not_before {
             self.began = now;
-            let has_source =
-                |peer: &&Arc<Peer>| peer.endpoint().is_some_and(|endpoint| endpoint.source.is_some());
-            self.rest = interface.peers().filter(has_source).cloned().collect();
+            let learned = std::mem::take(&mut self.learned);
+            self.rest = if std::mem::take(&mut self.have_changed) {
+                interface.peers().filter(|peer| peer.way().is_some()).cloned().collect()
+            } else {
+                learned.into_values().collect()
+            };
+        }
+    }
+
+    fn are_due(&self) -> bool {
+        self.have_changed || !self.learned.is_empty()
+    }
+
+    /// Has the source of `peer` checked if it is a new one.
+    fn note(&mut self, peer: &Arc<Peer>) {
+        if peer.take_new_source() {
+            self.learned.insert(peer.id(), Arc::clone(peer));
         }
     }
 
@@ -101,7 +118,7 @@ impl Sources {
 
     /// Returns when a check that waits may begin.
     fn waits_until(&self) -> Option<Instant> {
-        (self.have_changed && self.rest.is_empty()).then_some(self.not_before)
+        (self.are_due() && self.rest.is_empty()).then_some(self.not_before)
     }
 }
 
@@ -217,6 +234,7 @@ impl Control {
             // Only those who wait already: a peer without a session asks again as fast as packets for it come.
             for _ in 0..self.shared.asked.len() {
                 let Some(peer) = self.shared.asked.pop() else { break };
+                self.sources.note(&peer);
                 self.interface.handle_asked(&peer, moment());
                 self.send();
             }
@@ -338,6 +356,10 @@ impl Control {
     }
 
     fn send_one(&mut self, transmit: &Transmit) {
+        // A handshake message may have come by another way than the last one.
+        if let Some(peer) = &transmit.peer {
+            self.sources.note(peer);
+        }
         let socket = self.sockets.first().and_then(|set| set.towards(transmit.to.addr));
         let Some(socket) = socket else {
             self.shared.drops.count(Dropped::SendFailed);
@@ -440,22 +462,25 @@ impl Control {
         tracing::info!("interface down");
     }
 
-    /// Forgets the local addresses of peers that would be reached by another interface now (kernel `socket.c`, `send4`: the route
-    /// of every packet is compared). Tells whether there are more to check.
+    /// Refuses the local addresses of peers that would be reached by another interface now, and takes back those that would not any more
+    /// (kernel `socket.c`, `send4`: the route of every packet is compared). Tells whether there are more to check.
     fn check_sources(&mut self) -> bool {
-        let Some((_, netlink)) = &mut self.outer else { return false };
+        let Some((_, netlink)) = &mut self.outer else {
+            self.sources.learned.clear();
+            return false;
+        };
         self.sources.begin(&self.interface, now());
         if self.sources.rest.is_empty() {
             return false;
         }
         for _ in 0..SOURCES_PER_TURN {
             let Some(peer) = self.sources.rest.pop() else { break };
-            let Some(endpoint) = peer.endpoint() else { continue };
-            let Some(source) = endpoint.source else { continue };
-            let towards = netlink.interface_towards(endpoint.addr.ip(), source.ip, self.fwmark);
-            if !towards.is_ok_and(|interface| interface == source.interface) {
-                peer.clear_source();
-            }
+            let Some(way @ (addr, source)) = peer.way() else { continue };
+            let interface = match scope(addr) {
+                0 => netlink.interface_towards(addr.ip(), source.ip, self.fwmark).ok(),
+                scope => Some(scope),
+            };
+            peer.judge_source(way, interface == Some(source.interface));
         }
         if self.sources.rest.is_empty() {
             self.sources.end(now());

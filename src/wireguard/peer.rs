@@ -4,6 +4,7 @@
 //! thread may do (begin a handshake, rotate sessions, send staged packets, look at timers) is asked for by a flag: the call returns
 //! `true` when the peer was not flagged before, and the caller hands it to the control thread, so that a peer is queued at most once.
 
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwapOption;
 
 use super::constants::{MAX_STAGED_BYTES, MAX_STAGED_PACKETS, REKEY_TIMEOUT};
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Place, Source};
 use super::keypair::{Keypair, Keypairs};
 use super::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, SegQueue};
 use super::time::Instant;
@@ -51,6 +52,8 @@ pub enum Ask {
     Rekey = 4,
     /// A timer is due earlier than the next look at this peer.
     Timers = 8,
+    /// Ask for the way of a source that was learned: [`Peer::take_new_source`].
+    Source = 16,
 }
 
 /// Counters reserved on a session.
@@ -69,7 +72,9 @@ pub struct Peer {
     public_key: PublicKey,
     keypairs: Keypairs,
     timers: Timers,
-    endpoint: ArcSwapOption<Endpoint>,
+    place: ArcSwapOption<Place>,
+    /// Nobody has asked yet for the way of the source that was learned last.
+    has_new_source: AtomicBool,
     /// Made for the first packet: most peers of a large mesh never have one, and what is aligned to cache lines leaves holes in the heap.
     staged: OnceLock<Box<SegQueue<Staged>>>,
     staged_bytes: Arc<StagedBytes>,
@@ -92,7 +97,8 @@ impl Peer {
             public_key,
             keypairs: Keypairs::default(),
             timers: Timers::new(seed),
-            endpoint: ArcSwapOption::empty(),
+            place: ArcSwapOption::empty(),
+            has_new_source: AtomicBool::new(false),
             staged: OnceLock::new(),
             staged_bytes,
             waiting: AtomicU32::new(0),
@@ -174,7 +180,9 @@ impl Peer {
     pub fn opened(&self, keypair: &Keypair, data: bool, from: Endpoint, now: Instant) -> bool {
         let mut ask = 0;
         // [W] §2.1: the endpoint is where the last authentic packet came from.
-        self.learn_endpoint(from);
+        if self.learn_endpoint(from) {
+            ask |= Ask::Source as u8;
+        }
         if keypair.confirm() {
             ask |= Ask::Confirm as u8;
         }
@@ -201,15 +209,35 @@ impl Peer {
 
     /// Returns where the peer is.
     pub fn endpoint(&self) -> Option<Endpoint> {
-        self.endpoint.load().as_deref().copied()
+        self.place.load().as_deref().map(Place::endpoint)
     }
 
     /// Forgets the local address that datagrams to the peer leave by (kernel `socket.c`, `wg_socket_clear_peer_endpoint_src`).
     pub fn clear_source(&self) {
-        // A worker may learn another endpoint meanwhile: that one is kept.
-        self.endpoint.rcu(|endpoint| match endpoint.as_deref() {
-            Some(Endpoint { addr, source: Some(_) }) => Some(Arc::new(Endpoint::new(*addr))),
-            None | Some(_) => endpoint.clone(),
+        self.change_place(|place| Place::new(Endpoint::new(place.endpoint().addr)));
+    }
+
+    /// Tells, once, that a source was learned since the last call: the way from it is to be asked for.
+    pub fn take_new_source(&self) -> bool {
+        self.has_new_source.swap(false, SeqCst)
+    }
+
+    /// Returns the peer's address and the source it was heard on, also one that was refused.
+    pub fn way(&self) -> Option<(SocketAddr, Source)> {
+        self.place.load().as_deref().and_then(Place::way)
+    }
+
+    /// Notes whether datagrams on this [`way`](Self::way) leave by the interface of the source; if not, the routing table chooses another.
+    pub fn judge_source(&self, way: (SocketAddr, Source), is_good: bool) {
+        self.change_place(|place| place.judged(way, is_good));
+    }
+
+    fn change_place(&self, change: impl Fn(Place) -> Place) {
+        // A worker may learn another one meanwhile: that is changed, then.
+        self.place.rcu(|known| {
+            let place = known.as_deref()?;
+            let changed = change(*place);
+            if changed == *place { known.clone() } else { Some(Arc::new(changed)) }
         });
     }
 
@@ -300,13 +328,27 @@ impl Peer {
     }
 
     pub(super) fn set_endpoint(&self, endpoint: Endpoint) {
-        self.endpoint.store(Some(Arc::new(endpoint)));
+        self.place.store(Some(Arc::new(Place::new(endpoint))));
     }
 
-    pub(super) fn learn_endpoint(&self, from: Endpoint) {
-        if self.endpoint() != Some(from) {
-            self.set_endpoint(from);
+    /// Notes that something authentic came from there; returns whether the way from a new source is to be asked for.
+    pub(super) fn learn_endpoint(&self, from: Endpoint) -> bool {
+        if self.place.load().as_deref().is_some_and(|place| place.is(from)) {
+            return false;
         }
+        let mut is_new = false;
+        self.place.rcu(|known| {
+            let (place, is_same_way) = match known.as_deref() {
+                Some(known) => known.moved_to(from),
+                None => (Place::new(from), false),
+            };
+            is_new = !is_same_way && from.source.is_some();
+            Some(Arc::new(place))
+        });
+        if is_new {
+            self.has_new_source.store(true, SeqCst);
+        }
+        is_new
     }
 
     pub(super) fn count_sent(&self, bytes: u64) {
@@ -394,6 +436,33 @@ mod tests {
         assert!(!rekey(&new, at(264)));
         assert!(rekey(&new, at(265)));
         assert!(!rekey(&new, at(266)), "once");
+    }
+
+    #[test]
+    fn the_way_of_a_new_source_is_asked_for_and_that_of_a_known_one_is_not() {
+        let peer = peer();
+        let keypair = session(Role::Initiator, at(0));
+        let source = Source { ip: "192.0.2.1".parse().unwrap(), interface: 3 };
+        // Whether the way is to be asked for, and what replies leave by.
+        let hear = |port, source| {
+            let from = Endpoint { addr: SocketAddr::new("192.0.2.9".parse().unwrap(), port), source };
+            let _ = peer.opened(&keypair, false, from, at(1));
+            let is_asked = peer.take_asked()(Ask::Source);
+            assert_eq!(peer.take_new_source(), is_asked);
+            (is_asked, peer.endpoint().unwrap().source)
+        };
+        let other = Source { interface: 4, ..source };
+        assert_eq!(hear(7, Some(source)), (true, Some(source)));
+        assert_eq!(hear(7, Some(source)), (false, Some(source)));
+        assert_eq!(hear(8, Some(source)), (false, Some(source)), "routes know no ports");
+        assert_eq!(hear(8, Some(other)), (true, Some(other)));
+        assert_eq!(hear(8, None), (false, None));
+        assert_eq!(hear(8, Some(source)), (true, Some(source)));
+
+        peer.judge_source(peer.way().unwrap(), false);
+        assert_eq!(hear(9, Some(source)), (false, None), "it was refused");
+        peer.clear_source();
+        assert_eq!(hear(9, Some(source)), (true, Some(source)), "it is asked for anew");
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Interface {
         control.last_initiation_consumed = Some(moment.now);
         let peer = Arc::clone(&control.peer);
         // [W] §2.1: before the response is sent, so that it goes to where the initiation came from.
-        peer.learn_endpoint(from);
+        let _ = peer.learn_endpoint(from);
         self.respond(id, consumed, moment);
         peer.count_received(INITIATION_LEN as u64);
         let _ = peer.authenticated_received(moment.now);
@@ -132,7 +132,7 @@ impl Interface {
         // Success:
         control.handshake = Handshake::Idle;
         let peer = Arc::clone(&control.peer);
-        peer.learn_endpoint(from);
+        let _ = peer.learn_endpoint(from);
         peer.count_received(RESPONSE_LEN as u64);
         let _ = peer.authenticated_received(moment.now);
         self.begin_session(id, &keys, Role::Initiator, receiver, remote, moment.now);

@@ -334,6 +334,10 @@ fn scenario_14_a_route_that_flips_to_another_interface_is_followed() {
     assert!(ns1.pings("192.168.241.2"));
     assert_eq!(pair.seen_by_2(), "10.0.0.1:1");
     ns1.ip("route add 10.0.0.0/24 dev veth3 src 10.0.0.3 metric 1");
+    // What still comes by the old way does not hold the flow there.
+    for _ in 0..3 {
+        assert!(ns2.pings("192.168.241.1"));
+    }
     pair.moves_to("10.0.0.3:1");
 }
 
