@@ -5,7 +5,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::args::InterfaceArgs;
 use super::turn::{Refused, await_turn};
@@ -20,6 +20,7 @@ use crate::sys::process;
 use crate::sys::service::{self, Watchdog};
 use crate::sys::signal::Signals;
 use crate::sys::tun::Tun;
+use crate::sys::wake::Wake;
 use crate::sys::watch::Watch;
 use crate::uapi::serve::Server;
 use crate::uapi::socket::Socket;
@@ -52,15 +53,10 @@ pub(super) fn run(args: &InterfaceArgs) -> Result<(), String> {
     let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
     let Some((tun, socket)) = open(args, Some(&signals))? else { return Ok(()) };
     let name = tun.name().to_owned();
-    let closed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-        .map(Arc::new)
-        .map_err(|error| format!("eventfd: {error}"))?;
+    let closed = Arc::new(Wake::new().map_err(|error| format!("eventfd: {error}"))?);
     let on_close = {
         let closed = Arc::clone(&closed);
-        move || {
-            // An eventfd takes the first write at once.
-            let _ = rustix::io::write(&*closed, &1_u64.to_ne_bytes());
-        }
+        move || closed.wake()
     };
     let workers = tun.queues().len();
     let device = Device::start(tun, args.offload(), args.spill(), on_close)
@@ -159,7 +155,7 @@ fn timespec(time: Duration) -> Timespec {
 /// Waits for a reason to leave.
 fn wait(
     signals: &Signals,
-    closed: &OwnedFd,
+    closed: &Wake,
     watch: Option<&Watch>,
     socket: &Socket,
     device: &Device,
@@ -186,7 +182,7 @@ fn wait(
         if signals.take() {
             return "a signal";
         }
-        if rustix::io::read(closed, &mut [0; 8]).is_ok() {
+        if closed.take() {
             return "the device was deleted";
         }
         if let Some(watch) = watch {

@@ -24,6 +24,7 @@ mod sockopt;
 pub mod thread;
 pub mod tun;
 pub mod udp;
+pub mod wake;
 pub mod watch;
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! What asks a loop to end: signals as a descriptor (signalfd(2)), or another thread (eventfd(2)).
+//! What asks a loop to end: signals as a descriptor (signalfd(2)), or another thread.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use rustix::event::{EventfdFlags, eventfd};
+use super::wake::Wake;
 
 /// What asks a loop to end. The descriptor is readable when it has.
 pub trait Ending: AsFd {
@@ -57,6 +57,13 @@ impl Ending for Signals {
     }
 }
 
+/// For a loop that shares its process with others.
+impl Ending for Wake {
+    fn take(&self) -> bool {
+        self.take()
+    }
+}
+
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -66,37 +73,5 @@ impl AsFd for Signals {
 impl AsRawFd for Signals {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
-    }
-}
-
-/// A request by another thread, for a loop that shares its process with others.
-#[derive(Debug)]
-pub struct Request(OwnedFd);
-
-impl Request {
-    /// Returns one that nobody has made yet.
-    ///
-    /// # Errors
-    /// If no descriptor is left.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
-    }
-
-    /// Makes it.
-    pub fn make(&self) {
-        // An eventfd takes the first write at once.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
-    }
-}
-
-impl Ending for Request {
-    fn take(&self) -> bool {
-        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
-    }
-}
-
-impl AsFd for Request {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }

@@ -8,13 +8,13 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "kinds of I/O errors are an open list")]
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with, sockopt};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -23,6 +23,7 @@ use super::{errno_of, get, stats};
 use crate::config::Configure;
 use crate::sys::poll::{Waits, poll};
 use crate::sys::process;
+use crate::sys::wake::Wake;
 
 /// The most connections at a time.
 pub const CONNECTIONS_MAX: usize = 32;
@@ -39,7 +40,7 @@ const STEPS: usize = 64;
 /// The server of a socket. Dropping it ends all connections.
 #[derive(Debug)]
 pub struct Server {
-    stop: Arc<OwnedFd>,
+    stop: Arc<Wake>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -51,7 +52,7 @@ impl Server {
     pub fn start(listener: &UnixListener, configure: Arc<dyn Configure>) -> io::Result<Self> {
         let listener = listener.try_clone()?;
         listener.set_nonblocking(true)?;
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let stop = Arc::new(Wake::new()?);
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("uapi".to_owned())
@@ -62,8 +63,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // An eventfd takes the first write at once.
-        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        self.stop.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -76,7 +76,7 @@ pub fn scope_of(name: &str) -> Option<u32> {
     netdevice::name_to_index(socket, name).ok()
 }
 
-fn serve(listener: &UnixListener, stop: &OwnedFd, configure: &dyn Configure) {
+fn serve(listener: &UnixListener, stop: &Wake, configure: &dyn Configure) {
     // Ordered by activity, the longest idle first.
     let mut connections: Vec<Connection> = Vec::new();
     // No descriptor is left: wait a little before the listener is asked again.
@@ -87,7 +87,7 @@ fn serve(listener: &UnixListener, stop: &OwnedFd, configure: &dyn Configure) {
         let mut ready = Ready { stop: true, listener: true, connections: vec![true; connections.len()] };
         let waited = wait(listener, stop, &connections, exhausted).map(|told| ready = told);
         waits.have_told(waited, PAUSE);
-        if ready.stop && rustix::io::read(stop, &mut [0; 8]).is_ok() {
+        if ready.stop && stop.take() {
             return;
         }
         let (mut idle, mut active) = (Vec::new(), Vec::new());
@@ -117,7 +117,7 @@ struct Ready {
 
 fn wait(
     listener: &UnixListener,
-    stop: &OwnedFd,
+    stop: &Wake,
     connections: &[Connection],
     exhausted: bool,
 ) -> io::Result<Ready> {
@@ -393,18 +393,10 @@ mod tests {
         (listener, address)
     }
 
-    fn stop() -> OwnedFd {
-        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
-    }
-
-    fn set(stop: &OwnedFd) {
-        rustix::io::write(stop, &1_u64.to_ne_bytes()).unwrap();
-    }
-
     #[test]
     fn clients_are_served_while_poll_fails_at_a_bounded_rate() {
         let (listener, address) = listen("again");
-        let stop = stop();
+        let stop = Wake::new().unwrap();
         // Out of memory, and more descriptors than the process may have.
         for errno in [12, 22] {
             let start = clock::monotonic();
@@ -420,7 +412,7 @@ mod tests {
                     let mut reply = [0; 16];
                     replies.extend(stream.read(&mut reply).map(|len| reply[..len].to_vec()));
                 }
-                set(&stop);
+                stop.wake();
                 assert_eq!(server.join().unwrap(), ((), true), "it spins");
                 assert_eq!(replies, [b"errno=19\n\n"; 3]);
             });
@@ -431,8 +423,8 @@ mod tests {
     #[test]
     fn a_server_ends_also_while_poll_fails() {
         let (listener, _) = listen("ends");
-        let stop = stop();
-        set(&stop);
+        let stop = Wake::new().unwrap();
+        stop.wake();
         with_faults("Poll=12", || serve(&listener, &stop, &Going));
     }
 }

@@ -15,8 +15,8 @@ use crate::device::{Device, Spill};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns;
 use crate::sys::offload::Wanted;
-use crate::sys::signal::Request;
 use crate::sys::tun::Tun;
+use crate::sys::wake::Wake;
 use crate::uapi::serve::Server;
 use crate::uapi::socket::Socket;
 
@@ -54,13 +54,13 @@ impl Services {
 
 /// An agent on a thread of its own. Dropping it waits until it has ended.
 struct Running {
-    request: Arc<Request>,
+    request: Arc<Wake>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Running {
     fn start(node: &Node, sockets: PathBuf, objects: &Path) -> io::Result<Self> {
-        let request = Arc::new(Request::new()?);
+        let request = Arc::new(Wake::new()?);
         let ending = Arc::clone(&request);
         let namespace = node.namespace.try_clone()?;
         let (name, run, objects) = (node.name(), node.directory.clone(), objects.to_owned());
@@ -107,7 +107,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.request.make();
+        self.request.wake();
         if let Some(thread) = self.thread.take() {
             // A panic has been printed already.
             let _ = thread.join();

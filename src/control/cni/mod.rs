@@ -19,20 +19,21 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::sync::watch;
 
 use self::pods::Pods;
 use self::server::{Server, Shared};
 use crate::sys::clock;
 use crate::sys::poll::{Waits, poll};
+use crate::sys::wake::Wake;
 use crate::sys::watch::Changes;
 
 pub use barrier::Facts;
@@ -90,7 +91,7 @@ pub struct Cni {
     /// Gone when the threads are to end.
     facts: Option<watch::Sender<Option<Facts>>>,
     /// Wakes the one that keeps the configuration.
-    wake: Arc<OwnedFd>,
+    wake: Arc<Wake>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -101,7 +102,7 @@ impl Cni {
     /// If the socket cannot be opened or the directory not be made; if no thread or descriptor is left.
     pub fn start(options: Options, state: &Path) -> io::Result<Self> {
         let (facts, latest) = watch::channel(None);
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let wake = Arc::new(Wake::new()?);
         let server = Server::open(&options, Pods::open(&state.join("pods"))?, latest.clone())?;
         let (shared, facts) = (server.shared(), Some(facts));
         let mut this = Self { shared, facts, wake: Arc::clone(&wake), threads: Vec::new() };
@@ -128,7 +129,7 @@ impl Cni {
             is_news
         });
         if is_news {
-            self.wake();
+            self.wake.wake();
         }
     }
 
@@ -152,17 +153,12 @@ impl Cni {
     pub fn holds_pods(&self) -> bool {
         self.shared.is_called()
     }
-
-    fn wake(&self) {
-        // An eventfd takes the first write at once.
-        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
-    }
 }
 
 impl Drop for Cni {
     fn drop(&mut self) {
         self.facts = None;
-        self.wake();
+        self.wake.wake();
         for thread in self.threads.drain(..) {
             // A panic has been printed already.
             let _ = thread.join();
@@ -176,7 +172,7 @@ struct Keeper {
     directory: PathBuf,
     facts: watch::Receiver<Option<Facts>>,
     shared: Arc<Shared>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Wake>,
     /// What was said to be wrong last.
     said: String,
 }
@@ -197,7 +193,7 @@ impl Keeper {
             let rest = PAUSE.saturating_sub(clock::boottime() - looked);
             let rest = Timespec { tv_sec: 0, tv_nsec: i64::from(rest.subsec_nanos()) };
             let _ = poll(&mut fds[..1], Some(&rest));
-            let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+            self.wake.take();
         }
     }
 

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -29,6 +28,7 @@ use super::Options;
 use super::barrier::{Facts, Obstacle};
 use super::pods::{Attachment, Pod, Pods};
 use super::protocol::{self, Answer, LINE_MAX, Question, Refused};
+use crate::sys::wake::Wake;
 
 /// The most connections at a time: a node's pods that are all started at once.
 const CONNECTIONS_MAX: usize = 1024;
@@ -46,7 +46,7 @@ pub(super) struct Shared {
     /// Whether the node is ready, and the runtime calls the plugin.
     is_called: AtomicBool,
     /// Readable when there are other pods than before, or when that is so or not any more.
-    news: OwnedFd,
+    news: Wake,
 }
 
 /// The server, before it runs.
@@ -72,7 +72,7 @@ impl Server {
             let _inside = runtime.enter();
             UnixListener::from_std(listen(&options.socket)?)?
         };
-        let news = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let news = Wake::new()?;
         let gone = options.plugin_state.join("del");
         let shared =
             Arc::new(Shared { pods: Mutex::new(pods), facts, gone, is_called: AtomicBool::new(false), news });
@@ -234,25 +234,20 @@ impl Shared {
     /// Changes the pods, and has that noticed.
     fn change<T>(&self, act: impl FnOnce(&mut Pods) -> io::Result<T>) -> Result<T, Refused> {
         let done = act(&mut self.pods()).map_err(Refused::io);
-        self.tell_news();
+        self.news.wake();
         done
     }
 
     /// Notes whether the node is ready, and the runtime calls the plugin, and has that noticed.
     pub(super) fn set_called(&self, is_called: bool) {
         if self.is_called.swap(is_called, Relaxed) != is_called {
-            self.tell_news();
+            self.news.wake();
         }
     }
 
     /// Returns what was noted.
     pub(super) fn is_called(&self) -> bool {
         self.is_called.load(Relaxed)
-    }
-
-    fn tell_news(&self) {
-        // An eventfd takes the first write at once.
-        let _ = rustix::io::write(&self.news, &1_u64.to_ne_bytes());
     }
 
     /// Returns a descriptor that is readable when there are other pods than before, or [`Self::is_called`] is another.
@@ -262,8 +257,7 @@ impl Shared {
 
     /// Takes notice of that.
     pub(super) fn take_news(&self) {
-        // Empty already is as good.
-        let _ = rustix::io::read(&self.news, &mut [0; 8]);
+        self.news.take();
     }
 
     /// Returns the addresses of all pods.

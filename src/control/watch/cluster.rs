@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,6 @@ use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, Post
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Config, ResourceExt};
-use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot, watch as latest};
@@ -44,6 +43,7 @@ use crate::control::happening::Happening;
 use crate::control::objects::{Named, Node, Object, Objects};
 use crate::control::settings::FOR_ALL;
 use crate::control::{read, status};
+use crate::sys::wake::Wake;
 
 /// Who we are to the API server: the fields that we apply are ours.
 pub(super) const FIELD_MANAGER: &str = "adit-agent";
@@ -81,7 +81,7 @@ pub struct Cluster {
 /// What the thread and the loop share.
 struct Common {
     /// Readable when there is something to take.
-    wake: OwnedFd,
+    wake: Wake,
     state: Mutex<State>,
     /// Told when the node that has a taint too many may be another.
     touched: Notify,
@@ -146,7 +146,7 @@ impl Cluster {
             .cluster_url
             .host()
             .and_then(|host| host.trim_start_matches('[').trim_end_matches(']').parse().ok());
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wake = Wake::new()?;
         let shared = Arc::new(Common {
             wake,
             state: Mutex::default(),
@@ -209,8 +209,7 @@ impl Source for Cluster {
     }
 
     fn take(&mut self) -> bool {
-        // Empty already is as good.
-        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+        self.shared.wake.take();
         std::mem::take(&mut self.shared.lock().is_changed)
     }
 
@@ -584,8 +583,7 @@ impl Common {
         change(&mut state);
         state.is_changed = true;
         drop(state);
-        // An eventfd takes the first write at once.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        self.wake.wake();
     }
 
     /// Puts a whole list in the place of the last one.
@@ -686,7 +684,7 @@ mod tests {
     use crate::control::objects::Tunnel;
 
     fn common() -> Common {
-        let wake = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let wake = Wake::new().unwrap();
         Common { wake, state: Mutex::default(), touched: Notify::new(), doubted: Notify::new() }
     }
 
