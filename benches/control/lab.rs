@@ -176,7 +176,8 @@ impl Lab {
                 (Api::Double(double), _) => double.apply(Kind::Tunnel, &object, MANAGER),
                 (Api::Real(..), applier) => applier.as_ref().expect("it was started").apply(object),
             }
-            let (mut heard, mut routed) = (listener.source.is_none().then_some(asked), None);
+            // The double has it now, and sends it.
+            let (mut heard, mut routed) = (listener.source.is_none().then(boottime), None);
             while heard.is_none() || routed.is_none() {
                 wait(monitor.as_fd(), listener.source.as_ref().map(Source::fd), 1000);
                 let now = boottime();

@@ -17,7 +17,8 @@
 //!
 //! - *all programmed*: from the start of the agent's process until every peer and every route is there.
 //! - *memory*: the agent's own when that is done and after the changes, and all that was resident at its peak, to the end of them.
-//! - *change*: from the event to the route, behind which everything else is in place; beside the double, from just before the event.
+//! - *change*: from the event to the route, behind which everything else is in place; beside the double, from when it has what is new and
+//!   begins to send it.
 //! - *bytes a change*: of the event, without HTTP and TLS; beside the real API server all that it sent the agent meanwhile, with both, counted
 //!   by a relay of TCP connections between them.
 //! - *a node joins*: how often the agents of all others, and ours, write what they found of it in the first minute, and the bytes of all
