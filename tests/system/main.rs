@@ -13,6 +13,8 @@ mod cluster;
 mod cni;
 #[cfg(feature = "control")]
 mod control;
+#[cfg(feature = "control")]
+mod demo;
 mod examples;
 mod hostile;
 mod interop;

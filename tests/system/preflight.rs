@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 use adit::sys::clock::realtime;
 use serde_json::{Value, json};
 
-use crate::control::nodes::{Directory, Mesh, Node};
+use crate::control::nodes::{Mesh, Node};
 use crate::support::api_double::{ApiDouble, Kind, Manners};
 use crate::support::tunnel::Program;
-use crate::support::{Namespace, SOON, need, wait_until};
+use crate::support::{Directory, Namespace, SOON, need, wait_until};
 
 /// Anybody's.
 const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";

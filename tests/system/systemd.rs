@@ -11,9 +11,9 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
-use crate::control::nodes::{Directory, Mesh};
+use crate::control::nodes::Mesh;
 use crate::support::tunnel::{Program, socket_path};
-use crate::support::{Namespace, Process, SOON, find, ifname, need, process, wait_until};
+use crate::support::{Directory, Namespace, Process, SOON, find, ifname, need, process, wait_until};
 
 /// What a service manager hears.
 struct Manager {

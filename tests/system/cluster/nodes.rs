@@ -9,9 +9,8 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use crate::control::cluster::ControlPlane;
-use crate::control::nodes::Directory;
 use crate::control::wire::{CANARY, Seen, Wire, canary_pattern};
-use crate::support::{Namespace, Process, SOON, find, process, skip, wait_until};
+use crate::support::{Directory, Namespace, Process, SOON, find, process, skip, wait_until};
 
 /// How long a pod may take to be there: its image is unpacked on a machine that does other things.
 pub(super) const A_WHILE: Duration = Duration::from_secs(120);

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::control::nodes::{Directory, Mesh, Node};
+use crate::control::nodes::{Mesh, Node};
 use crate::support::tunnel::Program;
-use crate::support::{Process, SOON, wait_until};
+use crate::support::{Directory, Process, SOON, wait_until};
 
 use super::runtime::Runtime;
 

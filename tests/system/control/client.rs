@@ -11,9 +11,8 @@ use adit::crypto::x25519::{PrivateKey, PublicKey};
 use adit::uapi::{get, set};
 use proptest::prelude::*;
 
-use super::nodes::Directory;
 use crate::support::tunnel::{Program, Tunnel};
-use crate::support::{Namespace, need};
+use crate::support::{Directory, Namespace, need};
 
 fn prefix() -> impl Strategy<Value = Prefix> {
     prop_oneof![

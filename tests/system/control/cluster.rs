@@ -15,9 +15,9 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use serde_json::{Value, json};
 
-use super::nodes::{Directory, Mesh, Node, answered};
+use super::nodes::{Mesh, Node, answered};
 use crate::support::tunnel::Program;
-use crate::support::{Namespace, Process, SOON, need, skip, wait_until};
+use crate::support::{Directory, Namespace, Process, SOON, need, skip, wait_until};
 
 /// Where the API server is.
 pub(super) const ADDRESS: &str = "10.9.0.100";

@@ -7,10 +7,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::nodes::{Directory, Mesh};
+use super::nodes::Mesh;
 use super::seeing::get;
 use crate::support::tunnel::Program;
-use crate::support::{Namespace, Process, SOON, need, process, wait_until};
+use crate::support::{Directory, Namespace, Process, SOON, need, process, wait_until};
 
 /// Where Prometheus answers.
 const PLACE: &str = "127.0.0.1:9090";

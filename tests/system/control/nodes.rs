@@ -4,38 +4,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::support::detour::Detour;
 use crate::support::tunnel::{Key, Program, socket_path};
-use crate::support::{Namespace, Process, SOON, ifname, wait_until};
+use crate::support::{Directory, Namespace, Process, SOON, ifname, wait_until};
 
 /// What is added to a node's number where it is not found at its own address.
 const PLACES: usize = 200;
-
-/// A directory that goes with the test.
-pub(crate) struct Directory(PathBuf);
-
-impl Directory {
-    pub(crate) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("adit-control-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Nodes on one fabric, and the objects that they are told.
 pub(crate) struct Mesh {

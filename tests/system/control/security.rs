@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use super::cluster::{ControlPlane, as_peer, node_object};
 use super::host_traffic::pod;
-use super::nodes::{Directory, Mesh, Node};
+use super::nodes::{Mesh, Node};
 use super::wire::{Seen, Wire, canary_pattern};
 use crate::support::tunnel::Program;
-use crate::support::{SOON, need, wait_until};
+use crate::support::{Directory, SOON, need, wait_until};
 
 fn manifest(name: &str) -> String {
     format!("{}/cni/manifests/{name}.yaml", env!("CARGO_MANIFEST_DIR"))

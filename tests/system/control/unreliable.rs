@@ -17,10 +17,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::nodes::{Directory, Mesh, Node};
+use super::nodes::{Mesh, Node};
 use crate::support::api_double::{ApiDouble, Kind, Manners};
 use crate::support::tunnel::Program;
-use crate::support::{SOON, need, wait_until};
+use crate::support::{Directory, SOON, need, wait_until};
 
 /// How long what goes wrong may keep a node from what it should be.
 const PATIENCE: Duration = Duration::from_secs(240);

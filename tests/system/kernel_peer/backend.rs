@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::control::nodes::Directory;
+use crate::support::Directory;
 
 const ALLOWED: &str = "wg show mesh7 allowed-ips";
 

@@ -7,6 +7,7 @@
 pub(crate) mod api_double;
 #[cfg(feature = "control")]
 pub(crate) mod detour;
+mod directory;
 pub(crate) mod namespace;
 pub(crate) mod proc;
 pub(crate) mod process;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use adit::sys::clock::boottime;
 
+pub(crate) use directory::Directory;
 pub(crate) use namespace::Namespace;
 pub(crate) use process::Process;
 
