@@ -798,7 +798,7 @@ fn a_data_plane_that_hangs_is_told_from_one_that_is_not_there() {
     fs::remove_file(socket_path(&name)).unwrap();
     let tunnel = Tunnel::start_on(Program::Adit, &namespace, name.clone(), &[], &[]);
     assert_eq!(alive(), (true, String::new()));
-    tunnel.process.signal(Signal::STOP);
+    tunnel.process.stop();
     let (success, text) = alive();
     assert!(!success && text.contains(&format!("{name} hangs")), "{text}");
     tunnel.process.signal(Signal::CONT);

@@ -177,7 +177,7 @@ impl Scene {
 
     /// Fills every receive buffer with the longest datagrams, so that they do not grow later.
     fn touch_buffers(&self, puppet: &Puppet) {
-        self.target.process.signal(Signal::STOP);
+        self.target.process.stop();
         for _ in 0..256 {
             puppet.send_raw(&[0; 65507]);
         }

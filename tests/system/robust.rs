@@ -393,7 +393,7 @@ fn packets_that_fill_the_buffer_to_its_end_are_read_like_any() {
     // Now and then the system sends something of its own in between.
     for _ in 0..10 {
         // All are there when the first is read.
-        pair.ta.process.signal(Signal::STOP);
+        pair.ta.process.stop();
         // Behind their headers, of either length, they begin at multiples of 64; three take 192 KiB and 64 bytes, and the last one ends
         // where the buffer does.
         for len in [65535, 65500, 65500, 65535] {
@@ -460,7 +460,7 @@ fn a_stopped_process_catches_up_and_is_idle_afterwards() {
     let flow = pair.flow();
     flow.goes_on("at first");
     for tunnel in [&pair.ta, &pair.tb] {
-        tunnel.process.signal(Signal::STOP);
+        tunnel.process.stop();
         pause(Duration::from_secs(4));
         tunnel.process.signal(Signal::CONT);
         flow.goes_on("after a stop");

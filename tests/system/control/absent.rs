@@ -71,7 +71,7 @@ fn a_data_plane_that_does_not_answer_in_time_keeps_its_routes() {
     mesh.start(Program::Adit);
     let [first, second] = &mesh.nodes[..] else { panic!("two nodes") };
     first.wait_for_pod_of(second);
-    first.data_plane.as_ref().unwrap().signal(Signal::STOP);
+    first.data_plane.as_ref().unwrap().stop();
     let node3 = "apiVersion: adit.dev/v1alpha1\nkind: NodeTunnel\nmetadata: {name: node3}\nspec: {podPrefixes: [10.244.3.0/24]}\n";
     mesh.write("node3", node3);
     wait_until("the route of one more", 3 * SOON, || first.own_routes().contains("blackhole 10.244.3.0/24"));
@@ -93,7 +93,7 @@ fn nothing_is_led_to_a_data_plane_that_ends_without_having_answered() {
     let [first, second] = &mut mesh.nodes[..] else { panic!("two nodes") };
     first.wait_for_pod_of(second);
     let through = format!("10.244.2.0/24 dev {}", first.interface);
-    first.data_plane.as_ref().unwrap().signal(Signal::STOP);
+    first.data_plane.as_ref().unwrap().stop();
     mesh.write("config", &config("Permissive").replace("Immediate", "WhenAllReady"));
     let first = &mut mesh.nodes[0];
     wait_until("silence", SOON, || first.agent.as_ref().unwrap().output().contains(FAILED));

@@ -51,7 +51,7 @@ fn scenario_18_a_link_that_was_down_while_nobody_looked_has_wiped_its_keys() {
     assert!(ns1.pings("192.168.241.2"));
     let peer = t2.key.public();
     let (_, sent) = t1.transfer(ns1, &peer);
-    t1.process.signal(Signal::STOP);
+    t1.process.stop();
     for state in ["down", "up"] {
         ns1.ip(&format!("link set {} {state}", t1.name));
     }

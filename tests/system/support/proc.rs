@@ -49,6 +49,16 @@ impl Process {
         tasks.filter_map(of_task).collect()
     }
 
+    /// Tells whether every thread was stopped by a signal.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let mut tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
+        tasks.all(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // The name, in parentheses, may hold anything.
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+    }
+
     /// Has all threads run before those of other tests: what is lost for want of a processor is not what a test is about.
     #[track_caller]
     pub(crate) fn prefer(&self) {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::{find, wait_for};
+use super::{SOON, find, wait_for, wait_until};
 
 /// Returns a command that the kernel kills when the thread that starts it ends.
 pub(crate) fn command(program: &str, args: &[&str]) -> Command {
@@ -91,6 +91,13 @@ impl Process {
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.id().try_into().unwrap()).unwrap();
         let _ = rustix::process::kill_process(pid, signal);
+    }
+
+    /// Stops the process, all of it: a thread may go on for a moment after the signal was sent.
+    #[track_caller]
+    pub(crate) fn stop(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        wait_until("that all threads stand still", SOON, || self.is_stopped());
     }
 
     /// Tells how the process ended, if it did.
