@@ -138,7 +138,7 @@ fn nothing_that_is_batched_is_waited_for() {
     let pair = pair();
     let Pair { ns1, ns2, t1, .. } = &pair;
     let waits = "trace=/epoll_p?wait2?,/p?poll,/p?select6?,/(clock_)?nanosleep";
-    let trace = traced(ns1, t1, &["-e", waits], || exchange(ns1, ns2, "192.168.241.2", 4 << 20));
+    let trace = traced(ns1, t1, &["-e", waits], || exchange(ns1, ns2, "192.168.241.2", 32 << 20));
     let mut count = 0;
     // That of the main thread is about the sockets in their directory.
     let main = format!("{} ", t1.process.id());

@@ -1,4 +1,4 @@
-//! Every example, built and run as its head says, to its end.
+//! Every example, run as its head says, to its end. That one needs no feature is left to the lints: they build it without.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,10 @@ use crate::support::{need, process};
 
 /// Builds an example and returns where it is.
 #[track_caller]
-fn build(name: &str, flags: &[&str]) -> PathBuf {
+fn build(name: &str) -> PathBuf {
     let mut command = Command::new(env!("CARGO"));
-    command.args(["build", "--quiet", "--locked", "--example", name]).args(flags);
+    // With the features of the whole workspace, as the tests themselves are built: what they have in common is there already.
+    command.args(["build", "--quiet", "--locked", "--workspace", "--example", name]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
@@ -32,9 +33,9 @@ fn expect(program: &Path, args: &[&str], printed: &[&str]) {
 }
 
 #[test]
-fn embedding_needs_no_feature_and_shows_an_hour_of_traffic() {
+fn embedding_shows_an_hour_of_traffic() {
     need!("setpriv");
-    let example = build("embedding", &["--no-default-features"]);
+    let example = build("embedding");
     expect(
         &example,
         &[],
@@ -50,7 +51,7 @@ fn embedding_needs_no_feature_and_shows_an_hour_of_traffic() {
 #[test]
 fn the_protocol_core_on_a_plain_tun_device_gets_along_with_the_data_plane() {
     need!("setpriv");
-    expect(&build("tun_tap", &[]), &["300"], &["300 of 300 packets came back", "tun-tap: handshake true"]);
+    expect(&build("tun_tap"), &["300"], &["300 of 300 packets came back", "tun-tap: handshake true"]);
 }
 
 #[test]
@@ -63,7 +64,7 @@ fn two_namespaces_are_joined_by_the_library_alone() {
         "hello through the tunnel",
         "Gbit/s",
     ];
-    expect(&build("namespaces", &[]), &["1"], &printed);
+    expect(&build("namespaces"), &["1"], &printed);
 }
 
 #[cfg(feature = "control")]
@@ -75,7 +76,7 @@ fn a_mesh_follows_the_files_that_describe_it() {
         "10.244.1.1 → 10.244.3.1: no answer",
         "node3.yaml is back.\n10.244.1.1 → 10.244.3.1: answered",
     ];
-    expect(&build("mesh", &[]), &[], &printed);
+    expect(&build("mesh"), &[], &printed);
 }
 
 /// Without pods, which nobody would run here.

@@ -8,7 +8,7 @@
 mod batching;
 mod cli;
 #[cfg(feature = "control")]
-mod cluster;
+mod clusters;
 #[cfg(feature = "control")]
 mod cni;
 #[cfg(feature = "control")]

@@ -177,7 +177,7 @@ impl Cluster {
             }
         }
         let group = directory.path().file_name().unwrap().to_str().unwrap().to_owned();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/system/cluster/node.sh");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/system/clusters/node.sh");
         let pods = match self.network {
             PodNetwork::Bridge => format!("10.244.{number}.0/24"),
             PodNetwork::None => String::new(),
