@@ -658,7 +658,8 @@ fn flags_and_variables_of_boringtun_are_understood() {
     let name = ifname();
     let daemon = Daemon::start(&namespace, &[&all.concat()[..], &[&name]].concat());
     wait_until("three workers", SOON, || daemon.threads("worker-") == 3);
-    assert!(fs::read_to_string(&log).unwrap().contains("ready"));
+    // The parent leaves before that is said.
+    wait_until("word of it", SOON, || fs::read_to_string(&log).unwrap().contains("ready"));
     assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
     drop(daemon);
 
@@ -678,8 +679,10 @@ fn flags_and_variables_of_boringtun_are_understood() {
     let name = ifname();
     let process = foreground(&namespace, &name, &env, &["-f"]);
     wait_until("two workers", SOON, || threads(process.id(), "worker-") == 2);
-    let text = fs::read_to_string(&log).unwrap();
-    assert!(text.contains("INFO") && text.contains("DEBUG"), "{text}");
+    wait_until("both levels", SOON, || {
+        let text = fs::read_to_string(&log).unwrap();
+        text.contains("INFO") && text.contains("DEBUG")
+    });
     drop(process);
 
     // A file that cannot be written keeps it from starting, and the parent says so.
