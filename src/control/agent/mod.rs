@@ -458,6 +458,8 @@ impl Agent {
     /// Looks at this node's addresses and at the ways to the peers, tells whether either has changed, and has said what is to be said of this
     /// node.
     fn has_moved(&mut self) -> bool {
+        // Here and nowhere else: a look at the ways alone says nothing.
+        self.ways_due = None;
         let links = self.ways.addresses().unwrap_or_else(|_| self.own.links.clone());
         let mut is_changed = links != self.own.links;
         if is_changed {
@@ -480,7 +482,6 @@ impl Agent {
     /// Looks at the ways to the peers, to where the data plane has them, as just read or as believed, and where they say they are, and tells
     /// whether what they leave for a packet has changed.
     fn look_at_ways(&mut self, read: Option<&Snapshot>) -> bool {
-        self.ways_due = None;
         let Some(known) = &self.known else { return false };
         let snapshot = read.or_else(|| self.believed.as_ref().map(|(_, snapshot)| snapshot));
         let topology = &known.topology;
